@@ -1,0 +1,1 @@
+"""Sans-I/O codecs and state machines, one package a protocol: bytes and time in, bytes and events out."""
