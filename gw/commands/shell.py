@@ -1,0 +1,319 @@
+"""What the five console scripts share: global flags, error text, exit codes, logging and running a service.
+
+Global flags (`--state-dir`, `--log-level`, `--log-format`, `--json`) may stand before or after the verb, so they are
+taken out of the argument list before Typer reads it; nothing after a bare `--` is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+
+from gw.errors import EXIT_BUG, EXIT_INTERRUPTED, GwError, UsageError
+
+LOG_LEVELS: Final = ("error", "warning", "info", "debug")
+LOG_FORMATS: Final = ("text", "json")
+STOP_TIMEOUT_S: Final = 5.0
+_VALUE_FLAGS: Final = ("--state-dir", "--log-level", "--log-format")
+
+
+@dataclass
+class Settings:
+    """The global flags of this run. state_dir: the flag alone; `resolve_state_dir` applies the other sources."""
+
+    state_dir: str | None = None
+    json: bool = False
+    log_level: str = "info"
+    log_format: str = "text"
+
+
+_settings = Settings()
+
+
+def settings() -> Settings:
+    """The global flags as given on the command line."""
+    return _settings
+
+
+def state_dir() -> Path:
+    """The state directory of this run: flag, `$GW_STATE_DIR`, else the platform's."""
+    from gw.state.paths import resolve_state_dir
+
+    return resolve_state_dir(_settings.state_dir)
+
+
+def new_app(name: str, help: str) -> typer.Typer:
+    """A Typer application with the house's habits: plain help, `-h`, no boxes, no rich tracebacks."""
+    app = typer.Typer(
+        name=name,
+        help=help,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    def root(
+        state_dir: Annotated[str | None, typer.Option("--state-dir", metavar="DIR", help="State directory.")] = None,
+        log_level: Annotated[
+            str | None, typer.Option("--log-level", metavar="LEVEL", help="error, warning, info or debug.")
+        ] = None,
+        log_format: Annotated[
+            str | None, typer.Option("--log-format", metavar="FORMAT", help="text, or json (one object a line).")
+        ] = None,
+        json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+        version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    ) -> None:
+        """Only documents the flags: `hoist` has taken them already."""
+
+    app.callback(help=help)(root)
+    return app
+
+
+def group(name: str, help: str) -> typer.Typer:
+    """A Typer application for a noun below a script: `gwctl users …`."""
+    return typer.Typer(
+        name=name, help=help, rich_markup_mode=None, no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )  # fmt: skip
+
+
+def hoist(argv: list[str]) -> tuple[Settings, bool, list[str]]:
+    """Split argv (without the program) into global flags, whether `--version` was asked for, and the rest."""
+    found = Settings(
+        log_level=os.environ.get("GW_LOG_LEVEL", "info"), log_format=os.environ.get("GW_LOG_FORMAT", "text")
+    )
+    rest: list[str] = []
+    version = False
+    index = 0
+    while index < len(argv):
+        word = argv[index]
+        index += 1
+        if word == "--":
+            rest += [word, *argv[index:]]
+            break
+        flag, equals, value = word.partition("=")
+        if flag in _VALUE_FLAGS:
+            if not equals:
+                if index >= len(argv):
+                    raise UsageError(f"`{flag}` needs a value")
+                value = argv[index]
+                index += 1
+            setattr(found, flag[2:].replace("-", "_"), value)
+        elif word == "--json":
+            found.json = True
+        elif word == "--version" and not rest:
+            version = True
+        else:
+            rest.append(word)
+    if found.log_level not in LOG_LEVELS:
+        raise UsageError(f"unknown log level: `{found.log_level}`", hint=f"one of {', '.join(LOG_LEVELS)}")
+    if found.log_format not in LOG_FORMATS:
+        raise UsageError(f"unknown log format: `{found.log_format}`", hint=f"one of {', '.join(LOG_FORMATS)}")
+    return found, version, rest
+
+
+def run(app: typer.Typer, script: str) -> NoReturn:
+    """Run the script and leave with its exit code. Completion requests of the shell pass straight through."""
+    global _settings
+    try:
+        _settings, version, rest = hoist(sys.argv[1:])
+        if version:
+            say(version_line(script))
+            sys.exit(0)
+        start_logging(_settings)
+        code = app(args=rest, prog_name=script, standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.TyperException as error:
+        fail(UsageError(_usage_text(error), hint=f"see `{script} --help`"))
+    except typer.Abort:
+        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.stdout = None  # the reader left: nothing more to flush
+        sys.exit(0)
+    except BaseExceptionGroup as errors:
+        fail(first_error(errors))
+    except Exception as error:
+        fail(error)
+
+
+def _usage_text(error: typer.TyperException) -> str:
+    text = error.format_message() if hasattr(error, "format_message") else str(error)
+    text = text.strip().rstrip(".")
+    return text[:1].lower() + text[1:] if text else "wrong usage"
+
+
+def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The exception of a group to show: the first `GwError`, else the first of all."""
+    leaves: list[BaseException] = []
+    stack: list[BaseException] = [errors]
+    while stack:
+        item = stack.pop(0)
+        if isinstance(item, BaseExceptionGroup):
+            stack = [*item.exceptions, *stack]
+        else:
+            leaves.append(item)
+    for leaf in leaves:
+        if isinstance(leaf, GwError):
+            return leaf
+    return leaves[0]
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Show an error on stderr and leave with its exit code."""
+    if os.environ.get("GW_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        sys.exit(EXIT_INTERRUPTED)
+    if isinstance(error, GwError):
+        message, hint, code, status = error.message, error.hint, error.code, error.exit_code
+    else:
+        message = f"internal error: {type(error).__name__}: {error}"
+        hint = "this is a bug: run again with GW_DEBUG=1 and report what it prints"
+        code, status = "bug", EXIT_BUG
+    if _settings.json:
+        line = json.dumps({"error": {"code": code, "message": message, "hint": hint}})
+    else:
+        line = f"error: {message}" + (f"\nhint: {hint}" if hint else "")
+    print(line, file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def say(text: str) -> None:
+    """A line of result on stdout."""
+    print(text)
+
+
+def note(text: str) -> None:
+    """A line for the person, on stderr: what changed, what to do next."""
+    print(text, file=sys.stderr)
+
+
+def print_json(value: object) -> None:
+    """A result as JSON on stdout: indented on a terminal, one line in a pipe. Takes msgspec structs too."""
+    import msgspec
+
+    raw = msgspec.json.encode(value)
+    print((msgspec.json.format(raw, indent=2) if sys.stdout.isatty() else raw).decode())
+
+
+def version_line(script: str) -> str:
+    """`gw 0.1.0 (compiled core, Python 3.11.7)`."""
+    from gw import __version__
+    from gw.native import COMPILED
+
+    core = "compiled core" if COMPILED else "interpreted core"
+    return f"{script} {__version__} ({core}, Python {sys.version.split()[0]})"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: ts (unix seconds), level, logger, message, and what came by `extra=`."""
+
+    _standard: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "ts": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line.update({key: value for key, value in vars(record).items() if key not in self._standard})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """`12:31:07 warning control: text`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        name = record.name.removeprefix("gw.")
+        text = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower()} {name}: {record.getMessage()}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def start_logging(chosen: Settings) -> None:
+    """Send the root logger to stderr at the chosen level and format."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if chosen.log_format == "json" else TextFormatter())
+    logging.root.handlers[:] = [handler]
+    logging.root.setLevel(chosen.log_level.upper())
+    for chatty in ("uvicorn", "asyncio", "watchfiles", "hpack", "h2", "pyroute2"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+@dataclass
+class Service:
+    """What a long-running program gets from the shell: say that it is ready, and hear of SIGHUP."""
+
+    reload_callbacks: list[Callable[[], None]] = field(default_factory=list)
+
+    def ready(self, status: str) -> None:
+        """Tell the service manager and the log that the program now serves."""
+        from gw.commands.notify import notify
+
+        logging.getLogger("gw").info("%s", status)
+        notify(f"READY=1\nSTATUS={status}")
+
+    def on_reload(self, callback: Callable[[], None]) -> None:
+        """Call `callback` on the loop at each SIGHUP."""
+        self.reload_callbacks.append(callback)
+
+
+def service_main(start: Callable[[Service], Coroutine[Any, Any, None]]) -> None:
+    """Run `start(service)` until it ends or SIGTERM or SIGINT cancels it; then at most five seconds for cleanup."""
+    import asyncio
+
+    try:
+        asyncio.run(_supervise(start))
+    except asyncio.CancelledError:
+        pass
+
+
+async def _supervise(start: Callable[[Service], Coroutine[Any, Any, None]]) -> None:
+    import asyncio
+    import signal
+
+    from gw.commands.notify import notify
+
+    loop = asyncio.get_running_loop()
+    service = Service()
+    stopping = False
+
+    def stop() -> None:
+        nonlocal stopping
+        if stopping:
+            return
+        stopping = True
+        notify("STOPPING=1")
+        loop.call_later(STOP_TIMEOUT_S, _give_up)
+        main.cancel()
+
+    def reload() -> None:
+        for callback in service.reload_callbacks:
+            callback()
+
+    async with asyncio.TaskGroup() as tasks:
+        main = tasks.create_task(start(service))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(signal.SIGHUP, reload)
+
+
+def _give_up() -> None:
+    logging.getLogger("gw").error("cleanup took longer than %.0f s: leaving", STOP_TIMEOUT_S)
+    os._exit(1)
