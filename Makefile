@@ -1,0 +1,71 @@
+# GhostWire: `make demo` shows a mesh, `make test` proves it, `make bench` measures it.
+#
+#   GW_NATIVE=off|auto|require   without, with if possible, or only with the compiled packet core
+#   PYTHON=python3.13            another interpreter            VENV=.venv313   another environment
+
+PYTHON ?= python3
+VENV ?= .venv
+GW_NATIVE ?= auto
+BIN := $(abspath $(VENV))/bin
+SOURCES := $(shell find gw -name '*.py' -o -name '*.tcss') setup.py pyproject.toml
+STAMP := $(VENV)/installed-$(GW_NATIVE)
+TESTS ?=
+
+.PHONY: demo test test-long test-deps install lint format bench wheel generated lock clean
+
+install: $(STAMP)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+
+# The package with its core, as a stranger gets it: built, not linked, so that tests see what is shipped.
+$(STAMP): $(SOURCES) | $(VENV)/bin/python
+	@rm -f $(VENV)/installed-*
+	GW_NATIVE=$(GW_NATIVE) $(BIN)/python -m pip install -q --upgrade .
+	GW_NATIVE=$(GW_NATIVE) $(BIN)/python -m pip install -q --force-reinstall --no-deps .
+	@touch $@
+
+$(VENV)/dev: pyproject.toml | $(STAMP)
+	$(BIN)/python -m pip install -q --group dev
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/gw lab demo
+
+test-deps:
+	sh .ci/system-packages
+
+test: test-deps $(STAMP) $(VENV)/dev lint
+	cd tests && $(BIN)/pytest unit cli tui -n 2 -q $(TESTS)
+	cd tests && $(BIN)/pytest sim netns interop -m "not long" $(TESTS)
+
+test-long: test-deps $(STAMP) $(VENV)/dev
+	cd tests && $(BIN)/pytest . -m long --timeout 1800 $(TESTS)
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy gw
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: test-deps $(STAMP) $(VENV)/dev
+	$(BIN)/python -P bench/run.py
+
+wheel: $(VENV)/dev
+	$(BIN)/python -m build --wheel
+	@ls -1 dist/*.whl
+
+# completions/ and man/ from the command line's own description; a test fails when they drift
+generated: $(VENV)/dev
+	$(BIN)/python -P packaging/generate.py
+
+lock:
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header pyproject.toml -o packaging/requirements.lock
+
+clean:
+	rm -rf build dist *.egg-info $(VENV)
