@@ -121,6 +121,15 @@ def hoist(argv: list[str]) -> tuple[Settings, bool, list[str]]:
     return found, version, rest
 
 
+def verb(argv: list[str]) -> str:
+    """The first word that is neither a global flag nor its value; empty where there is none."""
+    try:
+        _, _, rest = hoist(argv)
+    except UsageError:
+        return ""
+    return rest[0] if rest else ""
+
+
 def run(app: typer.Typer, script: str) -> NoReturn:
     """Run the script and leave with its exit code. Completion requests of the shell pass straight through."""
     global _settings
