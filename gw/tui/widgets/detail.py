@@ -1,0 +1,41 @@
+"""Everything about the peer under the cursor."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from textual.widgets import Static
+
+from gw.tui.viewmodel import PeerRow, age_text, rate_text, size_text, sparkline
+
+
+class PeerDetail(Static):
+    """A pane of lines `label value`; empty where no peer is chosen."""
+
+    DEFAULT_CSS = """
+    PeerDetail { height: 9; border-top: solid $primary; padding: 0 1; }
+    """
+
+    def show(self, row: PeerRow | None, wall: float, pinged: str, *, ascii_only: bool = False) -> None:
+        """Draw one peer. pinged: the last ping's result line, or empty."""
+        if row is None:
+            self.update("No peer matches.")
+            return
+        raw = row.raw
+        handshake = row.last_handshake
+        full_name = str(raw.get("DNSName") or "").rstrip(".")
+        received, sent = (size_text(int(raw.get(name) or 0)) for name in ("RxBytes", "TxBytes"))
+        spark = sparkline(list(row.history), 40, ascii_only=ascii_only).strip()
+        tags = f"   tags {', '.join(raw['Tags'])}" if raw.get("Tags") else ""
+        lines = [
+            ("", f"[b]{escape(row.name)}[/b]  {escape(full_name)}  {raw.get('OS') or ''}"),
+            ("addresses", ", ".join(row.addresses)),
+            ("path", f"{row.path}   handshake {age_text(wall - handshake if handshake is not None else None)}"),
+            ("endpoints", ", ".join(raw.get("Addrs") or []) or "—"),
+            ("traffic", f"received {received}, sent {sent}"),
+            ("now", f"↓{rate_text(row.rx_rate)} ↑{rate_text(row.tx_rate)} b/s  {spark}"),
+            ("key", f"{row.key}{tags}"),
+        ]
+        if pinged:
+            lines.append(("ping", pinged))
+        text = "\n".join(f"[dim]{label:<10}[/dim]{escape(value)}" if label else value for label, value in lines)
+        self.update(text)
