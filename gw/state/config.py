@@ -1,0 +1,249 @@
+"""`config.toml`: the settings a person edits.
+
+    server_url = "https://mesh.example.org"     # the only key that must be there
+
+Unknown keys are refused with file, line and key, so that a typing error never passes for a setting. Secrets are never
+written here: keys ending in `_file` name files, relative to the folder of `config.toml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gw.errors import UsageError
+from gw.state.durations import parse_duration
+from gw.state.tomlpositions import KeyPath
+from gw.state.tomltext import convert, fault, parse, read_bytes, refuse_newer
+
+SCHEMA: Final = 1
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every table of the file."""
+
+
+class Prefixes(_Table, frozen=True, kw_only=True):
+    """The ranges node addresses come from; "" turns a family off."""
+
+    v4: str = "100.64.0.0/10"
+    v6: str = "fd7a:115c:a1e0::/48"
+
+
+class ExtraRecord(_Table, frozen=True, kw_only=True):
+    """One A or AAAA record served by MagicDNS beside the nodes' own."""
+
+    name: str
+    type: str = "A"
+    value: str
+
+
+class DnsSettings(_Table, frozen=True, kw_only=True):
+    magic: bool = True
+    nameservers: list[str] = []
+    routes: dict[str, list[str]] = {}
+    search: list[str] = []
+    extra_records: list[ExtraRecord] = []
+
+
+class NodeSettings(_Table, frozen=True, kw_only=True):
+    key_expiry: str = "0"
+    ephemeral_timeout: str = "30m"
+
+    @property
+    def key_expiry_s(self) -> float:
+        """Seconds until a node key expires; 0 = never."""
+        return parse_duration(self.key_expiry)
+
+    @property
+    def ephemeral_timeout_s(self) -> float:
+        return parse_duration(self.ephemeral_timeout)
+
+
+class RelaySettings(_Table, frozen=True, kw_only=True):
+    listen: str = "0.0.0.0:443"
+    stun: str = "0.0.0.0:3478"  # or `off`
+    hostname: str = ""
+    region_id: int = 900
+    region_code: str = "gw"
+    region_name: str = "GhostWire"
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
+    admit: str = "state"  # `state`, `all` or the URL of a /verify
+
+
+class DnsServerSettings(_Table, frozen=True, kw_only=True):
+    listen: str = "0.0.0.0:53"
+    upstreams: list[str] = []
+    ttl: int = 60
+
+
+class Config(_Table, frozen=True, kw_only=True):
+    """The whole file. `load_config` checks the values too."""
+
+    schema: int = SCHEMA
+    server_url: str
+    listen: str = ""  # becomes 0.0.0.0 and the port of server_url
+    domain: str = "ghost.internal"
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
+    prefixes: Prefixes = Prefixes()
+    dns: DnsSettings = DnsSettings()
+    node: NodeSettings = NodeSettings()
+    relay: RelaySettings = RelaySettings()
+    dns_server: DnsServerSettings = DnsServerSettings()
+
+    def __post_init__(self) -> None:
+        if not self.listen:
+            msgspec.structs.force_setattr(self, "listen", f"0.0.0.0:{_port_of_url(self.server_url)}")
+
+
+def load_config(path: Path) -> Config:
+    """Read and check the file. Raises ConfigError (file, line, key), NotFound or PermissionNeeded."""
+    return decode_config(read_bytes(path, what="configuration"), path)
+
+
+def decode_config(raw: bytes, path: Path) -> Config:
+    """The checked settings of a file's content; `*_file` keys become absolute. Raises ConfigError."""
+    where = str(path)
+    tables = parse(raw, where)
+    refuse_newer(tables, SCHEMA, raw, where)
+    config = convert(tables, Config, raw, where)
+    for key, message in _faults(config):
+        raise fault(raw, where, key, message)
+    folder = path.absolute().parent
+    relay = msgspec.structs.replace(config.relay, **_absolute(config.relay, folder))
+    return msgspec.structs.replace(config, relay=relay, **_absolute(config, folder))
+
+
+def _absolute(table: Config | RelaySettings, folder: Path) -> dict[str, str]:
+    """The `*_file` keys that are set, as absolute paths."""
+    named = {key: getattr(table, key) for key in ("tls_cert_file", "tls_key_file")}
+    return {key: str(folder / Path(text).expanduser()) for key, text in named.items() if text}
+
+
+def _faults(config: Config) -> Iterator[tuple[KeyPath, str]]:
+    """What is wrong with the values, in the order of the file."""
+    try:
+        url = urlsplit(config.server_url)
+        good = url.scheme in ("http", "https") and bool(url.hostname) and not url.query and url.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        yield ("server_url",), f"not an http or https URL: `{config.server_url}`"
+    yield from _listen(("listen",), config.listen)
+    yield from _domain(("domain",), config.domain)
+    if bool(config.tls_cert_file) != bool(config.tls_key_file):
+        yield ("tls_cert_file" if config.tls_cert_file else "tls_key_file",), "certificate and key come together"
+    yield from _prefixes(config.prefixes)
+    yield from _dns(config.dns)
+    for name in ("key_expiry", "ephemeral_timeout"):
+        try:
+            parse_duration(getattr(config.node, name))
+        except UsageError as error:
+            yield ("node", name), error.message
+    yield from _relay(config.relay)
+    yield from _listen(("dns_server", "listen"), config.dns_server.listen)
+    for index, upstream in enumerate(config.dns_server.upstreams):
+        yield from _resolver(("dns_server", "upstreams", index), upstream)
+    if not 0 <= config.dns_server.ttl <= 604800:
+        yield ("dns_server", "ttl"), f"not between 0 and 604800 seconds: `{config.dns_server.ttl}`"
+
+
+def _prefixes(prefixes: Prefixes) -> Iterator[tuple[KeyPath, str]]:
+    for name, kind in (("v4", IPv4Network), ("v6", IPv6Network)):
+        text: str = getattr(prefixes, name)
+        try:
+            if text:
+                kind(text)
+        except ValueError as error:
+            yield ("prefixes", name), f"not a network: {error}"
+    if not prefixes.v4 and not prefixes.v6:
+        yield ("prefixes", "v4"), "both families are off"
+
+
+def _dns(dns: DnsSettings) -> Iterator[tuple[KeyPath, str]]:
+    for index, server in enumerate(dns.nameservers):
+        yield from _resolver(("dns", "nameservers", index), server)
+    for suffix, servers in dns.routes.items():
+        yield from _domain(("dns", "routes", suffix), suffix)
+        for index, server in enumerate(servers):
+            yield from _resolver(("dns", "routes", suffix, index), server)
+    for index, domain in enumerate(dns.search):
+        yield from _domain(("dns", "search", index), domain)
+    for index, record in enumerate(dns.extra_records):
+        at = ("dns", "extra_records", index)
+        yield from _domain((*at, "name"), record.name)
+        if record.type not in ("A", "AAAA"):
+            yield (*at, "type"), f"neither A nor AAAA: `{record.type}`"
+        try:
+            good = ip_address(record.value).version == (4 if record.type == "A" else 6)
+        except ValueError:
+            good = False
+        if not good:
+            yield (*at, "value"), f"no address for {record.type}: `{record.value}`"
+
+
+def _relay(relay: RelaySettings) -> Iterator[tuple[KeyPath, str]]:
+    yield from _listen(("relay", "listen"), relay.listen)
+    if relay.stun != "off":
+        yield from _listen(("relay", "stun"), relay.stun)
+    if not 1 <= relay.region_id <= 65535:
+        yield ("relay", "region_id"), f"not between 1 and 65535: `{relay.region_id}`"
+    if bool(relay.tls_cert_file) != bool(relay.tls_key_file):
+        key = "tls_cert_file" if relay.tls_cert_file else "tls_key_file"
+        yield ("relay", key), "certificate and key come together"
+    if relay.admit not in ("state", "all") and not relay.admit.startswith(("http://", "https://")):
+        yield ("relay", "admit"), f"neither `state`, `all` nor a URL: `{relay.admit}`"
+
+
+def split_listen(text: str) -> tuple[str, int]:
+    """Host and port of `0.0.0.0:8080`, `[::]:8080` or `:8080` (all addresses). Raises UsageError."""
+    host, colon, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 0xFFFF or (":" in bare and bare == host):
+        raise UsageError(f"not host:port: `{text}`", hint="write `0.0.0.0:8080` or `[::]:8080`")
+    return bare or "0.0.0.0", int(port)  # noqa: S104  what the person wrote
+
+
+def _listen(key: KeyPath, text: str) -> Iterator[tuple[KeyPath, str]]:
+    try:
+        split_listen(text)
+    except UsageError as error:
+        yield key, error.message
+
+
+def _domain(key: KeyPath, text: str) -> Iterator[tuple[KeyPath, str]]:
+    labels = text.removesuffix(".").split(".")
+    if len(text) > 253 or not all(
+        0 < len(label) <= 63 and label.replace("-", "").replace("_", "").isalnum() and label.isascii()
+        and not label.startswith("-") and not label.endswith("-")
+        for label in labels
+    ):  # fmt: skip
+        yield key, f"not a domain name: `{text}`"
+
+
+def _resolver(key: KeyPath, text: str) -> Iterator[tuple[KeyPath, str]]:
+    """`1.1.1.1`, `1.1.1.1:53`, `[::1]:53` or `https://…`."""
+    if text.startswith(("https://", "http://")):
+        return
+    try:
+        ip_address(text)
+    except ValueError:
+        try:
+            ip_address(split_listen(text)[0])
+        except (UsageError, ValueError):
+            yield key, f"not the address of a DNS server: `{text}`"
+
+
+def _port_of_url(url: str) -> int:
+    try:
+        parts = urlsplit(url)
+        return parts.port or (80 if parts.scheme == "http" else 443)
+    except ValueError:
+        return 443
