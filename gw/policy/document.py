@@ -22,8 +22,8 @@ from gw.policy.hujson import HuJSONError, Value, parse, position
 OWN_DEVICES: Final = ("autogroup:member", "autogroup:self:*")
 ALLOW_ALL: Final = ("*", "*:*")
 HINT: Final = (
-    'this version understands two policies, "own devices" and "allow all"; a later one understands more '
-    "(`gwctl policy --help` shows both texts)"
+    'this version understands one rule, from ["autogroup:member"] to ["autogroup:self:*"] or from ["*"] to ["*:*"]; '
+    "a later one understands more"
 )
 _RULE_KEYS: Final = ("action", "src", "dst")
 

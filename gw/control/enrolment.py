@@ -1,0 +1,276 @@
+"""Nodes log in: by pre-auth key at once, or interactively once a person approved.
+
+    same machine, same owner     the node it already is: key and expiry renewed, id, addresses and name kept
+    same machine, another user   a second node (a machine may be two people's)
+    tagged key                   the machine's node becomes the tags'; a user's key takes a tagged node back
+    node key of another machine  refused
+
+Ref: control protocol §4.3, §4.4
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal, final
+
+from gw.control import authkeys
+from gw.control.events import acting_as
+from gw.control.records import NodeRecord
+from gw.control.tailnet import Tailnet, check_node_key
+from gw.errors import AuthRequired, Conflict, UsageError
+from gw.model.hostinfo import Hostinfo
+from gw.model.registration import RegisterRequest
+from gw.state.changes import Change as Write
+from gw.state.changes import Put
+from gw.state.documents import NodeDoc, PreauthKeyDoc, UserDoc
+
+logger = logging.getLogger(__name__)
+
+MAX_HOSTNAME_CHARS = 256
+
+
+class NewKeyNeeded(AuthRequired):
+    """The node key belongs to another owner's node on this machine: answer `NodeKeyExpired`; the client makes one."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    """Why a machine may come in, and as whose."""
+
+    user: str
+    tags: Sequence[str]
+    ephemeral: bool
+    method: Literal["authkey", "cli"]
+    preauth_key: PreauthKeyDoc | None = None
+
+
+async def register_preauth(tailnet: Tailnet, machine_key: str, request: RegisterRequest) -> NodeRecord:
+    """Log a machine in by the key in `request.auth`. Durable when this returns.
+
+    Raises AuthRequired, whose text is for `RegisterResponse.Error`, or NewKeyNeeded.
+    """
+    with acting_as(f"machine {machine_key[:13]}…"):
+        return await tailnet.durably(_register_preauth(tailnet, machine_key, request))
+
+
+async def _register_preauth(tailnet: Tailnet, machine_key: str, request: RegisterRequest) -> NodeRecord:
+    prefix, secret = authkeys.split((request.auth.auth_key if request.auth else "") or "")
+    node_key = _node_key(request)
+    async with tailnet.locked(f"machine {machine_key}"):
+        known = tailnet.by_node_key.get(node_key)
+        if known is not None and known.doc.machine_key != machine_key:
+            raise AuthRequired("node key is in use by another machine")
+        settled = known is not None and not tailnet.is_expired(known)
+        key = tailnet.preauth_keys.get(prefix)
+        if key is None:
+            if known is not None and settled and known.doc.preauth_key == prefix:
+                return known  # its key was deleted since: the node stays what it is
+            raise AuthRequired("invalid pre auth key")
+        if not authkeys.matches(key, secret):
+            raise AuthRequired("handling register with auth key: wrong secret")
+        if known is not None and settled and _owns(key, known):
+            return known  # a used or expired key survives restarts of the node it admitted
+        if key.reusable:
+            return await _register_by_key(tailnet, machine_key, node_key, request, key)
+        async with tailnet.locked(f"preauthkey {prefix}"):  # one at a time: the second finds it used
+            key = tailnet.preauth_keys.get(prefix)
+            if key is None:
+                raise AuthRequired("invalid pre auth key")
+            return await _register_by_key(tailnet, machine_key, node_key, request, key)
+
+
+async def _register_by_key(
+    tailnet: Tailnet, machine_key: str, node_key: str, request: RegisterRequest, key: PreauthKeyDoc
+) -> NodeRecord:
+    authkeys.check_usable(key, tailnet.clock())
+    user = "" if key.tags else key.user
+    ephemeral = key.ephemeral or request.ephemeral
+    return await _admit(tailnet, machine_key, node_key, request, _Grant(user, key.tags, ephemeral, "authkey", key))
+
+
+def _owns(key: PreauthKeyDoc, node: NodeRecord) -> bool:
+    """Whether the key would leave the node's owner as it is."""
+    return list(key.tags) == node.tags if key.tags else (not node.tags and key.user == node.user)
+
+
+def _node_key(request: RegisterRequest) -> str:
+    try:
+        return check_node_key(request.node_key)
+    except UsageError as error:
+        raise AuthRequired(error.message) from None
+
+
+# Interactive
+
+
+def begin_auth(tailnet: Tailnet, machine_key: str, request: RegisterRequest) -> str:
+    """Put a login up for approval; returns the id for its AuthURL. Raises AuthRequired for a bad node key."""
+    node_key = _node_key(request)
+    known = tailnet.by_node_key.get(node_key)
+    if known is not None and known.doc.machine_key != machine_key:
+        raise AuthRequired("node key is in use by another machine")
+    hostname = request.hostinfo.hostname if request.hostinfo else ""
+    auth_id = tailnet.logins.begin(machine_key, request, _seconds(tailnet))
+    logger.info("login of %s waits for approval: gwctl auth approve %s --user NAME", hostname or "a machine", auth_id)
+    return auth_id
+
+
+async def wait_auth(tailnet: Tailnet, auth_id: str) -> NodeRecord | None:
+    """Wait for the verdict. None: the id is unknown, aged out, or its node is gone. Raises AuthRequired if rejected."""
+    login = tailnet.logins.get(auth_id, _seconds(tailnet))
+    if login is None:
+        return None
+    await login.settled.wait()
+    if login.rejected:
+        raise AuthRequired("the login was rejected by an administrator")
+    return login.node if login.node is not None and tailnet.has(login.node) else None
+
+
+async def approve(tailnet: Tailnet, auth_id: str, user: UserDoc) -> NodeRecord:
+    """Let a waiting login in as this user. Raises NotFound for an unknown id, AuthRequired if it cannot be admitted."""
+    login = tailnet.logins.require(auth_id, _seconds(tailnet))
+    login.approving = True
+    try:
+        node = await tailnet.durably(_approve(tailnet, login.machine_key, login.request, user))
+    finally:
+        login.approving = False
+    login.settle(node)
+    return node
+
+
+async def _approve(tailnet: Tailnet, machine_key: str, request: RegisterRequest, user: UserDoc) -> NodeRecord:
+    grant = _Grant(user.name, (), request.ephemeral, "cli")
+    async with tailnet.locked(f"machine {machine_key}"):
+        return await _admit(tailnet, machine_key, _node_key(request), request, grant)
+
+
+def reject(tailnet: Tailnet, auth_id: str) -> None:
+    """Refuse a waiting login. Raises NotFound."""
+    login = tailnet.logins.require(auth_id, _seconds(tailnet))
+    login.reject()
+    tailnet.record("login-rejected", f"login:{auth_id}")
+
+
+def _seconds(tailnet: Tailnet) -> float:
+    return tailnet.clock().timestamp()
+
+
+# Both
+
+
+async def _admit(
+    tailnet: Tailnet, machine_key: str, node_key: str, request: RegisterRequest, grant: _Grant
+) -> NodeRecord:
+    """Renew the machine's node or make one. The caller holds the machine's lock, and the key's if it is one-shot."""
+    if grant.user and grant.user not in tailnet.users:
+        raise AuthRequired(f"the key's user is gone: {grant.user}")
+    with tailnet.enrolling(grant.user):
+        holder = tailnet.by_node_key.get(node_key)
+        if holder is not None and holder.doc.machine_key != machine_key:
+            raise AuthRequired("node key is in use by another machine")
+        node = _candidate(tailnet, machine_key, grant)
+        if holder is not None and holder is not node:
+            raise NewKeyNeeded("node key belongs to another user's node on this machine")
+        with tailnet.reserved_key(node_key, machine_key):
+            if node is None:
+                return await _create(tailnet, machine_key, node_key, request, grant)
+            async with node.lock:
+                if tailnet.has(node):
+                    return await _renew(tailnet, node, node_key, request, grant)
+            return await _create(tailnet, machine_key, node_key, request, grant)
+
+
+def _candidate(tailnet: Tailnet, machine_key: str, grant: _Grant) -> NodeRecord | None:
+    """The node of this machine that a login with this grant continues."""
+    nodes = tailnet.by_machine_key.get(machine_key, [])
+    same = [node for node in nodes if (bool(node.tags) if grant.tags else node.user == grant.user and not node.tags)]
+    if same:
+        return same[0]
+    if grant.tags:
+        return nodes[0] if nodes else None
+    return next((node for node in nodes if node.tags), None)
+
+
+async def _create(
+    tailnet: Tailnet, machine_key: str, node_key: str, request: RegisterRequest, grant: _Grant
+) -> NodeRecord:
+    hostname = _hostname(request)
+    now = tailnet.clock()
+    try:
+        addresses = tailnet.addresses.allocate()
+    except Conflict as error:
+        raise AuthRequired(error.message, hint=error.hint) from None
+    given_name = tailnet.names.take(hostname)
+    doc = NodeDoc(
+        id=tailnet.new_node_id(),
+        machine_key=machine_key,
+        node_key=node_key,
+        user=grant.user,
+        given_name=given_name,
+        addresses=addresses,
+        hostname=hostname,
+        created=now,
+        expiry=_expiry(tailnet, grant, now),
+        tags=list(grant.tags),
+        register_method=grant.method,
+        preauth_key=grant.preauth_key.prefix if grant.preauth_key else "",
+        ephemeral=grant.ephemeral,
+        last_seen=now,
+    )
+    try:
+        await tailnet.commit([Put(doc), *_use(grant)])
+    except BaseException:
+        tailnet.addresses.release(addresses)
+        tailnet.names.release(given_name)
+        raise
+    _mark_used(tailnet, grant)
+    node = tailnet.add_node(doc, request.hostinfo)
+    logger.info("node %s (%s) of %s is in", doc.given_name, addresses[0], grant.user or ", ".join(grant.tags))
+    return node
+
+
+async def _renew(
+    tailnet: Tailnet, node: NodeRecord, node_key: str, request: RegisterRequest, grant: _Grant
+) -> NodeRecord:
+    now = tailnet.clock()
+    doc = node.doc.edited(
+        node_key=node_key,
+        user=grant.user,
+        tags=list(grant.tags),
+        expiry=_expiry(tailnet, grant, now),
+        register_method=grant.method,
+        preauth_key=grant.preauth_key.prefix if grant.preauth_key else "",
+        ephemeral=grant.ephemeral,
+        last_seen=now,
+    )
+    await tailnet.commit([Put(doc), *_use(grant)])
+    _mark_used(tailnet, grant)
+    tailnet.replace_doc(node, doc, "node-logged-in")
+    if request.hostinfo is not None:
+        tailnet.observe(node, hostinfo=request.hostinfo)
+    return node
+
+
+def _hostname(request: RegisterRequest) -> str:
+    hostinfo = request.hostinfo or Hostinfo()
+    return hostinfo.hostname[:MAX_HOSTNAME_CHARS].replace("\0", "")
+
+
+def _expiry(tailnet: Tailnet, grant: _Grant, now: datetime) -> datetime | None:
+    lifetime_s = tailnet.config.node.key_expiry_s
+    return None if grant.tags or not lifetime_s else now + timedelta(seconds=lifetime_s)
+
+
+def _use(grant: _Grant) -> list[Write]:
+    key = grant.preauth_key
+    return [Put(key.edited(used=True))] if key is not None and not key.reusable else []
+
+
+def _mark_used(tailnet: Tailnet, grant: _Grant) -> None:
+    key = grant.preauth_key
+    if key is not None and not key.reusable:
+        tailnet.preauth_keys[key.prefix] = key.edited(used=True)

@@ -1,0 +1,80 @@
+"""The trail of what was changed, by whom: lines of `events/<day>.jsonl`, appended and never rewritten.
+
+    {"time":"2031-05-01T10:00:00.123+00:00","event":"node-renamed","actor":"root (uid 0)","subject":"node:3",
+     "before":{"given_name":"box"},"after":{"given_name":"nas"}}
+
+before and after hold only the fields that differ, and never a secret or its hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, TypeAlias, final
+
+import msgspec
+
+from gw.state.events import record_event
+
+SECRET_FIELDS: Final = frozenset({"hash", "schema", "revision"})
+SERVER: Final = "server"
+
+_actor: ContextVar[str] = ContextVar("gw_actor", default=SERVER)
+
+
+@contextmanager
+def acting_as(actor: str) -> Iterator[None]:
+    """Who is behind the changes made inside the block."""
+    token = _actor.set(actor)
+    try:
+        yield
+    finally:
+        _actor.reset(token)
+
+
+@final
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happened. event: `node-renamed`; subject: `node:3`, `user:ann`, `preauthkey:<prefix>`."""
+
+    time: datetime
+    event: str
+    actor: str
+    subject: str
+    before: dict[str, Any] | None = None
+    after: dict[str, Any] | None = None
+
+
+Recorder: TypeAlias = Callable[[Event], None]
+
+
+def event(
+    name: str, subject: str, before: msgspec.Struct | None, after: msgspec.Struct | None, *, at: datetime
+) -> Event:
+    """An event with the differences between two documents."""
+    old, new = _fields(before), _fields(after)
+    if old is not None and new is not None:
+        keys = [key for key in new if old.get(key) != new[key]]
+        old, new = {key: old.get(key) for key in keys}, {key: new[key] for key in keys}
+    return Event(time=at, event=name, actor=_actor.get(), subject=subject, before=old, after=new)
+
+
+def _fields(doc: msgspec.Struct | None) -> dict[str, Any] | None:
+    if doc is None:
+        return None
+    return {name: getattr(doc, name) for name in doc.__struct_fields__ if name not in SECRET_FIELDS}
+
+
+def recorder(folder: Path) -> Recorder:
+    """A function that appends events below `folder`."""
+
+    def record(entry: Event) -> None:
+        details = {"before": entry.before, "after": entry.after}
+        record_event(
+            folder, entry.time.timestamp(), entry.event, actor=entry.actor, subject=entry.subject,
+            **{name: value for name, value in details.items() if value is not None},
+        )  # fmt: skip
+
+    return record
