@@ -1,0 +1,229 @@
+"""What goes wrong at a terminal: one clear line, a hint, the right exit code, nothing half-done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+NO_ROOT = 65534  # nobody
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run(
+    script: str, *words: object, state: Path, user: int | None = None, timeout_s: float = 30.0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / script), *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_s,
+        user=user,
+        cwd="/",
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GW_STATE_DIR": str(state), **environment},
+    )
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """One `error:` line with these words, at most one `hint:`, no traceback, the exit code."""
+    lines = result.stderr.strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert result.returncode == code, result.stderr
+    assert len(errors) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word.lower() in result.stderr.lower(), result.stderr
+    assert len([line for line in lines if line.startswith("hint: ")]) <= 1
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+def initialise(state: Path, port: int) -> None:
+    result = run(
+        "gwctl", "init", "--server-url", f"http://127.0.0.1:{port}", "--listen", f"127.0.0.1:{port}", state=state
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@contextmanager
+def serving(state: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+    """`gwctl serve` until the block ends."""
+    server = subprocess.Popen(
+        [str(BIN / "gwctl"), "serve"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+        env={"PATH": os.environ["PATH"], "GW_STATE_DIR": str(state)},
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert server.poll() is None, server.stderr and server.stderr.read()
+            time.sleep(0.05)
+        yield server
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.communicate()
+
+
+def test_a_directory_that_was_never_initialised(state: Path) -> None:
+    for words in (("serve",), ("users", "list"), ("nodes", "list")):
+        result = run("gwctl", *words, state=state)
+        assert_refused(result, result.returncode, "gwctl init")
+        assert result.returncode in (4, 9)
+    assert not (state / "control").exists()
+
+
+def test_init_never_overwrites(state: Path, port: int) -> None:
+    initialise(state, port)
+    before = (state / "config.toml").read_bytes()
+    assert_refused(run("gwctl", "init", "--server-url", "http://other:1", state=state), 8, "config.toml")
+    assert (state / "config.toml").read_bytes() == before
+
+
+@pytest.mark.parametrize("url", ["control.example", "ftp://x", "http://", ""])
+def test_a_server_url_that_is_none(state: Path, url: str) -> None:
+    assert_refused(run("gwctl", "init", "--server-url", url, state=state), 2)
+    assert not (state / "config.toml").exists()
+
+
+def test_a_working_config_has_at_most_ten_lines(state: Path, port: int) -> None:
+    initialise(state, port)
+    lines = [line for line in (state / "config.toml").read_text().splitlines() if line.strip() and line[0] != "#"]
+    assert len(lines) <= 10
+
+
+def test_broken_toml_names_file_line_and_key(state: Path, port: int) -> None:
+    initialise(state, port)
+    config = state / "config.toml"
+    good = config.read_text()
+    config.write_text(good + "\nlisten = [\n")
+    assert_refused(run("gwctl", "serve", state=state), 9, "config.toml:")
+    config.write_text("surver_url = 'x'\n" + good)
+    assert_refused(run("gwctl", "serve", state=state), 9, "config.toml:1", "surver_url")
+
+
+def test_two_servers_on_one_directory(state: Path, port: int) -> None:
+    initialise(state, port)
+    with serving(state, port) as first:
+        result = run("gwctl", "serve", "--listen", f"127.0.0.1:{free_port()}", state=state)
+        assert_refused(result, 8, str(first.pid))
+
+
+def test_the_port_is_in_use(state: Path, port: int) -> None:
+    initialise(state, port)
+    with socket.create_server(("127.0.0.1", port)):
+        assert_refused(run("gwctl", "serve", state=state), 8, str(port), "in use")
+    with serving(state, port):
+        pass  # nothing half-done: it starts when the port is free
+
+
+def test_the_daemon_is_not_running(state: Path) -> None:
+    for words in (("status",), ("ping", "nas"), ("ip",), ("down",), ("up", "--login-server", "http://127.0.0.1:1")):
+        assert_refused(run("gw", *words, state=state), 3, "gwd")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_the_daemon_needs_root(tmp_path: Path) -> None:
+    folder = Path("/tmp") / f"gw-noroot-{os.getpid()}"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    try:
+        assert_refused(run("gwd", "run", state=folder, user=NO_ROOT), 5, "root")
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_wrong_words_are_a_usage_error(state: Path) -> None:
+    for words in (
+        ("gw", "statsu"),
+        ("gw", "ping"),
+        ("gwctl", "users", "create"),
+        ("gwrelay", "serve", "--stun", "nonsense"),
+    ):
+        result = run(words[0], *words[1:], state=state)
+        assert_refused(result, 2)
+
+
+def test_a_user_that_exists_or_does_not(state: Path, port: int) -> None:
+    initialise(state, port)
+    assert run("gwctl", "users", "create", "ann", state=state).returncode == 0
+    assert_refused(run("gwctl", "users", "create", "ann", state=state), 8, "ann")
+    assert_refused(run("gwctl", "preauthkeys", "create", "-u", "bob", state=state), 4, "bob")
+    assert_refused(run("gwctl", "nodes", "delete", "-i", "99", state=state), 4, "99")
+
+
+def test_errors_are_json_where_json_was_asked_for(state: Path, port: int) -> None:
+    initialise(state, port)
+    result = run("gwctl", "preauthkeys", "create", "-u", "bob", "--json", state=state)
+    assert json.loads(result.stderr)["error"]["code"] == "not-found"
+    assert result.stdout == ""
+
+
+def test_a_policy_of_another_kind_is_refused_with_its_place(state: Path, port: int) -> None:
+    initialise(state, port)
+    (state / "policy.hujson").write_text(
+        '{\n  // soon\n  "acls": [{"action": "accept", "src": ["ann@"], "dst": ["*:22"]}],\n}\n'
+    )
+    with serving(state, port) as server:
+        server.send_signal(signal.SIGTERM)
+        _, log = server.communicate(timeout=10)
+    assert "policy.hujson:3" in log
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a tmpfs")
+def test_a_full_disk_refuses_and_leaves_nothing_half_done(tmp_path: Path, port: int) -> None:
+    state = tmp_path / "small"
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(state)], check=True)
+    try:
+        initialise(state, port)
+        assert run("gwctl", "users", "create", "first", state=state).returncode == 0
+        (state / "filler").write_bytes(b"")
+        with (state / "filler").open("wb") as filler:
+            try:
+                while True:
+                    filler.write(b"x" * 4096)
+                    filler.flush()
+            except OSError:
+                pass
+        result = run("gwctl", "users", "create", "second", state=state)
+        assert_refused(result, 1, "no space left")
+        (state / "filler").unlink()
+        names = [user["name"] for user in json.loads(run("gwctl", "users", "list", "-o", "json", state=state).stdout)]
+        assert names == ["first"]
+        assert run("gwctl", "users", "create", "second", state=state).returncode == 0
+    finally:
+        subprocess.run(["umount", "-l", str(state)], check=True)
