@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from gw.errors import GwError, NotFound, PermissionNeeded
 
 TEMPORARY_PREFIX: Final = ".tmp-"
 SECRET_MODE: Final = 0o600
+_serial: Final = count()
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -55,7 +57,7 @@ def read_secret(path: Path) -> bytes:
 
 def write_temporary(path: Path, raw: bytes, mode: int = 0o644, *, durable: bool) -> Path:
     """Write `raw` beside `path` under a temporary name and return that name. Raises OSError and leaves nothing."""
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}"[:250])
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{next(_serial)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, SECRET_MODE)
     try:
         try:

@@ -24,6 +24,10 @@ _FIELD: Final = re.compile(r"^Object (?P<what>contains unknown|missing required)
 _STEP: Final = re.compile(r"\.([A-Za-z0-9_]+)|\[(\d+)\]|(\[\.\.\.\])|`?([^`]+)`?")
 
 
+class NewerSchema(ConfigError):
+    """The file was written by a newer version: nothing in it may be touched."""
+
+
 def read_bytes(path: Path, *, what: str) -> bytes:
     """The file's content. Raises NotFound, PermissionNeeded or ConfigError (too large, or no regular file)."""
     try:
@@ -75,11 +79,12 @@ def convert(tables: dict[str, Any], kind: type[T], raw: bytes, where: str) -> T:
 
 
 def refuse_newer(tables: dict[str, Any], newest: int, raw: bytes, where: str) -> None:
-    """Raise ConfigError if the file's `schema` is above what this version reads."""
+    """Raise NewerSchema if the file's `schema` is above what this version reads."""
     schema = tables.get("schema", newest)
     if isinstance(schema, int) and schema > newest:
         message = f"written by a newer GhostWire: schema {schema}, this version reads up to {newest}"
-        raise fault(raw, where, ("schema",), message, hint="install the newer version")
+        line = line_of(raw.decode(errors="replace"), ("schema",))
+        raise NewerSchema(message, path=where, line=line, key="schema", hint="install the newer version")
 
 
 def fault(raw: bytes, where: str, path: KeyPath, message: str, *, hint: str | None = None) -> ConfigError:
