@@ -31,7 +31,7 @@ from gw.control.pending import PendingLogins
 from gw.control.records import EXIT_ROUTES, Change, ChangeKind, NodeRecord
 from gw.control.routes import Routes
 from gw.control.settings import derp_map_of, dns_config_of
-from gw.errors import Conflict, GwError, NotFound, UsageError, WireError
+from gw.errors import AuthRequired, Conflict, GwError, NotFound, UsageError, WireError
 from gw.model.derpmap import DERPMap
 from gw.model.dnsconfig import DNSConfig
 from gw.model.hostinfo import Hostinfo
@@ -351,10 +351,10 @@ class Tailnet:
 
     @contextmanager
     def reserved_key(self, node_key: str, machine_key: str) -> Iterator[None]:
-        """Keep other machines from registering the same node key meanwhile. Raises Conflict if one is doing so."""
+        """Keep other machines from registering the same node key meanwhile. Raises AuthRequired if one is doing so."""
         holder = self._reserved_keys.setdefault(node_key, machine_key)
         if holder != machine_key:
-            raise Conflict("node key is in use by another machine")
+            raise AuthRequired("node key is in use by another machine")
         try:
             yield
         finally:

@@ -1,0 +1,64 @@
+"""The feed that relays and DNS servers follow: a snapshot, then who came, changed and went.
+
+Changes of one node between two messages are told once, as it is now; a slow reader therefore costs at most one entry a
+node. What a feed does not tell (endpoints, presence) wakes nobody.
+
+Ref: gw.state.feed
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Final
+
+import msgspec
+
+from gw.control.records import Change, ChangeKind
+from gw.control.tailnet import Tailnet
+from gw.state.feed import FeedMessage, feed_node
+
+GATHER_S: Final = 0.02
+KEEPALIVE_S: Final = 25.0
+_TOLD: Final = (ChangeKind.ADDED, ChangeKind.CHANGED, ChangeKind.REMOVED)
+
+
+async def feed_lines(tailnet: Tailnet) -> AsyncGenerator[bytes, None]:
+    """Endless JSON lines; an empty one when nothing happened for 25 s."""
+    dirty: dict[int, None] = {}
+    wake = asyncio.Event()
+
+    def note(change: Change) -> None:
+        if change.kind in _TOLD and change.node is not None:
+            dirty[change.node.id] = None
+            wake.set()
+
+    unsubscribe = tailnet.subscribe(note)
+    try:
+        yield _line(tailnet, list(tailnet.nodes), full=True)
+        while True:
+            try:
+                async with asyncio.timeout(KEEPALIVE_S):
+                    await wake.wait()
+            except TimeoutError:
+                yield b"\n"
+                continue
+            await asyncio.sleep(GATHER_S)
+            wake.clear()
+            told = list(dirty)
+            dirty.clear()
+            yield _line(tailnet, told, full=False)
+    finally:
+        unsubscribe()
+
+
+def _line(tailnet: Tailnet, ids: list[int], *, full: bool) -> bytes:
+    wall = tailnet.clock().timestamp()
+    there = [tailnet.nodes[node_id] for node_id in sorted(ids) if node_id in tailnet.nodes]
+    message = FeedMessage(
+        full=full,
+        domain=tailnet.domain,
+        nodes=[feed_node(node.doc, tailnet.domain, wall) for node in there],
+        removed=[node_id for node_id in sorted(ids) if node_id not in tailnet.nodes],
+    )
+    return msgspec.json.encode(message) + b"\n"
