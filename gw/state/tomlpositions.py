@@ -78,11 +78,11 @@ class _Walk:
             last = position == len(names) - 1
             if path in self._arrays and not (last and is_array):
                 path = (*path, self._arrays[path])
+            self._note(path)
         if is_array:
             self._arrays[path] = self._arrays.get(path, -1) + 1
-            self._note(path)
             path = (*path, self._arrays[path])
-        self._note(path)
+            self._note(path)
         self._at += 2 if is_array else 1
         return path
 
