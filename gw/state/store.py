@@ -34,7 +34,7 @@ from gw.state.documents import (
     UserDoc,
 )
 from gw.state.events import record_event
-from gw.state.files import TEMPORARY_PREFIX, translate
+from gw.state.files import TEMPORARY_PREFIX, make_folder, translate
 from gw.state.journal import Journal, read_journal
 from gw.state.loading import load_kind
 from gw.state.lock import DirectoryLock
@@ -255,7 +255,9 @@ class DirectoryStore:
         if self._has_snapshot:
             return
         stamp = datetime.fromtimestamp(self._wall(), UTC).strftime("%Y%m%dT%H%M%SZ")
+        make_folder(self._paths.snapshots_dir, 0o700)
         target = self._paths.snapshots_dir / f"{stamp}-before-schema-{SCHEMA}"
+        make_folder(target, 0o700)
         try:
             for part in SNAPSHOT_PARTS:
                 _copy(self._paths.root / part, target / part)
@@ -269,8 +271,6 @@ class DirectoryStore:
 
 def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.copytree(source, target, symlinks=True)
     elif source.exists():
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.copy2(source, target)

@@ -31,15 +31,15 @@ text = st.text(st.characters(codec="utf-8"), max_size=12)
 name = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 number = st.integers(0, 2**62)
 when = st.datetimes(timezones=st.just(UTC)) | st.datetimes(
-    datetime.min.replace(year=1000),
-    datetime.max.replace(year=3000),
+    datetime(1000, 1, 1),  # noqa: DTZ001  the bounds hypothesis asks for are naive
     timezones=st.just(timezone(timedelta(hours=5, minutes=30))),
 )
 DOCUMENTS: st.SearchStrategy[AnyDocument] = st.one_of(
     st.builds(UserDoc, id=number, name=name, display_name=text, email=text, created=when, revision=number),
     st.builds(
         NodeDoc, id=number, machine_key=text, node_key=text, user=text, given_name=text,
-        addresses=st.lists(text, max_size=3), created=when, expiry=st.none() | when, tags=st.lists(text, max_size=3), ephemeral=st.booleans(),
+        addresses=st.lists(text, max_size=3), created=when, expiry=st.none() | when,
+        tags=st.lists(text, max_size=3), ephemeral=st.booleans(),
         register_method=st.sampled_from(["authkey", "cli"]), last_seen=st.none() | when,
     ),
     st.builds(PreauthKeyDoc, id=number, prefix=name, hash=text, created=when, expiration=st.none() | when),
