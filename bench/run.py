@@ -1,6 +1,6 @@
 """Run every benchmark and print one table. `bench/run.py state relay` runs some of them.
 
-Each is a program of its own that writes `bench/out/NAME.json`: rows of {name, unit, ours, rival, rival_value, ratio, better},
+Each is a program that writes `bench/out/NAME.json`: rows {name, unit, ours, rival, rival_value, ratio, better},
 `ratio` being ours / rival. Absolute numbers drift with the machine: the ratio within one run is the result.
 """
 

@@ -79,7 +79,7 @@ class ConfigError(GwError):
     def __init__(
         self, message: str, *, path: str = "", line: int | None = None, key: str | None = None, hint: str | None = None
     ) -> None:
-        self.path, self.line, self.key = path, line, key
+        self.path, self.line, self.key, self.reason = path, line, key, message
         where = path if line is None else f"{path}:{line}"
         if key:
             where = f"{where}: `{key}`" if where else f"`{key}`"

@@ -1,6 +1,6 @@
 """A host of its own to try documentation on: own network and mounts, private /etc, /var, /run, /root and /usr/local.
 
-`systemctl` cannot run in it (no service manager is process 1), so a stand-in starts what a unit's ExecStart names, stops
+`systemctl` cannot run in it (no service manager is process 1), so a stand-in starts what an ExecStart names, stops
 it again, and nothing else; `sudo` just runs the command. All other programs are the real ones.
 """
 

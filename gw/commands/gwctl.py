@@ -1,0 +1,69 @@
+"""`gwctl`: the control server and its administration."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Final
+
+import typer
+
+from gw.commands import shell
+
+HELP: Final = """Run and administer a control server.
+
+    gwctl init --server-url https://mesh.example.org
+    gwctl serve
+    gwctl users create ann
+    gwctl preauthkeys create -u ann --reusable -e 24h
+
+Works with a running server, and without one on the state directory. Next: gw up --login-server URL --auth-key file:PATH
+"""
+VERBS: Final = (
+    "init", "serve", "users", "nodes", "preauthkeys", "auth", "routes", "config", "health", "version",
+)  # fmt: skip
+ALIASES: Final = {
+    "user": "users", "namespace": "users", "namespaces": "users", "node": "nodes", "machine": "nodes",
+    "machines": "nodes", "preauthkey": "preauthkeys", "authkey": "preauthkeys", "pre": "preauthkeys", "route": "routes",
+}  # fmt: skip
+_OUTPUT_FLAGS: Final = ("-o", "--output")
+
+
+def build(verbs: tuple[str, ...] = VERBS) -> typer.Typer:
+    """The application with these verbs. Each is a module `gwctl_<verb>` with a function or a group of that name."""
+    app = shell.new_app("gwctl", HELP)
+    for verb in verbs:
+        module = import_module(f"gw.commands.gwctl_{verb}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=verb)
+            for alias in (alias for alias, meant in ALIASES.items() if meant == verb):
+                app.add_typer(module.app, name=alias, hidden=True)
+        else:
+            app.command(verb)(module.command)
+    return app
+
+
+def trailing_output(words: list[str]) -> list[str]:
+    """Move `-o FORMAT` behind the verb, because Headscale takes it anywhere."""
+    moved: list[str] = []
+    rest: list[str] = []
+    index = 0
+    while index < len(words) and words[index] != "--":
+        word = words[index]
+        if word in _OUTPUT_FLAGS and index + 1 < len(words):
+            moved += words[index : index + 2]
+            index += 1
+        elif word.startswith("--output="):
+            moved.append(word)
+        else:
+            rest.append(word)
+        index += 1
+    return rest + moved + words[index:]
+
+
+def main() -> None:
+    """Load only the verb that was asked for: the others would cost their imports at every start."""
+    sys.argv[1:] = trailing_output(sys.argv[1:])
+    word = shell.verb(sys.argv[1:])
+    chosen = tuple(verb for verb in VERBS if verb == ALIASES.get(word, word))
+    shell.run(build(chosen or VERBS), "gwctl")

@@ -1,0 +1,39 @@
+"""`gwctl serve`: the control server, in the foreground."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gw.commands import shell
+
+
+def command(
+    listen: Annotated[
+        str | None, typer.Option("--listen", metavar="HOST:PORT", help="For this run, instead of config.toml's.")
+    ] = None,
+) -> None:
+    """Run the control server until SIGTERM; SIGHUP has no work to do, edited files are noticed by themselves.
+
+    gwctl --state-dir /var/lib/ghostwire serve
+
+    Logs to stderr. Next: gwctl users create NAME
+    """
+    import msgspec
+
+    from gw.commands.controlclient import state_paths
+    from gw.state.config import load_config, split_listen
+
+    paths = state_paths()
+    config = load_config(paths.config_file)
+    if listen is not None:
+        split_listen(listen)
+        config = msgspec.structs.replace(config, listen=listen)
+
+    async def start(service: shell.Service) -> None:
+        from gw.control.server import serve
+
+        await serve(paths, config, service.ready)
+
+    shell.service_main(start)

@@ -1,0 +1,146 @@
+"""Map messages as bytes. A node is serialised once until it changes; every recipient gets the same bytes.
+
+Ref: control protocol §6, §8
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Final, final
+
+from gw.control.records import EXIT_ROUTES, NodeRecord
+from gw.control.tailnet import Tailnet
+from gw.model.addresses import DERP_MAGIC_V4
+from gw.model.gojson import encode
+from gw.model.hostinfo import Hostinfo
+from gw.model.mapping import Debug, MapResponse
+from gw.model.node import Node, UserProfile
+from gw.wire.ts2021.mapframes import frame
+
+TAGGED_USER_ID: Final = 2147455555
+TAGGED_USER_NAME: Final = "tagged-devices"
+SELF_CAPABILITIES: Final = ("https://tailscale.com/cap/is-admin", "https://tailscale.com/cap/file-sharing")
+KEEP_ALIVE: Final = frame(b'{"KeepAlive":true}', compress=True)
+KEEP_ALIVE_PLAIN: Final = frame(b'{"KeepAlive":true}', compress=False)
+_PAST: Final = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+@final
+class Mapper:
+    """Serialises the tailnet. Tell it with `forget` which node is another one now."""
+
+    def __init__(self, tailnet: Tailnet) -> None:
+        self._tailnet = tailnet
+        self._peers: dict[tuple[int, bool], bytes] = {}
+
+    def forget(self, node_id: int) -> None:
+        """The node changed: serialise it anew."""
+        self._peers.pop((node_id, False), None)
+        self._peers.pop((node_id, True), None)
+
+    def forget_all(self) -> None:
+        self._peers.clear()
+
+    def peer(self, node: NodeRecord, viewer: NodeRecord) -> bytes:
+        """`node` as `viewer` gets it."""
+        with_routes = self._tailnet.policy.routes_usable(viewer, node)
+        raw = self._peers.get((node.id, with_routes))
+        if raw is None:
+            raw = encode(self._node(node, with_routes=with_routes))
+            self._peers[node.id, with_routes] = raw
+        return raw
+
+    def own(self, node: NodeRecord, *, deleted: bool = False) -> bytes:
+        """`node` as it sees itself. deleted: with its key expired long ago, so that the client shows "logged out"."""
+        mine = self._node(node, with_routes=True)
+        mine.cap_map = {name: [] for name in SELF_CAPABILITIES}
+        if deleted:
+            mine.key_expiry, mine.expired = _PAST, True
+        return encode(mine)
+
+    def profile(self, node: NodeRecord) -> UserProfile:
+        """Who owns the node, as peers are told."""
+        user = self._tailnet.users.get(node.user)
+        if user is None:
+            return UserProfile(id=TAGGED_USER_ID, login_name=TAGGED_USER_NAME, display_name="Tagged Devices")
+        return UserProfile(id=user.id, login_name=user.name, display_name=user.display_name or user.name)
+
+    def filters(self, node: NodeRecord) -> bytes:
+        """The node's packet filter, `{"base":[…]}`."""
+        return b'{"base":' + encode(self._tailnet.policy.filter_for(node)) + b"}"
+
+    def whole(self, node: NodeRecord, peers: Iterable[NodeRecord], profiles: list[UserProfile]) -> bytes:
+        """Everything `node` needs: the first message of a stream, and what a slow reader gets instead of deltas."""
+        tailnet = self._tailnet
+        head = encode(
+            MapResponse(
+                control_time=tailnet.clock(),
+                derp_map=tailnet.derp_map(),
+                domain=tailnet.domain,
+                collect_services=False,
+                dns_config=tailnet.dns_config(),
+                user_profiles=profiles,
+                debug=Debug(disable_log_tail=True),
+            )
+        )
+        parts = [
+            head[:-1],
+            b'"Node":' + self.own(node),
+            b'"PacketFilters":' + self.filters(node),
+            b'"SSHPolicy":{"rules":[]}',
+            b'"Peers":[' + b",".join([self.peer(peer, node) for peer in sorted(peers, key=_by_id)]) + b"]",
+        ]
+        return b",".join(parts) + b"}"
+
+    def _node(self, node: NodeRecord, *, with_routes: bool) -> Node:
+        doc, tailnet = node.doc, self._tailnet
+        addresses = [f"{address}/{128 if ':' in address else 32}" for address in doc.addresses]
+        primaries = tailnet.routes.primaries_of(node) if with_routes else []
+        exits = [route for route in node.served_routes if route in EXIT_ROUTES] if with_routes else []
+        return Node(
+            id=doc.id,
+            stable_id=str(doc.id),
+            name=f"{node.fqdn}.",
+            user=self.profile(node).id,
+            key=doc.node_key,
+            key_expiry=doc.expiry,
+            machine=doc.machine_key,
+            disco_key=node.disco_key,
+            addresses=addresses,
+            allowed_ips=[*addresses, *primaries, *exits],
+            primary_routes=primaries or None,
+            endpoints=node.endpoints or None,
+            derp=f"{DERP_MAGIC_V4}:{node.home_derp}" if node.home_derp else "",
+            home_derp=node.home_derp,
+            hostinfo=_shared(node.hostinfo),
+            created=doc.created,
+            cap=node.cap,
+            tags=list(doc.tags) or None,
+            last_seen=None if node.online else node.last_seen,
+            online=node.online,
+            machine_authorized=True,
+            cap_map={},
+            expired=tailnet.is_expired(node),
+        )
+
+
+def _by_id(node: NodeRecord) -> int:
+    return node.id
+
+
+def _shared(info: Hostinfo) -> Hostinfo:
+    """What peers may know of a host: no log ids, no network report."""
+    return Hostinfo(
+        os=info.os,
+        os_version=info.os_version,
+        hostname=info.hostname,
+        services=info.services,
+        routable_ips=info.routable_ips,
+        ssh_host_keys=info.ssh_host_keys,
+        app_connector=info.app_connector,
+        peer_relay=info.peer_relay,
+        shields_up=info.shields_up,
+        distro=info.distro,
+        ipn_version=info.ipn_version,
+    )

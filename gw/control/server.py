@@ -1,0 +1,144 @@
+"""`gwctl serve`: the store, the tailnet, the admin socket and the public listener, composed."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import secrets
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from uvicorn import Config as WebConfig
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from gw.control import events
+from gw.control.admin_socket import admin_socket
+from gw.control.connection import ControlSocket
+from gw.control.fanout import Fanout
+from gw.control.frontdoor import FrontDoor
+from gw.control.mapper import Mapper
+from gw.control.tailnet import Tailnet
+from gw.control.watching import follow_edits, load_policy
+from gw.control.web import web
+from gw.errors import ConfigError, Conflict, GwError, PermissionNeeded
+from gw.model.keys import MachineKey, MachineSecret
+from gw.state.config import Config, split_listen
+from gw.state.files import read_secret, write_secret
+from gw.state.paths import StatePaths
+from gw.state.store import DirectoryStore
+from gw.wire.ts2021.noise import Accepted
+from gw.wire.ts2021.server import ServerConnection
+from gw.wire.x25519 import clamp, public_key
+
+logger = logging.getLogger(__name__)
+
+BACKLOG: Final = 4096
+CONTROL_KEY: Final = "control.key"
+
+
+def control_key(paths: StatePaths) -> MachineSecret:
+    """The server's Noise key, made at the first start. Its loss makes every client without TLS distrust the server."""
+    path = paths.keys_dir / CONTROL_KEY
+    if path.exists():
+        return MachineSecret.parse(read_secret(path).decode().strip())
+    secret = MachineSecret(clamp(secrets.token_bytes(32)))
+    write_secret(path, f"{secret.text()}\n".encode())
+    return secret
+
+
+async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None]) -> None:
+    """Serve until cancelled. Raises Conflict for a directory or port in use, ConfigError for bad files."""
+    store = DirectoryStore(paths).open()
+    try:
+        tailnet = Tailnet.load(store, config, load_policy(paths.policy_file), events.recorder(paths.events_dir))
+        gc.collect()
+        gc.freeze()
+        key = control_key(paths)
+        context = tls_context(config)
+        listener = listening_socket(config.listen)
+        async with tailnet.running(), admin_socket(tailnet, paths.control_socket), asyncio.TaskGroup() as tasks:
+            tasks.create_task(follow_edits(store, tailnet, paths))
+            async with public_listener(tailnet, key, listener, context):
+                ready(f"control server for {tailnet.domain} on {config.listen}, {len(tailnet.nodes)} nodes")
+                await asyncio.Event().wait()
+    finally:
+        store.close()
+
+
+@asynccontextmanager
+async def public_listener(
+    tailnet: Tailnet, key: MachineSecret, listener: socket.socket, context: ssl.SSLContext | None
+) -> AsyncIterator[Fanout]:
+    """Serve nodes on `listener` within the block."""
+    fanout = Fanout(tailnet, Mapper(tailnet))
+    unsubscribe = tailnet.subscribe(fanout.take)
+    public = MachineKey(public_key(key.raw))
+    settings = WebConfig(web(tailnet, public), http="h11", ws="none", lifespan="off", log_config=None, access_log=False)
+    settings.load()
+    state = ServerState()
+    requests: set[asyncio.Task[None]] = set()
+
+    def own(task: asyncio.Task[None]) -> None:
+        requests.add(task)
+        task.add_done_callback(requests.discard)
+
+    def make_web() -> asyncio.Protocol:
+        return H11Protocol(config=settings, server_state=state, app_state={})
+
+    def make_control(accepted: Accepted, http: ServerConnection) -> asyncio.Protocol:
+        return ControlSocket(tailnet, fanout, accepted.machine, http, own)
+
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: FrontDoor(key, make_web, make_control), sock=listener, ssl=context, backlog=BACKLOG
+    )
+    try:
+        yield fanout
+    finally:
+        server.close()
+        fanout.close_all()
+        unsubscribe()
+        for task in list(requests):
+            task.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
+
+
+def listening_socket(listen: str) -> socket.socket:
+    """A bound socket. Raises Conflict, PermissionNeeded, ConfigError."""
+    host, port = split_listen(listen)
+    try:
+        infos = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = infos[0]
+        channel = socket.socket(family, socket.SOCK_STREAM)
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        channel.bind(address)
+    except socket.gaierror as error:
+        raise ConfigError(f"no such address: `{listen}`", key="listen") from error
+    except PermissionError as error:
+        raise PermissionNeeded(f"may not listen on `{listen}`", hint="use a port above 1023, or run as root") from error
+    except OSError as error:
+        if error.errno == 98:
+            raise Conflict(
+                f"address is in use: `{listen}`", hint="stop what listens there, or --listen another"
+            ) from error
+        raise GwError(f"cannot listen on `{listen}`: {error.strerror}") from error
+    channel.setblocking(False)
+    return channel
+
+
+def tls_context(config: Config) -> ssl.SSLContext | None:
+    """TLS with the files of `config.toml`, or None where it names none."""
+    if not config.tls_cert_file:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(config.tls_cert_file, config.tls_key_file or None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"cannot use the certificate: {error}", path=config.tls_cert_file) from error
+    return context
