@@ -1,0 +1,125 @@
+"""Who may use the relay: whom the control server knows, everyone, or whom a URL lets in.
+
+Ref: control protocol §7.2 (/verify); tailscale derpserver -verify-client-url
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import logging
+from collections.abc import Callable
+from typing import Final, final
+from urllib.parse import urlsplit
+
+from gw.errors import UsageError, WireError
+from gw.model.keys import NodeKey
+from gw.state.feed import follow
+from gw.state.paths import StatePaths
+from gw.wire.derp.server import Admission
+
+logger = logging.getLogger(__name__)
+
+VERIFY_TIMEOUT_S: Final = 5.0
+MAX_VERIFY_BYTES: Final = 4096
+
+
+def allow_all(node: bytes) -> Admission:
+    return Admission.ALLOWED
+
+
+@final
+class StateAdmission:
+    """Node keys of the control server's feed. Until the first snapshot nobody is known."""
+
+    def __init__(self) -> None:
+        self._keys: dict[bytes, int] = {}
+        self._by_id: dict[int, bytes] = {}
+        self._is_known = False
+
+    def admit(self, node: bytes) -> Admission:
+        if node in self._keys:
+            return Admission.ALLOWED
+        return Admission.DENIED if self._is_known else Admission.UNKNOWN
+
+    async def follow(self, paths: StatePaths, learned: Callable[[], None], dropped: Callable[[bytes], None]) -> None:
+        """Keep up with the feed until cancelled."""
+        async for message in follow(paths):
+            gone = [self._by_id[each] for each in message.removed if each in self._by_id]
+            if message.full:
+                gone += [key for number, key in self._by_id.items() if number not in {n.id for n in message.nodes}]
+            for number in message.removed:
+                self._by_id.pop(number, None)
+            if message.full:
+                self._by_id = {number: key for number, key in self._by_id.items() if key not in gone}
+            for node in message.nodes:
+                try:
+                    key = NodeKey.parse(node.node_key).raw
+                except WireError:
+                    continue
+                old = self._by_id.get(node.id)
+                if old is not None and old != key:
+                    gone.append(old)
+                if node.expired:
+                    self._by_id.pop(node.id, None)
+                    gone.append(key)
+                else:
+                    self._by_id[node.id] = key
+                    self._keys[key] = node.id
+            for key in gone:
+                if self._by_id.get(self._keys.get(key, -1)) != key:
+                    self._keys.pop(key, None)
+                    dropped(key)
+            self._is_known = True
+            learned()
+
+
+@final
+class UrlAdmission:
+    """Asks a /verify URL, on a thread, once a key and connection; a failure to ask denies."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError(f"not an admission URL: `{url}`", hint="`state`, `all` or https://control.example/verify")
+        self._url = parts
+        self._asked: dict[bytes, Admission] = {}
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue(1024)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def admit(self, node: bytes) -> Admission:
+        """Called by the forwarding plane's thread."""
+        verdict = self._asked.pop(node, None)
+        if verdict is None and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._enqueue, node)
+        return verdict or Admission.UNKNOWN
+
+    def _enqueue(self, node: bytes) -> None:
+        if not self._queue.full():
+            self._queue.put_nowait(node)
+
+    async def follow(self, learned: Callable[[], None]) -> None:
+        """Ask for what waits, until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        while True:
+            node = await self._queue.get()
+            try:
+                allowed = await asyncio.to_thread(self._ask, node)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                logger.warning("admission could not be asked: %s", error)
+                allowed = False
+            self._asked[node] = Admission.ALLOWED if allowed else Admission.DENIED
+            learned()
+
+    def _ask(self, node: bytes) -> bool:
+        make = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
+        connection = make(self._url.hostname or "", self._url.port, timeout=VERIFY_TIMEOUT_S)
+        try:
+            body = json.dumps({"NodePublic": str(NodeKey(node)), "Source": ""})
+            connection.request("POST", self._url.path or "/verify", body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            raw = response.read(MAX_VERIFY_BYTES)
+            return response.status == 200 and json.loads(raw).get("Allow") is True
+        finally:
+            connection.close()
