@@ -12,6 +12,7 @@ from gw.commands import shell
 
 HELP: Final = """Run and administer a control server.
 
+\b
     gwctl init --server-url https://mesh.example.org
     gwctl serve
     gwctl users create ann

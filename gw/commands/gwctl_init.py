@@ -37,7 +37,7 @@ def command(
     try:
         decode_config(text.encode(), paths.config_file)
     except ConfigError as error:
-        raise UsageError(f"{error.key or 'setting'}: {error.reason}", hint="see `gwctl init --help`") from None
+        raise UsageError(error.message.partition(": ")[2], hint="see `gwctl init --help`") from None
     init_state_dir(paths, config=text, policy=ALLOW_ALL_TEXT if is_open else OWN_DEVICES_TEXT)
     if shell.settings().json:
         shell.print_json({"stateDir": str(paths.root), "config": str(paths.config_file)})
