@@ -1,4 +1,4 @@
-# GhostWire: `make demo` shows a mesh, `make test` proves it, `make bench` measures it.
+# GhostWire: `make test` proves it, `make bench` measures it.
 #
 #   GW_NATIVE=off|auto|require   without, with if possible, or only with the compiled packet core
 #   PYTHON=python3.13            another interpreter            VENV=.venv313   another environment
@@ -7,11 +7,11 @@ PYTHON ?= python3
 VENV ?= .venv
 GW_NATIVE ?= auto
 BIN := $(abspath $(VENV))/bin
-SOURCES := $(shell find gw -name '*.py' -o -name '*.tcss') setup.py pyproject.toml
+SOURCES := $(shell find gw -name '*.py' -o -name '*.tcss') $(wildcard setup.py) pyproject.toml
 STAMP := $(VENV)/installed-$(GW_NATIVE)
 TESTS ?=
 
-.PHONY: demo test test-long test-deps install lint format bench wheel generated lock clean
+.PHONY: test test-long test-deps install lint format bench wheel generated lock clean
 
 install: $(STAMP)
 
@@ -29,9 +29,6 @@ $(STAMP): $(SOURCES) | $(VENV)/bin/python
 $(VENV)/dev: pyproject.toml | $(STAMP)
 	$(BIN)/python -m pip install -q --group dev
 	@touch $@
-
-demo: $(STAMP)
-	$(BIN)/gw lab demo
 
 test-deps:
 	sh .ci/system-packages

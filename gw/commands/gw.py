@@ -10,8 +10,8 @@ import typer
 
 from gw.commands import shell
 
-HELP: Final = "A node of the mesh: gw up, gw status, gw ping NAME, gw tui. Start with: gw lab demo"
-VERBS: Final = ("up", "down", "status", "ping", "ip", "logout", "tui", "lab", "service", "uninstall")
+HELP: Final = "A node of the mesh: gw up, gw status, gw ping NAME, gw tui."
+VERBS: Final = ("up", "down", "status", "ping", "ip", "logout", "tui", "service")
 
 
 def build(verbs: tuple[str, ...] = VERBS) -> typer.Typer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +16,6 @@ from pathlib import Path
 import pytest
 
 BIN = Path(sys.executable).parent
-NO_ROOT = 65534  # nobody
 
 
 def free_port() -> int:
@@ -155,23 +153,11 @@ def test_the_daemon_is_not_running(state: Path) -> None:
         assert_refused(run("gw", *words, state=state), 3, "gwd")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
-def test_the_daemon_needs_root(tmp_path: Path) -> None:
-    folder = Path("/tmp") / f"gw-noroot-{os.getpid()}"
-    folder.mkdir(mode=0o777)
-    folder.chmod(0o777)
-    try:
-        assert_refused(run("gwd", "run", state=folder, user=NO_ROOT), 5, "root")
-    finally:
-        shutil.rmtree(folder)
-
-
 def test_wrong_words_are_a_usage_error(state: Path) -> None:
     for words in (
         ("gw", "statsu"),
         ("gw", "ping"),
         ("gwctl", "users", "create"),
-        ("gwrelay", "serve", "--stun", "nonsense"),
     ):
         result = run(words[0], *words[1:], state=state)
         assert_refused(result, 2)
@@ -212,13 +198,14 @@ def test_a_full_disk_refuses_and_leaves_nothing_half_done(tmp_path: Path, port: 
         initialise(state, port)
         assert run("gwctl", "users", "create", "first", state=state).returncode == 0
         (state / "filler").write_bytes(b"")
-        with (state / "filler").open("wb") as filler:
-            try:
-                while True:
-                    filler.write(b"x" * 4096)
-                    filler.flush()
-            except OSError:
-                pass
+        filler = os.open(state / "filler", os.O_WRONLY)
+        try:
+            while True:
+                os.write(filler, b"x" * 4096)
+        except OSError:
+            pass
+        finally:
+            os.close(filler)
         result = run("gwctl", "users", "create", "second", state=state)
         assert_refused(result, 1, "no space left")
         (state / "filler").unlink()

@@ -1,0 +1,1 @@
+complete --command gwrelay --no-files --arguments "(env _GWRELAY_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) gwrelay)" --condition "env _GWRELAY_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) gwrelay"

@@ -1,0 +1,84 @@
+"""The daemon's status, in the field names of `tailscale status --json`. Ref: ipnstate.Status; control protocol §10"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gw.errors import NotFound
+from gw.model.gojson import GoStruct
+from gw.model.node import UserProfile
+
+
+class PeerStatus(GoStruct):
+    """This node or a peer. latency_seconds is ours: the last path probe's round trip."""
+
+    id: str = ""
+    node_id: int = 0
+    public_key: str = ""
+    host_name: str = ""
+    dns_name: str = ""
+    os: str = ""
+    user_id: int = 0
+    tailscale_ips: list[str] | None = None
+    allowed_ips: list[str] | None = None
+    tags: list[str] | None = None
+    primary_routes: list[str] | None = None
+    addrs: list[str] | None = None
+    cur_addr: str = ""
+    relay: str = ""
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+    created: str = ""
+    last_write: str = ""
+    last_seen: str = ""
+    last_handshake: str = ""
+    online: bool = False
+    exit_node: bool = False
+    exit_node_option: bool = False
+    active: bool = False
+    in_network_map: bool = False
+    in_magic_sock: bool = False
+    in_engine: bool = False
+    expired: bool = False
+    key_expiry: str | None = None
+    latency_seconds: float = 0.0
+
+    def path_text(self) -> str:
+        """How the peer is reached: `direct ADDRESS`, `relay CODE`, `idle` or `offline`."""
+        if not self.online:
+            return "offline"
+        if self.cur_addr:
+            return f"direct {self.cur_addr}"
+        return f"relay {self.relay}" if self.active and self.relay else "idle"
+
+
+class Tailnet(GoStruct):
+    name: str = ""
+    magic_dns_suffix: str = msgspec.field(default="", name="MagicDNSSuffix")
+    magic_dns_enabled: bool = msgspec.field(default=False, name="MagicDNSEnabled")
+
+
+class Status(GoStruct):
+    version: str = ""
+    tun: bool = msgspec.field(default=False, name="TUN")
+    backend_state: str = ""
+    have_node_key: bool = False
+    auth_url: str = msgspec.field(default="", name="AuthURL")
+    tailscale_ips: list[str] | None = None
+    self_: PeerStatus | None = msgspec.field(default=None, name="Self")
+    health: list[str] | None = None
+    magic_dns_suffix: str = msgspec.field(default="", name="MagicDNSSuffix")
+    current_tailnet: Tailnet | None = None
+    peer: dict[str, PeerStatus] | None = None
+    user: dict[str, UserProfile] | None = None
+
+    def find(self, text: str) -> PeerStatus:
+        """The peer, or this node, with this name or address. Raises NotFound."""
+        wanted = text.lower().rstrip(".")
+        for each in [self.self_, *(self.peer or {}).values()]:
+            if each is None:
+                continue
+            name = each.dns_name.rstrip(".").lower()
+            if wanted in (name, name.split(".")[0], *(each.tailscale_ips or [])):
+                return each
+        raise NotFound(f"no such peer: `{text}`", hint="gw status lists the peers")

@@ -1,0 +1,191 @@
+"""`gwctl serve` as nodes see it, over real sockets: logins, maps, deltas, and kills at random moments."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from .controlclient import Node, opened
+from .test_bad_input import free_port, initialise, run, serving
+
+LOGOUT = datetime(1970, 1, 1, 0, 2, 3, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def closed_sockets() -> Iterator[None]:
+    yield
+    while opened:
+        opened.pop().close()
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def state(tmp_path: Path, port: int) -> Path:
+    initialise(tmp_path / "s", port)
+    for user in ("ann", "bob"):
+        assert run("gwctl", "users", "create", user, state=tmp_path / "s").returncode == 0
+    return tmp_path / "s"
+
+
+def key(state: Path, *flags: str, user: str = "ann") -> str:
+    result = run("gwctl", "preauthkeys", "create", "-u", user, *flags, "-o", "json", state=state)
+    assert result.returncode == 0, result.stderr
+    return str(json.loads(result.stdout)["key"])
+
+
+def nodes(state: Path) -> list[dict[str, object]]:
+    return list(json.loads(run("gwctl", "nodes", "list", "-o", "json", state=state).stdout))
+
+
+def test_own_devices_see_each_other_come_change_and_go(state: Path, port: int) -> None:
+    with serving(state, port):
+        auth = key(state, "--reusable")
+        alice, phone, other = Node(port, "alice"), Node(port, "phone"), Node(port, "other")
+        assert alice.register(auth)["MachineAuthorized"]
+        first = alice.open_stream()
+        assert first["Node"]["Name"] == "alice.ghost.internal."
+        assert first["Peers"] == []
+        assert other.register(key(state, user="bob"))["Error"] == ""
+        assert other.open_stream()["Peers"] == []
+
+        assert phone.register(auth)["Error"] == ""
+        assert [peer["Name"] for peer in phone.open_stream()["Peers"]] == ["alice.ghost.internal."]
+        seen = alice.until(lambda m: m.get("PeersChanged"))
+        assert seen["PeersChanged"][0]["Key"] == str(phone.key)
+        own_filter = alice.until(lambda m: m.get("PacketFilters")) if "PacketFilters" not in seen else seen
+        sources = own_filter["PacketFilters"]["base"][0]["SrcIPs"]
+        assert any("100.64.0.3" in source for source in sources)
+
+        status, _ = phone.call("/machine/map", phone.request(omit_peers=True, endpoints=["192.0.2.7:41641"]))
+        assert status == 200
+        patch = alice.until(lambda m: any("Endpoints" in p for p in m.get("PeersChangedPatch") or []))
+        assert patch["PeersChangedPatch"][0]["Endpoints"] == ["192.0.2.7:41641"]
+
+        number = next(str(node["id"]) for node in nodes(state) if node["name"] == "phone")
+        assert run("gwctl", "nodes", "delete", "-i", number, "--force", state=state).returncode == 0
+        gone = alice.until(lambda m: m.get("PeersRemoved"))
+        assert gone["PeersRemoved"] == [int(number)]
+        assert phone.until(lambda m: "Node" in m)["Node"]["KeyExpiry"].startswith("2000")
+        assert not [m for m in other.messages if m.get("PeersChanged")]
+
+
+def test_keys_that_are_wrong_or_used_are_refused(state: Path, port: int) -> None:
+    with serving(state, port):
+        once = key(state)
+        assert Node(port, "a").register(once)["Error"] == ""
+        for bad in (once, once[:-1] + "x", "hskey-auth-000000000000-" + "0" * 64, "nonsense"):
+            answer = Node(port, "b").register(bad)
+            assert answer["Error"]
+            assert not answer["MachineAuthorized"]
+        assert len(nodes(state)) == 1
+
+
+def test_one_shot_keys_admit_exactly_one_of_many(state: Path, port: int) -> None:
+    with serving(state, port):
+        once = key(state)
+        answers: list[str] = []
+        crowd = [Node(port, f"n{number}") for number in range(12)]
+        threads = [threading.Thread(target=lambda n=node: answers.append(n.register(once)["Error"])) for node in crowd]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert answers.count("") == 1
+        assert len(nodes(state)) == 1
+
+
+def test_an_interactive_login_waits_for_its_approval(state: Path, port: int) -> None:
+    with serving(state, port):
+        node = Node(port, "tv")
+        url = node.register()["AuthURL"]
+        assert url.startswith(f"http://127.0.0.1:{port}/register/hskey-authreq-")
+        answers: list[dict[str, object]] = []
+        waiting = threading.Thread(target=lambda: answers.append(node.register(followup=url)))
+        waiting.start()
+        approved = run("gwctl", "auth", "approve", url.rpartition("/")[2], "--user", "ann", state=state)
+        assert approved.returncode == 0, approved.stderr
+        waiting.join(10)
+        assert answers[0]["MachineAuthorized"]
+        assert node.open_stream()["Node"]["Addresses"][0] == "100.64.0.1/32"
+
+
+def test_logout_expires_the_key_and_a_new_login_keeps_the_address(state: Path, port: int) -> None:
+    with serving(state, port):
+        auth = key(state, "--reusable")
+        node = Node(port, "laptop")
+        node.register(auth)
+        assert node.register(expiry=LOGOUT)["NodeKeyExpired"]
+        assert node.register()["NodeKeyExpired"]
+        assert node.register(auth)["MachineAuthorized"]
+        assert [entry["ipAddresses"] for entry in nodes(state)] == [["100.64.0.1", "fd7a:115c:a1e0::1"]]
+
+
+def test_a_node_key_of_another_machine_opens_nothing(state: Path, port: int) -> None:
+    with serving(state, port):
+        node, thief = Node(port, "a"), Node(port, "b")
+        node.register(key(state))
+        thief.key = node.key
+        assert thief.register()["Error"]
+        assert thief.call("/machine/map", thief.request(omit_peers=True))[0] == 404
+        assert thief.call("/machine/map", b"{not json")[0] == 400
+        assert thief.call("/machine/set-dns", b"{}")[0] == 501
+        assert thief.call("/elsewhere", b"{}")[0] == 404
+
+
+def test_without_a_policy_nobody_is_seen(state: Path, port: int) -> None:
+    (state / "policy.hujson").unlink()
+    with serving(state, port):
+        auth = key(state, "--reusable")
+        for name in ("a", "b"):
+            node = Node(port, name)
+            node.register(auth)
+            first = node.open_stream()
+            assert first["Peers"] == []
+            assert first["PacketFilters"] == {"base": []}
+
+
+def kill_and_count(state: Path, port: int, rounds: int, seed: int) -> None:
+    """Kill the server while nodes register; what was acknowledged has to be there."""
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    with serving(state, port):
+        auth = key(state, "--reusable")
+    acknowledged: set[str] = set()
+    for number in range(rounds):
+        with serving(state, port) as server:
+            timer = threading.Timer(chance.uniform(0.01, 0.4), server.kill)
+            timer.start()
+            try:
+                for count in range(1000):
+                    node = Node(port, f"r{number}-{count}")
+                    if node.register(auth)["MachineAuthorized"]:
+                        acknowledged.add(str(node.key))
+                    node.close()
+            except (OSError, ConnectionError):
+                pass
+            timer.join()
+    with serving(state, port):
+        kept = {str(node["nodeKey"]) for node in nodes(state)}
+    assert acknowledged
+    assert acknowledged <= kept
+
+
+@pytest.mark.timeout(200)
+def test_a_killed_server_keeps_every_registration_it_acknowledged(state: Path, port: int) -> None:
+    kill_and_count(state, port, rounds=5, seed=5)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_fifty_kills_lose_no_acknowledged_registration(state: Path, port: int) -> None:
+    kill_and_count(state, port, rounds=50, seed=50)
