@@ -45,7 +45,7 @@ def test_the_policies_that_are_understood(text: str, policy: Policy) -> None:
         ('{"acls":[{"src":["*"],"dst":["*:*"]}]}', "p:1:10: a rule needs `action`"),
         ('{"acls":[{"action":"accept","src":["*","*"],"dst":["*:*"]}]}', "p:1:35: expected one entry, found 2"),
         ('{"acls":[{"action":"accept","src":"*","dst":["*:*"]}]}', 'p:1:35: expected a list: `["…"]`'),
-        (f'{{"acls":[{OWN},{ALL}]}}', "p:1:85: more than one rule"),
+        (f'{{"acls":[{OWN},{ALL}]}}', "p:1:84: more than one rule"),
         ('{"acls":[],"ACLS":[]}', "p:1:12: section given twice: `ACLS`"),
         ("[]", "p:1:1: a policy is an object: `{…}`"),
         ("{a:1}", "p:1:2: invalid character 'a' at start of object name"),

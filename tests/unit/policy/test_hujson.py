@@ -69,7 +69,7 @@ def test_every_value_knows_its_bytes() -> None:
         (b'"a', "line 1, column 3: parsing string: unexpected EOF"),
         (b"{} {}", "line 1, column 4: invalid character '{' after top-level value"),
         (b"{\n  a: 1}", "line 2, column 3: invalid character 'a' at start of object name"),
-        (b"\xef\xbb\xbf{}", "line 1, column 1: invalid character '\ufeff' at start of value"),
+        (b"\xef\xbb\xbf{}", "line 1, column 1: invalid character '\\ufeff' at start of value"),
         (b"NaN", "line 1, column 1: invalid literal: NaN"),
         (b"0x10", "line 1, column 1: invalid literal: 0x10"),
         (b"+1", "line 1, column 1: invalid literal: +1"),
