@@ -35,7 +35,7 @@ test-deps:
 
 test: test-deps $(STAMP) $(VENV)/dev lint
 	cd tests && $(BIN)/pytest unit cli tui -n 2 -q $(TESTS)
-	cd tests && $(BIN)/pytest sim netns interop -m "not long" $(TESTS)
+	cd tests && $(BIN)/pytest interop -m "not long" $(TESTS)
 
 test-long: test-deps $(STAMP) $(VENV)/dev
 	cd tests && $(BIN)/pytest . -m long --timeout 1800 $(TESTS)

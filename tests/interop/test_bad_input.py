@@ -207,7 +207,7 @@ def test_a_full_disk_refuses_and_leaves_nothing_half_done(tmp_path: Path, port: 
         finally:
             os.close(filler)
         result = run("gwctl", "users", "create", "second", state=state)
-        assert_refused(result, 1, "no space left")
+        assert_refused(result, 1, "disk full")
         (state / "filler").unlink()
         names = [user["name"] for user in json.loads(run("gwctl", "users", "list", "-o", "json", state=state).stdout)]
         assert names == ["first"]
