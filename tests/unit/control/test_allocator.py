@@ -68,7 +68,7 @@ def test_an_exhausted_family_takes_nothing_from_the_other() -> None:
     allocator = Allocator(["10.0.0.0/30", "fd00::/64"])
     allocator.allocate(), allocator.allocate()
     for _ in range(3):
-        with pytest.raises(Conflict, match="no free address left in `10.0.0.0/30`"):
+        with pytest.raises(Conflict, match=r"no free address left in `10\.0\.0\.0/30`"):
             allocator.allocate()
     allocator.release(["10.0.0.1"])
     assert allocator.allocate() == ["10.0.0.1", "fd00::3"]
