@@ -1,0 +1,225 @@
+"""The inbound packet worker's core: UDP -> open -> whose is it, may it -> TUN.
+
+What is not WireGuard transport data is left in `foreign` for the engine, as are `notes` and the inner packets that are
+for the engine itself (`tsmp`).
+"""
+
+from __future__ import annotations
+
+import time
+from mmap import mmap
+from typing import Any, Final, final
+
+from librt.strings import BytesWriter, read_i16_be, read_i32_le, read_i64_le, write_i32_le, write_i64_le
+from mypy_extensions import i64, mypyc_attr
+
+from gw.native.coalesce import Coalescer
+from gw.native.counters import (
+    DROP_MALFORMED,
+    DROP_REPLAY,
+    DROP_SPOOFED,
+    DROP_TAG,
+    DROP_TUN,
+    DROP_UNKNOWN_SESSION,
+    INBOUND_DROPS_AT,
+    Drops,
+    Tally,
+    received_at,
+)
+from gw.native.filter import ACCEPT, TSMP_PACKET, Filter
+from gw.native.outbound import ACTIVE, ACTIVE_NOTE_NS, CONFIRMED, MAX_COUNTER
+from gw.native.prefixes import PrefixMap
+from gw.native.replay import ReplayWindow
+
+RECEIVE_BYTES: Final = 65535
+ANCILLARY_BYTES: Final = 64
+SOL_UDP: Final = 17
+UDP_GRO: Final = 104
+MSG_TRUNC: Final = 0x20
+TRANSPORT: Final = 4
+MAX_FOREIGN: Final = 512  # datagrams for the engine in one round; more are dropped
+
+
+@final
+@mypyc_attr(native_class=True)
+class InPeer:
+    """One peer as a source of packets. `source` is where the last authentic datagram came from, None for a relay."""
+
+    def __init__(self, slot: int, tally: Tally) -> None:
+        self.slot: int = slot
+        self.tally: Tally = tally
+        self.source: Any = None
+        self.heard: bool = False
+        self.noted_ns: i64 = 0
+
+
+@final
+@mypyc_attr(native_class=True)
+class InSession:
+    """One keypair to receive with. `unseal` is the bound `decrypt` of its key."""
+
+    def __init__(self, peer: InPeer, unseal: Any, expires_ns: int, confirm: bool) -> None:
+        self.peer: InPeer = peer
+        self.unseal: Any = unseal
+        self.expires_ns: i64 = expires_ns
+        self.confirm: bool = confirm  # the engine wants to know of the first packet
+        self.window: ReplayWindow = ReplayWindow()
+
+
+@final
+@mypyc_attr(native_class=True)
+class Inbound:
+    """All peers of the tunnel, seen from the network."""
+
+    def __init__(self, shared: mmap, filter_: Filter, coalescer: Coalescer) -> None:
+        self.shared: mmap = shared
+        self.filter: Filter = filter_
+        self.coalescer: Coalescer = coalescer
+        self.drops: Drops = Drops(shared, INBOUND_DROPS_AT)
+        self.routes: PrefixMap = PrefixMap()
+        self.peers: dict[int, InPeer] = {}
+        self.sessions: dict[int, InSession] = {}
+        self.notes: list[tuple[int, int, int]] = []
+        self.heard: list[tuple[int, Any]] = []  # slot, source: the peer's datagrams now come from there
+        self.foreign: list[tuple[bytes, Any]] = []  # datagram, source
+        self.tsmp: list[tuple[int, bytes]] = []
+        self.invalid_tag: Any = None  # the exception class of a wrong tag
+
+    # What the engine says
+
+    def add_peer(self, slot: int) -> None:
+        if slot not in self.peers:
+            self.peers[slot] = InPeer(slot, Tally(self.shared, received_at(slot)))
+
+    def remove_peer(self, slot: int) -> None:
+        peer = self.peers.pop(slot, None)
+        if peer is not None:
+            for index in [index for index, session in self.sessions.items() if session.peer is peer]:
+                del self.sessions[index]
+
+    def add_session(self, slot: int, index: int, unseal: Any, expires_ns: int, confirm: bool) -> None:
+        peer = self.peers.get(slot)
+        if peer is not None:
+            self.sessions[index] = InSession(peer, unseal, expires_ns, confirm)
+
+    def end_session(self, index: int) -> None:
+        self.sessions.pop(index, None)
+
+    # Packets
+
+    def pump(self, sock: Any, rounds: int) -> int:
+        """Read a socket until it is empty, at most `rounds` times; returns how many reads brought something."""
+        done = 0
+        while done < rounds:
+            try:
+                data, ancillary, flags, source = sock.recvmsg(RECEIVE_BYTES, ANCILLARY_BYTES)
+            except BlockingIOError:
+                return done
+            except OSError:
+                done += 1  # an ICMP error of an earlier send; the next read is another matter
+                continue
+            done += 1
+            if flags & MSG_TRUNC != 0:
+                self.drops.add(DROP_MALFORMED)
+                continue
+            size: i64 = len(data)
+            for level, kind, value in ancillary:
+                if level == SOL_UDP and kind == UDP_GRO:
+                    size = int.from_bytes(value[:4], "little")
+            if size > 0:
+                self.receive(data, int(size), source, time.monotonic_ns())
+        return done
+
+    def receive(self, data: bytes, step: int, source: Any, now_ns: i64) -> None:
+        """Datagrams of `step` bytes each (the last may be shorter) from one source; None: a relay brought them."""
+        size: i64 = len(data)
+        at: i64 = 0
+        touched: InPeer | None = None
+        while at < size:
+            end: i64 = at + i64(step)
+            if end > size:
+                end = size
+            if end - at < 32 or read_i32_le(data, at) != TRANSPORT:
+                if source is not None and len(self.foreign) < MAX_FOREIGN:
+                    self.foreign.append((data[at:end], source))
+                at = end
+                continue
+            index: i64 = i64(read_i32_le(data, at + 4)) & 0xFFFFFFFF
+            counter: i64 = read_i64_le(data, at + 8)
+            session = self.sessions.get(int(index))
+            body: i64 = at + 16
+            at = end
+            if session is None or now_ns >= session.expires_ns:
+                self.drops.add(DROP_UNKNOWN_SESSION)
+                continue
+            if counter < 0 or counter >= MAX_COUNTER:
+                self.drops.add(DROP_REPLAY)
+                continue
+            nonce = BytesWriter()
+            write_i32_le(nonce, 0)
+            write_i64_le(nonce, counter)
+            try:
+                packet: bytes = session.unseal(nonce.getvalue(), data[body:end], None)
+            except self.invalid_tag:
+                self.drops.add(DROP_TAG)
+                continue
+            if not session.window.accept(counter):
+                self.drops.add(DROP_REPLAY)
+                continue
+            peer = session.peer
+            if session.confirm:
+                session.confirm = False
+                self.notes.append((CONFIRMED, peer.slot, int(index)))
+            if peer is not touched:
+                if touched is not None:
+                    touched.tally.store()
+                touched = peer
+                if not peer.heard or peer.source != source:
+                    peer.heard = True
+                    peer.source = source
+                    self.heard.append((peer.slot, source))
+            tally = peer.tally
+            tally.any_ns = now_ns
+            if len(packet) == 0:
+                continue
+            tally.data_ns = now_ns
+            if now_ns - peer.noted_ns > ACTIVE_NOTE_NS:
+                peer.noted_ns = now_ns
+                self.notes.append((ACTIVE, peer.slot, 0))
+            self._deliver(packet, peer, tally, now_ns)
+        if touched is not None:
+            touched.tally.store()
+
+    def flush(self) -> None:
+        """Write to the TUN what a round has brought."""
+        self.coalescer.flush()
+        if self.coalescer.refused != 0:
+            self.drops.add(DROP_TUN, self.coalescer.refused)
+            self.coalescer.refused = 0
+
+    def _deliver(self, packet: bytes, peer: InPeer, tally: Tally, now_ns: i64) -> None:
+        size: i64 = len(packet)
+        version: i64 = i64(packet[0]) >> 4
+        length: i64 = 0
+        owner: i64 = 0
+        if version == 4 and size >= 20:
+            length = i64(read_i16_be(packet, 2)) & 0xFFFF
+            owner = self.routes.find4(packet, 12)
+        elif version == 6 and size >= 40:
+            length = 40 + (i64(read_i16_be(packet, 4)) & 0xFFFF)
+            owner = self.routes.find6(packet, 8)
+        if length < 20 or length > size:
+            self.drops.add(DROP_MALFORMED)
+            return
+        if owner != i64(peer.slot):
+            self.drops.add(DROP_SPOOFED)
+            return
+        tally.packets += 1
+        tally.size += length
+        verdict = self.filter.decide(packet, length, now_ns)
+        if verdict == ACCEPT:
+            self.coalescer.add(packet, length)
+        elif verdict == TSMP_PACKET:
+            self.tsmp.append((peer.slot, packet[:length]))
+        else:
+            self.drops.add(int(verdict))

@@ -1,0 +1,334 @@
+"""The outbound packet worker's core: TUN -> which peer -> seal -> UDP, or to the engine for the relay.
+
+The core does only packets. What concerns the engine it leaves in `notes` and `relayed`, which the process around it
+(`gw.engine.outbound`) sends on after each round.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import time
+from mmap import mmap
+from typing import Any, Final, final
+
+from librt.strings import BytesWriter, write_i32_le, write_i64_le
+from mypy_extensions import i32, i64, mypyc_attr
+
+from gw.native.counters import (
+    DROP_LINK_LOCAL,
+    DROP_MALFORMED,
+    DROP_MULTICAST,
+    DROP_NO_ROUTE,
+    DROP_QUEUE_FULL,
+    DROP_SEND,
+    DROP_UNREACHABLE,
+    Drops,
+    Tally,
+    sent_at,
+)
+from gw.native.flows import FlowTable, answer_key
+from gw.native.prefixes import NOBODY, PrefixMap
+from gw.native.segment import packets
+
+READ_BYTES: Final = 65546  # ten bytes of virtio_net_hdr and the largest IP packet
+MAX_STAGED: Final = 128
+MAX_SEGMENTS: Final = 64
+MAX_TRAIN: Final = 65000
+MAX_COUNTER: Final = 1 << 60
+SOL_UDP: Final = 17
+UDP_SEGMENT: Final = 103
+SECOND_NS: Final = 1_000_000_000
+ACTIVE_NOTE_NS: Final = 5_000_000_000
+EMSGSIZE: Final = 90
+UDP: Final = 17
+SCTP: Final = 132
+TSMP: Final = 99
+_SIZE: Final = struct.Struct("H")
+
+# Notes to the engine
+NEED_SESSION: Final = 1
+ACTIVE: Final = 2
+WAKE: Final = 3
+SEND_FAILED: Final = 4
+CONFIRMED: Final = 5
+
+PAD: Final = [bytes(i) for i in range(16)]
+
+
+@final
+@mypyc_attr(native_class=True)
+class OutPeer:
+    """How to reach one peer. `seal` is the bound `encrypt` of its key, None without a session."""
+
+    def __init__(self, slot: int, tally: Tally) -> None:
+        self.slot: int = slot
+        self.tally: Tally = tally
+        self.seal: Any = None
+        self.session: int = 0
+        self.remote_index: i64 = 0
+        self.counter: i64 = 0
+        self.expires_ns: i64 = 0
+        self.socket: Any = None
+        self.address: Any = None
+        self.relay: bool = False
+        self.wake: bool = False
+        self.staged: list[bytes] = []
+        self.wanted_ns: i64 = 0
+        self.noted_ns: i64 = 0
+        self.failed_ns: i64 = 0
+
+
+@final
+@mypyc_attr(native_class=True)
+class Outbound:
+    """All peers of the tunnel, seen from the TUN."""
+
+    def __init__(self, tun: int, shared: mmap, flows: FlowTable, mtu: int, gso: bool) -> None:
+        self.tun: int = tun
+        self.shared: mmap = shared
+        self.flows: FlowTable = flows
+        self.mtu: i64 = mtu
+        self.gso: bool = gso
+        self.drops: Drops = Drops(shared, 0)
+        self.routes: PrefixMap = PrefixMap()
+        self.peers: dict[int, OutPeer] = {}
+        self.notes: list[tuple[int, int, int]] = []  # what, slot, detail
+        self.relayed: dict[int, list[bytes]] = {}
+
+    # What the engine says
+
+    def add_peer(self, slot: int) -> None:
+        if slot not in self.peers:
+            self.peers[slot] = OutPeer(slot, Tally(self.shared, sent_at(slot)))
+
+    def remove_peer(self, slot: int) -> None:
+        self.peers.pop(slot, None)
+        self.relayed.pop(slot, None)
+
+    def set_plan(self, slot: int, sock: Any, address: Any, relay: bool, wake: bool) -> None:
+        peer = self.peers.get(slot)
+        if peer is not None:
+            peer.socket = sock
+            peer.address = address
+            peer.relay = relay
+            peer.wake = wake
+
+    def set_session(self, slot: int, session: int, seal: Any, remote_index: int, expires_ns: int) -> None:
+        """Send with this keypair from now on, its counter at zero; what waited for it goes out."""
+        peer = self.peers.get(slot)
+        if peer is None:
+            return
+        peer.session = session
+        peer.seal = seal
+        peer.remote_index = remote_index
+        peer.counter = 0
+        peer.expires_ns = expires_ns
+        peer.wanted_ns = 0
+        if peer.staged:
+            waiting = peer.staged
+            peer.staged = []
+            self._send(peer, waiting, True, time.monotonic_ns())
+
+    def end_session(self, slot: int, session: int) -> None:
+        peer = self.peers.get(slot)
+        if peer is not None and peer.session == session:
+            peer.seal = None
+
+    def drop_staged(self, slot: int) -> None:
+        peer = self.peers.get(slot)
+        if peer is not None and peer.staged:
+            self.drops.add(DROP_UNREACHABLE, len(peer.staged))
+            peer.staged = []
+
+    def keepalive(self, slot: int) -> None:
+        peer = self.peers.get(slot)
+        if peer is not None and peer.seal is not None:
+            self._send(peer, [b""], False, time.monotonic_ns())
+
+    def inject(self, slot: int, packet: bytes) -> None:
+        """Send one inner packet of the engine's own (TSMP)."""
+        peer = self.peers.get(slot)
+        if peer is not None:
+            self._send(peer, [packet], True, time.monotonic_ns())
+
+    # Packets
+
+    def pump(self, rounds: int) -> int:
+        """Read the TUN until it is empty, at most `rounds` times; returns how many reads brought something."""
+        done = 0
+        while done < rounds:
+            try:
+                read: bytes = os.read(self.tun, READ_BYTES)
+            except BlockingIOError:
+                return done
+            except OSError:
+                return done  # the interface is down
+            done += 1
+            found = packets(read)
+            if not found:
+                self.drops.add(DROP_MALFORMED)
+                continue
+            self._route(found, time.monotonic_ns())
+        return done
+
+    def _route(self, found: list[bytes], now_ns: i64) -> None:
+        """Packets of one read: one flow, so one destination."""
+        first = found[0]
+        size: i64 = len(first)
+        version: i64 = i64(first[0]) >> 4
+        slot: i64 = NOBODY
+        protocol: i64 = 0
+        ip_length: i64 = 20
+        if version == 4 and size >= 20:
+            ip_length = (i64(first[0]) & 15) * 4
+            protocol = i64(first[9])
+            if i64(first[16]) & 0xF0 == 0xE0 or i64(first[16]) == 255:
+                self.drops.add(DROP_MULTICAST)
+                return
+            slot = self.routes.find4(first, 16)
+        elif version == 6 and size >= 40:
+            ip_length = 40
+            protocol = i64(first[6])
+            if i64(first[24]) == 0xFF:
+                self.drops.add(DROP_MULTICAST)
+                return
+            if i64(first[24]) == 0xFE and i64(first[25]) & 0xC0 == 0x80:
+                self.drops.add(DROP_LINK_LOCAL)
+                return
+            slot = self.routes.find6(first, 24)
+        else:
+            self.drops.add(DROP_MALFORMED)
+            return
+        peer = self.peers.get(int(slot)) if slot != NOBODY else None
+        if peer is None or protocol == TSMP:
+            self.drops.add(DROP_NO_ROUTE, len(found))
+            return
+        if (protocol == UDP or protocol == SCTP) and size >= ip_length + 8:
+            self.flows.note(answer_key(first, ip_length, protocol), now_ns)
+        self._send(peer, found, True, now_ns)
+
+    def _send(self, peer: OutPeer, found: list[bytes], data: bool, now_ns: i64) -> None:
+        if data:
+            if peer.wake:
+                peer.wake = False
+                self.notes.append((WAKE, peer.slot, 0))
+            if now_ns - peer.noted_ns > ACTIVE_NOTE_NS:
+                peer.noted_ns = now_ns
+                self.notes.append((ACTIVE, peer.slot, 0))
+        seal = peer.seal
+        if seal is None or now_ns >= peer.expires_ns or peer.counter >= MAX_COUNTER:
+            if data:
+                self._stage(peer, found, now_ns)
+            return
+        counter: i64 = peer.counter
+        pieces: list[bytes] = []
+        size: i64 = 0
+        for packet in found:
+            length: i64 = len(packet)
+            size += length
+            pad: i64 = (-length) & 15
+            if pad != 0 and length < self.mtu:
+                if length + pad > self.mtu:
+                    pad = self.mtu - length
+                packet = packet + PAD[int(pad)]
+            header = BytesWriter()
+            write_i32_le(header, 4)
+            write_i32_le(header, _signed(peer.remote_index))
+            write_i64_le(header, counter)
+            nonce = BytesWriter()
+            write_i32_le(nonce, 0)
+            write_i64_le(nonce, counter)
+            counter += 1
+            pieces.append(header.getvalue())
+            pieces.append(seal(nonce.getvalue(), packet, None))
+        peer.counter = counter
+        tally = peer.tally
+        tally.any_ns = now_ns
+        if data:
+            tally.data_ns = now_ns
+            tally.packets += len(found)
+            tally.size += size
+        tally.store()
+        if peer.address is not None:
+            self._transmit(peer, pieces, now_ns)
+        if peer.relay:
+            waiting = self.relayed.get(peer.slot)
+            if waiting is None:
+                waiting = []
+                self.relayed[peer.slot] = waiting
+            at = 0
+            while at < len(pieces):
+                waiting.append(pieces[at] + pieces[at + 1])
+                at += 2
+
+    def _stage(self, peer: OutPeer, found: list[bytes], now_ns: i64) -> None:
+        peer.staged.extend(found)
+        over = len(peer.staged) - MAX_STAGED
+        if over > 0:
+            del peer.staged[:over]
+            self.drops.add(DROP_QUEUE_FULL, over)
+        if now_ns - peer.wanted_ns > SECOND_NS:
+            peer.wanted_ns = now_ns
+            self.notes.append((NEED_SESSION, peer.slot, 0))
+
+    def _transmit(self, peer: OutPeer, pieces: list[bytes], now_ns: i64) -> None:
+        """Send header and body pairs, as trains of equal size where there are several."""
+        count = len(pieces)
+        at = 0
+        while at < count:
+            size: i64 = 16 + len(pieces[at + 1])
+            end = at + 2
+            total: i64 = size
+            if self.gso:
+                while end < count and end - at < 2 * MAX_SEGMENTS:
+                    next_size: i64 = 16 + len(pieces[end + 1])
+                    if next_size > size or total + next_size > MAX_TRAIN:
+                        break
+                    total += next_size
+                    end += 2
+                    if next_size < size:
+                        break
+            self._sendmsg(peer, pieces[at:end], end - at > 2, int(size), now_ns)
+            at = end
+
+    def _sendmsg(self, peer: OutPeer, train: list[bytes], many: bool, size: int, now_ns: i64) -> None:
+        ancillary = [(SOL_UDP, UDP_SEGMENT, _SIZE.pack(size))] if many else []
+        tries = 0
+        while True:
+            try:
+                peer.socket.sendmsg(train, ancillary, 0, peer.address)
+                return
+            except BlockingIOError:
+                tries += 1
+                if tries > 4 or not _wait_writable(peer.socket.fileno()):
+                    self.drops.add(DROP_SEND, len(train) // 2)
+                    return
+            except OSError as error:
+                code = error.errno or 0
+                if many and code != EMSGSIZE and not _is_unreachable(code):
+                    self.gso = False  # the device will not segment: send one by one from now on
+                    self._transmit(peer, train, now_ns)
+                    return
+                self.drops.add(DROP_SEND, len(train) // 2)
+                if now_ns - peer.failed_ns > SECOND_NS:
+                    peer.failed_ns = now_ns
+                    self.notes.append((SEND_FAILED, peer.slot, code))
+                return
+
+
+def _signed(value: i64) -> i32:
+    """An unsigned 32-bit number as the signed one of the same bits."""
+    return i32(value - 0x100000000) if value >= 0x80000000 else i32(value)
+
+
+def _is_unreachable(code: int) -> bool:
+    """EPERM, EACCES, ENETUNREACH, EHOSTUNREACH, ENETDOWN, EADDRNOTAVAIL, ECONNREFUSED"""
+    return code in (1, 13, 101, 113, 100, 99, 111)
+
+
+def _wait_writable(descriptor: int) -> bool:
+    poller = select.poll()
+    poller.register(descriptor, select.POLLOUT)
+    return bool(poller.poll(10))

@@ -1,0 +1,49 @@
+"""Builds the packet core, `gw/native/`, with mypyc. Everything else about the package stands in pyproject.toml.
+
+GW_NATIVE=auto (default)   compile; where that fails, install the same code to be interpreted
+GW_NATIVE=require          compile, or fail
+GW_NATIVE=off              do not compile
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_ext import build_ext
+
+MODE = os.environ.get("GW_NATIVE", "auto")
+SOURCES = sorted(str(path) for path in Path("gw/native").glob("*.py") if path.name != "__init__.py")
+
+
+class AllOrNothing(build_ext):
+    """mypyc's group file and its shims are one thing: with one of them missing the package cannot be imported."""
+
+    def build_extensions(self) -> None:
+        try:
+            super().build_extensions()
+        except Exception as error:
+            if MODE == "require":
+                raise
+            print(f"gw.native is not compiled and will run interpreted: {error}", file=sys.stderr)
+            for extension in self.extensions:
+                Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
+            self.extensions = []
+
+
+def extensions() -> list:
+    if MODE == "off":
+        return []
+    if MODE not in ("auto", "require"):
+        raise SystemExit(f"GW_NATIVE is `{MODE}`: off, auto or require")
+    # mypyc translates `__init__.py` too, so that COMPILED is what the package really is
+    from mypyc.build import mypycify
+
+    return mypycify(
+        ["--strict", "gw/native/__init__.py", *SOURCES], opt_level="3", debug_level="0", group_name="gw_native"
+    )
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": AllOrNothing})
