@@ -37,6 +37,8 @@ SOL_UDP: Final = 17
 UDP_GRO: Final = 104
 MSG_TRUNC: Final = 0x20
 TRANSPORT: Final = 4
+MAX_EARLY: Final = 64
+BOTH_WAYS_NS: Final = 2_000_000_000  # a peer that tries a path sends both ways: the direct one counts
 MAX_FOREIGN: Final = 512  # datagrams for the engine in one round; more are dropped
 
 
@@ -50,6 +52,7 @@ class InPeer:
         self.tally: Tally = tally
         self.source: Any = None
         self.heard: bool = False
+        self.direct_ns: i64 = 0  # when a datagram last came without a relay
         self.noted_ns: i64 = 0
 
 
@@ -82,6 +85,8 @@ class Inbound:
         self.notes: list[tuple[int, int, int]] = []
         self.heard: list[tuple[int, Any]] = []  # slot, source: the peer's datagrams now come from there
         self.foreign: list[tuple[bytes, Any]] = []  # datagram, source
+        self.early: list[tuple[bytes, Any]] = []  # of sessions that the engine may be telling of right now
+        self.retrying: bool = False
         self.tsmp: list[tuple[int, bytes]] = []
         self.invalid_tag: Any = None  # the exception class of a wrong tag
 
@@ -149,7 +154,13 @@ class Inbound:
             session = self.sessions.get(int(index))
             body: i64 = at + 16
             at = end
-            if session is None or now_ns >= session.expires_ns:
+            if session is None:
+                if len(self.early) < MAX_EARLY and not self.retrying:
+                    self.early.append((data[body - 16 : end], source))
+                else:
+                    self.drops.add(DROP_UNKNOWN_SESSION)
+                continue
+            if now_ns >= session.expires_ns:
                 self.drops.add(DROP_UNKNOWN_SESSION)
                 continue
             if counter < 0 or counter >= MAX_COUNTER:
@@ -174,7 +185,11 @@ class Inbound:
                 if touched is not None:
                     touched.tally.store()
                 touched = peer
-                if not peer.heard or peer.source != source:
+                if source is not None:
+                    peer.direct_ns = now_ns
+                if (not peer.heard or peer.source != source) and (
+                    source is not None or now_ns - peer.direct_ns > BOTH_WAYS_NS
+                ):
                     peer.heard = True
                     peer.source = source
                     self.heard.append((peer.slot, source))
@@ -189,6 +204,16 @@ class Inbound:
             self._deliver(packet, peer, tally, now_ns)
         if touched is not None:
             touched.tally.store()
+
+    def retry(self) -> None:
+        """Look at early datagrams again, after what the engine had to say was heard."""
+        early = self.early
+        self.early = []
+        self.retrying = True
+        now_ns: i64 = time.monotonic_ns()
+        for data, source in early:
+            self.receive(data, len(data), source, now_ns)
+        self.retrying = False
 
     def flush(self) -> None:
         """Write to the TUN what a round has brought."""

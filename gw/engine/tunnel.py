@@ -1,0 +1,578 @@
+"""The tunnel: WireGuard sessions with all peers, over two packet workers that move the bulk.
+
+    TUN ──> outbound worker ──> UDP          handshakes, disco, STUN: inbound worker ──> Tunnel ──> TunnelEvents
+    TUN <── inbound worker  <── UDP          relayed packets:         worker <──> Tunnel <──> TunnelEvents
+
+The tunnel knows nothing of paths: `set_plan` tells it where a peer's datagrams go. It never touches a packet of a
+direct path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from mmap import mmap
+from types import TracebackType
+from typing import Final, Protocol, Self, final
+
+from gw.engine.filterrules import Address, Network, compile_rules
+from gw.engine.link import (
+    AddPeer,
+    DropStaged,
+    EndSession,
+    FilterRules,
+    Foreign,
+    FromWorker,
+    Heard,
+    Inject,
+    Note,
+    Plan,
+    ReceiveSession,
+    Relayed,
+    RelayOut,
+    RemovePeer,
+    Routes,
+    SendKeepalive,
+    SendSession,
+    ToWorker,
+    Tsmp,
+)
+from gw.engine.worker import COUNTER_BYTES, Setup
+from gw.engine.workers import SharedTables, Worker, cores, new_hash_seed
+from gw.errors import GwError, StateError, WireError
+from gw.model.addresses import TAILNET_MTU, AddrPort
+from gw.model.filterrule import FilterRule
+from gw.model.keys import NodeKey, NodeSecret
+from gw.model.sendplan import SendPlan
+from gw.native import COMPILED
+from gw.native.counters import (
+    INBOUND_DROPS_AT,
+    MAX_PEERS,
+    REASON_NAMES,
+    REASONS,
+    received_at,
+    sent_at,
+)
+from gw.native.outbound import ACTIVE, CONFIRMED, NEED_SESSION, SEND_FAILED, WAKE
+from gw.net.tun import Tun, open_tun
+from gw.net.udp import UdpSockets, open_udp
+from gw.wire.wg import (
+    TRANSPORT,
+    Activity,
+    Device,
+    Install,
+    Keepalive,
+    Output,
+    Reply,
+    Retire,
+    Transmit,
+    Unreachable,
+    kind_of,
+)
+from gw.wire.wg.peer import NEVER, REJECT_AFTER_S
+
+log: Final = logging.getLogger(__name__)
+
+TICK_S: Final = 0.25
+QUIET_AFTER_S: Final = 200.0  # a peer without traffic for this long has no timers left
+NO_PLAN: Final = SendPlan(wake=True)
+RELAY_BATCH: Final = 48
+ROUTES_BATCH: Final = 2000
+MAX_QUICK_DEATHS: Final = 5
+QUICK_S: Final = 2.0
+_FOUR: Final = struct.Struct("<4q")
+
+
+class TunnelEvents(Protocol):
+    """What the tunnel tells its owner, on the owner's loop."""
+
+    def datagrams(self, batch: list[tuple[bytes, AddrPort]]) -> None:
+        """Everything that came on UDP and is not WireGuard: STUN, disco."""
+
+    def relay_out(self, peer: NodeKey, datagrams: list[bytes]) -> None:
+        """WireGuard datagrams to be sent by relay."""
+
+    def wake(self, peer: NodeKey) -> None:
+        """The first packet for the peer since a plan with `wake`."""
+
+    def heard(self, peer: NodeKey, source: AddrPort | None) -> None:
+        """Authentic datagrams of the peer now come from here; None: by relay."""
+
+    def session(self, peer: NodeKey) -> None:
+        """A new keypair can be sent with."""
+
+    def tsmp(self, peer: NodeKey, packet: bytes) -> None:
+        """An inner packet of protocol 99, addresses checked."""
+
+    def send_failed(self, peer: NodeKey, code: int) -> None:
+        """The system refused to send to the peer's UDP address; code is an errno."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStats:
+    """Traffic of one peer since the tunnel began. Bytes of inner packets; times monotonic seconds, NEVER if not yet.
+    last_handshake is in Unix seconds, 0 if there was none; last_tx and last_rx count data, not keepalives."""
+
+    rx_bytes: int
+    tx_bytes: int
+    rx_packets: int
+    tx_packets: int
+    last_handshake: float
+    last_rx: float
+    last_tx: float
+
+
+@dataclass(slots=True)
+class _Peer:
+    key: NodeKey
+    slot: int
+    allowed: frozenset[Network] = frozenset()
+    plan: SendPlan = NO_PLAN
+    sessions: set[int] = field(default_factory=set)
+
+
+@final
+class Tunnel:
+    """Use as `async with Tunnel(...) as tunnel`. Raises GwError on entry where the host does not allow it."""
+
+    def __init__(
+        self, secret: NodeSecret, tun_name: str, port: int, events: TunnelEvents, *, mtu: int = TAILNET_MTU
+    ) -> None:
+        """port: UDP port of both families, 0 for any; mtu: of the TUN, in bytes."""
+        self._events = events
+        self._wanted = (tun_name, port)
+        self._mtu = mtu
+        self._device = Device(secret.raw, os.urandom, time.time_ns)
+        self._by_key: dict[NodeKey, _Peer] = {}
+        self._by_raw: dict[bytes, _Peer] = {}
+        self._slots: dict[int, _Peer] = {}
+        self._free_slots: list[int] = []
+        self._active: dict[int, float] = {}  # slot -> when it was last known to have traffic
+        self._filter: list[FilterRules] = []
+        self._stir = asyncio.Event()
+        self._outbound: Worker | None = None
+        self._inbound: Worker | None = None
+        self._deaths: list[float] = []
+        self._failure: GwError | None = None
+
+    # Life
+
+    async def __aenter__(self) -> Self:
+        name, port = self._wanted
+        self._udp: UdpSockets = open_udp(port)
+        try:
+            self._tun: Tun = open_tun(name)
+        except GwError:
+            self._udp.close()
+            raise
+        self._tables = SharedTables.make()
+        self._counters = mmap(self._tables.counters, COUNTER_BYTES)
+        self._hash_seed = new_hash_seed()
+        self._start_outbound()
+        self._start_inbound()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in (self._outbound, self._inbound):
+            if worker is not None:
+                worker.stop()
+        self._outbound = self._inbound = None
+        self._udp.close()
+        self._tun.close()
+        self._counters.close()
+        self._tables.close()
+
+    async def run(self) -> None:
+        """Keep the timers; runs until cancelled. Raises GwError where the workers cannot be kept alive."""
+        while True:
+            now = time.monotonic()
+            self._tick(now)
+            if self._failure is not None:
+                raise self._failure
+            due = self._device.deadline()
+            wait = TICK_S if self._active else 60.0
+            if due is not None:
+                wait = min(wait, max(due - now, 0.01))
+            self._stir.clear()
+            try:
+                async with asyncio.timeout(wait):
+                    await self._stir.wait()
+            except TimeoutError:
+                pass
+
+    @property
+    def port(self) -> int:
+        return self._udp.port
+
+    @property
+    def tun_name(self) -> str:
+        return self._tun.name
+
+    @property
+    def has_v6(self) -> bool:
+        """True where the host has IPv6 sockets."""
+        return self._udp.v6 is not None
+
+    # Configuration
+
+    def set_peer(self, key: NodeKey, allowed_ips: Iterable[Network]) -> None:
+        """Let a peer in, with the inner addresses that are its own. Again: change them; sessions stay."""
+        peer = self._by_key.get(key)
+        if peer is None:
+            peer = _Peer(key, self._take_slot())
+            self._by_key[key] = self._by_raw[key.raw] = self._slots[peer.slot] = peer
+            self._device.add_peer(key.raw)
+            self._tell(AddPeer(peer.slot))
+            self._tell_plan(peer)
+        allowed = frozenset(allowed_ips)
+        add, remove = allowed - peer.allowed, peer.allowed - allowed
+        peer.allowed = allowed
+        self._tell_routes(peer, add, remove)
+
+    def remove_peer(self, key: NodeKey) -> None:
+        peer = self._by_key.pop(key, None)
+        if peer is None:
+            return
+        self._do(self._device.remove_peer(key.raw), None)
+        self._tell_routes(peer, (), peer.allowed)
+        self._tell(RemovePeer(peer.slot))
+        del self._by_raw[key.raw], self._slots[peer.slot]
+        self._active.pop(peer.slot, None)
+        _FOUR.pack_into(self._counters, sent_at(peer.slot), 0, 0, 0, 0)
+        _FOUR.pack_into(self._counters, received_at(peer.slot), 0, 0, 0, 0)
+        self._free_slots.append(peer.slot)
+
+    def set_plan(self, key: NodeKey, plan: SendPlan) -> None:
+        """Send the peer's datagrams this way from now on. A waiting handshake uses a new path at once."""
+        peer = self._by_key.get(key)
+        if peer is None or (peer.plan == plan and not plan.wake):
+            return
+        new_path = (plan.udp is not None and plan.udp != peer.plan.udp) or (plan.relay and not peer.plan.relay)
+        peer.plan = plan
+        self._tell_plan(peer)
+        if new_path:
+            self._do(self._device.nudge(key.raw, time.monotonic()), None)
+
+    def reset_session(self, key: NodeKey) -> None:
+        """The peer is known to have restarted: forget its keypairs, begin anew with the next packet."""
+        self._do(self._device.reset(key.raw), None)
+
+    def begin_session(self, key: NodeKey) -> None:
+        """Have a handshake now rather than with the first packet."""
+        now = time.monotonic()
+        if not self._device.has_session(key.raw, now):
+            self._do(self._device.want_session(key.raw, now), None)
+
+    def set_filter(self, rules: Iterable[FilterRule], local: Sequence[Address | Network]) -> None:
+        """Replace the packet filter. local: our own addresses and the routes we serve; nothing else is delivered."""
+        self._filter = compile_rules(rules, local)
+        self._tell_filter()
+
+    def set_secret(self, secret: NodeSecret) -> None:
+        """Our node key was rotated: all sessions end, peers stay."""
+        for peer in self._by_key.values():
+            self._do(self._device.remove_peer(peer.key.raw), None)
+        self._device = Device(secret.raw, os.urandom, time.time_ns)
+        for peer in self._by_key.values():
+            self._device.add_peer(peer.key.raw)
+
+    # Datagrams
+
+    def send(self, datagram: bytes, to: AddrPort) -> bool:
+        """Send from the node's own UDP port; False where the system refuses."""
+        sock = self._udp.v6 if to.is_v6 else self._udp.v4
+        if sock is None:
+            return False
+        try:
+            sock.sendto(datagram, (to.host, to.port))
+        except BlockingIOError:
+            return True  # lost, as UDP may be
+        except OSError:
+            return False
+        return True
+
+    def receive_relayed(self, source: NodeKey, datagrams: list[bytes]) -> None:
+        """WireGuard datagrams that a relay brought from `source`."""
+        bulk = [datagram for datagram in datagrams if kind_of(datagram) == TRANSPORT]
+        if bulk and self._inbound is not None:
+            for at in range(0, len(bulk), RELAY_BATCH):
+                self._inbound.sender.bulk(Relayed(bulk[at : at + RELAY_BATCH]))
+        if len(bulk) != len(datagrams):
+            for datagram in datagrams:
+                if kind_of(datagram) != TRANSPORT:
+                    self._handshake(datagram, source.raw + b"\0\0", source)
+
+    def inject(self, key: NodeKey, packet: bytes) -> None:
+        """Send an inner packet of our own to the peer (TSMP)."""
+        peer = self._by_key.get(key)
+        if peer is not None:
+            self._tell_outbound(Inject(peer.slot, packet))
+
+    # Numbers
+
+    def stats(self, key: NodeKey) -> PeerStats | None:
+        """The peer's counters, or None if it is not there."""
+        peer = self._by_key.get(key)
+        if peer is None:
+            return None
+        tx_packets, tx_bytes, tx_data, _ = _FOUR.unpack_from(self._counters, sent_at(peer.slot))
+        rx_packets, rx_bytes, rx_data, _ = _FOUR.unpack_from(self._counters, received_at(peer.slot))
+        handshake = self._device.latest_handshake(key.raw)
+        return PeerStats(
+            rx_bytes,
+            tx_bytes,
+            rx_packets,
+            tx_packets,
+            0.0 if handshake == NEVER else time.time() - (time.monotonic() - handshake),
+            _seconds(rx_data),
+            _seconds(tx_data),
+        )
+
+    def active_peers(self) -> list[NodeKey]:
+        """Peers that had traffic within the last few minutes: all that need watching."""
+        return [self._slots[slot].key for slot in self._active]
+
+    def health(self) -> dict[str, object]:
+        """How the data plane runs on this host, for `gw status --json`."""
+        drops: dict[str, int] = {}
+        for base in (0, INBOUND_DROPS_AT):
+            for name, count in zip(REASON_NAMES, struct.unpack_from(f"<{REASONS}q", self._counters, base), strict=True):
+                if count:
+                    drops[name] = drops.get(name, 0) + count
+        return {
+            "compiled": COMPILED,
+            "tun": self._tun.name,
+            "port": self._udp.port,
+            "tcp_offload": self._tun.tcp_offload,
+            "udp_offload": self._tun.udp_offload,
+            "udp_gso": self._udp.gso,
+            "udp_gro": self._udp.gro,
+            "workers": {
+                worker.kind: worker.pid for worker in (self._outbound, self._inbound) if worker and worker.is_alive()
+            },
+            "drops": drops,
+        }
+
+    # Workers
+
+    def _setup(self, core: int) -> Setup:
+        return Setup(
+            link=-1,
+            tun=self._tun.fd,
+            udp4=self._udp.v4.fileno(),
+            udp6=-1 if self._udp.v6 is None else self._udp.v6.fileno(),
+            counters=self._tables.counters,
+            flows=self._tables.flows,
+            mtu=self._mtu,
+            gso=self._udp.gso,
+            tcp_offload=self._tun.tcp_offload,
+            udp_offload=self._tun.udp_offload,
+            core=core,
+        )
+
+    def _start_outbound(self) -> None:
+        self._outbound = Worker("outbound", self._setup(cores()[0]), self._hash_seed, self._on_message, self._restart)
+
+    def _start_inbound(self) -> None:
+        self._inbound = Worker("inbound", self._setup(cores()[1]), self._hash_seed, self._on_message, self._restart)
+
+    def _restart(self) -> None:
+        """A worker died. No keypair that it held is ever used again: all sessions end, busy peers begin new ones."""
+        now = time.monotonic()
+        self._deaths = [at for at in self._deaths if now - at < QUICK_S * MAX_QUICK_DEATHS] + [now]
+        if len(self._deaths) > MAX_QUICK_DEATHS:
+            self._failure = GwError("packet workers die as soon as they start", hint="run `gwd run --log-level debug`")
+            self._stir.set()
+            return
+        had_session = [peer for peer in self._by_key.values() if peer.sessions]
+        for peer in had_session:
+            self._do(self._device.reset(peer.key.raw), None)
+        if self._outbound is None or not self._outbound.is_alive():
+            self._start_outbound()
+        if self._inbound is None or not self._inbound.is_alive():
+            self._start_inbound()
+        # the surviving worker takes what it knows already as it is
+        for peer in self._by_key.values():
+            self._tell(AddPeer(peer.slot))
+            self._tell_routes(peer, peer.allowed, ())
+            self._tell_plan(peer)
+        self._tell_filter()
+        for peer in had_session:
+            self._do(self._device.renew(peer.key.raw, now), None)
+
+    def _tell(self, message: ToWorker) -> None:
+        self._tell_outbound(message)
+        self._tell_inbound(message)
+
+    def _tell_outbound(self, message: ToWorker) -> None:
+        if self._outbound is not None:
+            self._outbound.sender.control(message)
+            self._outbound.push()
+
+    def _tell_inbound(self, message: ToWorker) -> None:
+        if self._inbound is not None:
+            self._inbound.sender.control(message)
+            self._inbound.push()
+
+    def _tell_filter(self) -> None:
+        for part in self._filter:
+            self._tell_inbound(part)
+
+    def _tell_routes(self, peer: _Peer, add: Iterable[Network], remove: Iterable[Network]) -> None:
+        added, removed = _prefixes(add), _prefixes(remove)
+        for at in range(0, max(len(added), len(removed)), ROUTES_BATCH):
+            self._tell(Routes(peer.slot, added[at : at + ROUTES_BATCH], removed[at : at + ROUTES_BATCH]))
+
+    def _tell_plan(self, peer: _Peer) -> None:
+        plan = peer.plan
+        host, port = (plan.udp.host, plan.udp.port) if plan.udp is not None else ("", 0)
+        self._tell_outbound(Plan(peer.slot, host, port, plan.relay, plan.wake))
+
+    def _on_message(self, message: FromWorker) -> None:
+        match message:
+            case Foreign(datagrams):
+                self._on_foreign(datagrams)
+            case RelayOut(slot, datagrams):
+                peer = self._slots.get(slot)
+                if peer is not None:
+                    self._events.relay_out(peer.key, datagrams)
+            case Note(kind, slot, detail):
+                peer = self._slots.get(slot)
+                if peer is not None:
+                    self._on_note(peer, kind, detail)
+            case Heard(slot, host, port):
+                peer = self._slots.get(slot)
+                if peer is not None:
+                    self._events.heard(peer.key, AddrPort(host, port) if host else None)
+            case Tsmp(slot, packet):
+                peer = self._slots.get(slot)
+                if peer is not None:
+                    self._events.tsmp(peer.key, packet)
+
+    def _on_note(self, peer: _Peer, kind: int, detail: int) -> None:
+        now = time.monotonic()
+        if kind == NEED_SESSION:
+            self._do(self._device.want_session(peer.key.raw, now), None)
+            self._stir.set()
+        elif kind == ACTIVE:
+            self._active[peer.slot] = now
+            self._stir.set()
+        elif kind == WAKE:
+            self._events.wake(peer.key)
+        elif kind == CONFIRMED:
+            self._do(self._device.confirmed(detail, now), None)
+        elif kind == SEND_FAILED:
+            self._events.send_failed(peer.key, detail)
+
+    def _on_foreign(self, datagrams: list[tuple[bytes, str, int]]) -> None:
+        others: list[tuple[bytes, AddrPort]] = []
+        for datagram, host, port in datagrams:
+            source = AddrPort(host, port)
+            if kind_of(datagram):
+                self._handshake(datagram, socket.inet_pton(*_packed_family(host)) + port.to_bytes(2, "big"), source)
+            else:
+                others.append((datagram, source))
+        if others:
+            self._events.datagrams(others)
+
+    def _handshake(self, datagram: bytes, source: bytes, came_from: AddrPort | NodeKey) -> None:
+        try:
+            outputs = self._device.receive(datagram, source, time.monotonic())
+        except WireError as error:
+            log.debug("handshake message dropped: %s", error)
+            return
+        for output in outputs:
+            if isinstance(output, Reply) and output.peer is not None:
+                peer = self._by_raw.get(output.peer)
+                if peer is not None:
+                    self._events.heard(peer.key, came_from if isinstance(came_from, AddrPort) else None)
+        self._do(outputs, came_from)
+
+    def _do(self, outputs: list[Output], came_from: AddrPort | NodeKey | None) -> None:
+        """Carry out what the device wants. came_from: where a reply goes."""
+        for output in outputs:
+            match output:
+                case Install():
+                    self._install(self._by_raw[output.peer], output)
+                case Retire(raw, index):
+                    peer = self._by_raw[raw]
+                    peer.sessions.discard(index)
+                    self._tell(EndSession(peer.slot, index))
+                case Reply(_, datagram):
+                    if isinstance(came_from, AddrPort):
+                        self.send(datagram, came_from)
+                    elif came_from is not None:
+                        self._events.relay_out(came_from, [datagram])
+                case Transmit(raw, datagram):
+                    self._transmit(self._by_raw[raw], datagram)
+                case Keepalive(raw):
+                    self._tell_outbound(SendKeepalive(self._by_raw[raw].slot))
+                case Unreachable(raw):
+                    self._tell_outbound(DropStaged(self._by_raw[raw].slot))
+        if outputs:
+            self._stir.set()
+
+    def _install(self, peer: _Peer, output: Install) -> None:
+        keypair = output.keypair
+        expires_ns = int((keypair.created + REJECT_AFTER_S) * 1e9)
+        index = keypair.local_index
+        if index not in peer.sessions:
+            peer.sessions.add(index)
+            confirm = not output.send
+            self._tell_inbound(ReceiveSession(peer.slot, index, keypair.receive_key, expires_ns, confirm))
+        if output.send:
+            self._tell_outbound(SendSession(peer.slot, index, keypair.send_key, keypair.remote_index, expires_ns))
+            if keypair.initiator:
+                self._tell_outbound(SendKeepalive(peer.slot))  # proves to the responder that we have the keys
+            self._active[peer.slot] = time.monotonic()
+            self._events.session(peer.key)
+
+    def _transmit(self, peer: _Peer, datagram: bytes) -> None:
+        plan = peer.plan
+        if plan.udp is None and not plan.relay:
+            self._events.wake(peer.key)
+            plan = peer.plan  # waking may have found a way
+        if plan.udp is not None and not self.send(datagram, plan.udp):
+            self._events.send_failed(peer.key, 0)
+        if plan.relay:
+            self._events.relay_out(peer.key, [datagram])
+
+    # Timers
+
+    def _tick(self, now: float) -> None:
+        for slot in list(self._active):
+            peer = self._slots[slot]
+            _, _, tx_data, tx_any = _FOUR.unpack_from(self._counters, sent_at(slot))
+            _, _, rx_data, rx_any = _FOUR.unpack_from(self._counters, received_at(slot))
+            activity = Activity(_seconds(tx_data), _seconds(tx_any), _seconds(rx_data), _seconds(rx_any))
+            self._do(self._device.observe(peer.key.raw, activity, now), None)
+            if now - max(self._active[slot], *activity) > QUIET_AFTER_S:
+                del self._active[slot]
+        self._do(self._device.poll(now), None)
+
+    def _take_slot(self) -> int:
+        if self._free_slots:
+            return self._free_slots.pop()
+        if len(self._slots) >= MAX_PEERS:
+            raise StateError(f"more than {MAX_PEERS} peers")
+        return len(self._slots)
+
+
+def _prefixes(networks: Iterable[Network]) -> list[tuple[bytes, int]]:
+    return [(network.network_address.packed, network.prefixlen) for network in networks]
+
+
+def _seconds(nanoseconds: int) -> float:
+    return nanoseconds / 1e9 if nanoseconds else NEVER
+
+
+def _packed_family(host: str) -> tuple[socket.AddressFamily, str]:
+    return (socket.AF_INET6, host.partition("%")[0]) if ":" in host else (socket.AF_INET, host)

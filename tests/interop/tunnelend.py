@@ -1,0 +1,118 @@
+"""One end of a tunnel with fixed peers, for tests: `python tunnelend.py CONFIG`. Runs until its stdin closes.
+
+CONFIG (JSON): secret and peer keys in hex, tun, port, address, peers: [{key, allowed, endpoint?}]. Prints one JSON line
+when ready and one for each line that it is given: {"stats": …} for `stats`, {"ok": …} for `kill outbound|inbound`,
+`filter none|all`, `renew`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from gw.engine.tunnel import Tunnel
+from gw.model.addresses import AddrPort
+from gw.model.filterrule import FilterRule, NetPortRange
+from gw.model.keys import NodeKey, NodeSecret
+from gw.model.sendplan import SendPlan
+
+ALL = [FilterRule(src_ips=["*"], dst_ports=[NetPortRange()])]
+
+
+class Events:
+    """Plain WireGuard: a peer is where it was heard from last."""
+
+    def __init__(self) -> None:
+        self.tunnel: Tunnel | None = None
+        self.other: list[str] = []
+        self.sessions = 0
+
+    def datagrams(self, batch: list[tuple[bytes, AddrPort]]) -> None:
+        self.other += [data.hex() for data, _ in batch]
+
+    def relay_out(self, peer: NodeKey, datagrams: list[bytes]) -> None:
+        pass
+
+    def wake(self, peer: NodeKey) -> None:
+        pass
+
+    def heard(self, peer: NodeKey, source: AddrPort | None) -> None:
+        assert self.tunnel is not None
+        if source is not None:
+            self.tunnel.set_plan(peer, SendPlan(udp=source))
+
+    def session(self, peer: NodeKey) -> None:
+        self.sessions += 1
+
+    def tsmp(self, peer: NodeKey, packet: bytes) -> None:
+        pass
+
+    def send_failed(self, peer: NodeKey, code: int) -> None:
+        pass
+
+
+def answer(**fields: object) -> None:
+    print(json.dumps(fields), flush=True)
+
+
+async def main() -> None:
+    config = json.loads(Path(sys.argv[1]).read_text())
+    events = Events()
+    local = ipaddress.ip_interface(config["address"])
+    async with Tunnel(NodeSecret(bytes.fromhex(config["secret"])), config["tun"], config["port"], events) as tunnel:
+        events.tunnel = tunnel
+        for line in (
+            f"addr add {config['address']} dev {tunnel.tun_name}",
+            f"link set {tunnel.tun_name} mtu {config.get('mtu', 1280)} up",
+        ):
+            subprocess.run(["ip", *line.split()], check=True)
+        peers = []
+        for peer in config["peers"]:
+            key = NodeKey(bytes.fromhex(peer["key"]))
+            peers.append(key)
+            tunnel.set_peer(key, [ipaddress.ip_network(text) for text in peer["allowed"]])
+            if peer.get("endpoint"):
+                tunnel.set_plan(key, SendPlan(udp=AddrPort.parse(peer["endpoint"])))
+        tunnel.set_filter(ALL, [local.ip])
+        answer(ready=True, health=tunnel.health())
+        reader = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        async with asyncio.TaskGroup() as group:
+            timers = group.create_task(tunnel.run())
+            while line := (await reader.readline()).decode().split():
+                match line:
+                    case ["stats"]:
+                        stats = tunnel.stats(peers[0])
+                        assert stats is not None
+                        answer(
+                            rx=stats.rx_bytes,
+                            tx=stats.tx_bytes,
+                            handshake=stats.last_handshake,
+                            sessions=events.sessions,
+                            other=events.other,
+                            health=tunnel.health(),
+                        )
+                    case ["kill", kind]:
+                        os.kill(tunnel.health()["workers"][kind], signal.SIGKILL)
+                        answer(ok=True)
+                    case ["filter", "none"]:
+                        tunnel.set_filter([], [local.ip])
+                        answer(ok=True)
+                    case ["filter", "all"]:
+                        tunnel.set_filter(ALL, [local.ip])
+                        answer(ok=True)
+                    case ["renew"]:
+                        for key in peers:
+                            tunnel.reset_session(key)
+                        answer(ok=True)
+            timers.cancel()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
