@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from gw.model.gojson import GoStruct
@@ -65,4 +67,4 @@ class Hostinfo(GoStruct):
     services_hash: str = ""
     peer_relay: bool = False
     exit_node_id: str = ""
-    location: msgspec.Raw | None = None
+    location: Any = None  # a union with Raw would only read null

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -81,6 +82,6 @@ class MapResponse(GoStruct):
     packet_filters: dict[str, list[FilterRule] | None] | None = None
     user_profiles: list[UserProfile] | None = None
     health: list[str] | None = None
-    ssh_policy: msgspec.Raw | None = msgspec.field(default=None, name="SSHPolicy")
+    ssh_policy: Any = msgspec.field(default=None, name="SSHPolicy")  # a union with Raw would only read null
     control_time: datetime | None = None
     debug: Debug | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
@@ -16,7 +17,7 @@ ZERO_NL_KEY = "nlpub:" + "0" * 64
 
 class RegisterAuth(GoStruct):
     auth_key: str = ""
-    oauth2_token: msgspec.Raw | None = None
+    oauth2_token: Any = None  # a union with Raw would only read null
 
 
 class RegisterRequest(GoStruct, omit_defaults=False):
