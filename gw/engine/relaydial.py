@@ -1,0 +1,88 @@
+"""Reaching a relay: TCP, TLS with a name or a pinned certificate, and the upgrade to DERP.
+
+Ref: spec relay-and-path §1.4; tailscale derp/derphttp
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ssl
+import time
+from typing import Final
+
+from gw.errors import GwError, TimedOut
+from gw.model.derpmap import DERPNode
+from gw.net.tcp import Streams, connect
+
+PIN_PREFIX: Final = "sha256-raw:"
+UPGRADE_S: Final = 10.0
+MAX_HEAD_BYTES: Final = 16 << 10
+
+
+async def open_derp(node: DERPNode, ideal: DERPNode) -> Streams:
+    """A connection just after its upgrade: DERP frames follow. ideal: the first node of the region. Raises GwError."""
+    reader, writer = await _connect(node)
+    try:
+        extra = f"Ideal-Node: {ideal.name}\r\n" if node.name != ideal.name else ""
+        writer.write(
+            f"GET /derp HTTP/1.1\r\nHost: {node.host_name}\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n"
+            f"User-Agent: ghostwire\r\n{extra}\r\n".encode()
+        )
+        head = await _head(reader, node)
+        if head.split(b" ", 2)[1:2] != [b"101"]:
+            line = head.split(b"\r\n", 1)[0].decode(errors="replace")
+            raise GwError(f"relay `{node.host_name}` does not upgrade: {line[:100]}")
+    except BaseException:
+        writer.close()
+        raise
+    return reader, writer
+
+
+async def probe_latency(node: DERPNode) -> float:
+    """Seconds of one request and answer on an open connection, for hosts whose UDP is blocked. Raises GwError."""
+    reader, writer = await _connect(node)
+    try:
+        began = time.monotonic()
+        writer.write(f"GET /derp/latency-check HTTP/1.1\r\nHost: {node.host_name}\r\n\r\n".encode())
+        head = await _head(reader, node)
+        if not head.split(b" ", 2)[1].startswith(b"2"):
+            raise GwError(f"relay `{node.host_name}` refuses the latency check")
+        return time.monotonic() - began
+    finally:
+        writer.close()
+
+
+async def _connect(node: DERPNode) -> Streams:
+    addresses = [each for each in (node.ipv4, node.ipv6) if each and each != "none"]
+    if node.insecure_for_tests and not node.cert_name and node.derpport == 80:
+        return await connect(node.host_name, node.derpport, addresses=addresses)
+    pin = node.cert_name.removeprefix(PIN_PREFIX) if node.cert_name.startswith(PIN_PREFIX) else ""
+    tls = ssl.create_default_context()
+    if pin or node.insecure_for_tests:
+        tls.check_hostname = False
+        tls.verify_mode = ssl.CERT_NONE  # the pin is compared below; or a test asked for it
+    reader, writer = await connect(
+        node.host_name,
+        node.derpport or 443,
+        tls=tls,
+        server_name=node.cert_name if node.cert_name and not pin else node.host_name,
+        addresses=addresses,
+    )
+    if pin:
+        session: ssl.SSLObject = writer.get_extra_info("ssl_object")
+        shown = session.getpeercert(binary_form=True) or b""
+        if hashlib.sha256(shown).hexdigest() != pin.lower():
+            writer.close()
+            raise GwError(f"relay `{node.host_name}` shows another certificate than the relay map pins")
+    return reader, writer
+
+
+async def _head(reader: asyncio.StreamReader, node: DERPNode) -> bytes:
+    try:
+        async with asyncio.timeout(UPGRADE_S):
+            return await reader.readuntil(b"\r\n\r\n")
+    except TimeoutError:
+        raise TimedOut(f"no answer from relay `{node.host_name}`") from None
+    except (OSError, EOFError, asyncio.LimitOverrunError) as error:
+        raise GwError(f"relay `{node.host_name}` broke off: {error}") from error
