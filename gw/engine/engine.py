@@ -1,0 +1,457 @@
+"""The engine: tunnel, path finder, relays and netcheck as one, on one asyncio loop.
+
+    datagrams that are not WireGuard's ──> NetCheck (STUN), PathFinder (disco)
+    PathFinder's plans ──> Tunnel          Tunnel's relayed bulk <──> RelayPool
+
+What it decides it tells by `EngineEvents`; what it should know it is told by `set_…`.
+
+Ref: tailscale wgengine/magicsock
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Protocol, Self, final
+
+from gw.engine.endpoints import Interface, OwnEndpoints
+from gw.engine.filterrules import Address, Network
+from gw.engine.netcheck import NetCheck, Report
+from gw.engine.paths import (
+    NeedEndpoints,
+    PathChanged,
+    PathFinder,
+    PingResult,
+    PlanChanged,
+    SessionStale,
+    ToUdp,
+)
+from gw.engine.peerpath import NEVER
+from gw.engine.relayclient import RelayPool
+from gw.engine.tunnel import PeerStats, Tunnel
+from gw.errors import GwError, NotFound, WireError
+from gw.model.addresses import AddrPort
+from gw.model.derpmap import DERPMap
+from gw.model.filterrule import FilterRule
+from gw.model.hostinfo import NetInfo
+from gw.model.keys import DiscoKey, DiscoSecret, NodeKey, NodeSecret
+from gw.wire import tsmp
+from gw.wire.disco.envelope import is_disco
+
+log: Final = logging.getLogger(__name__)
+
+ACTIVITY_S: Final = 1.0
+RESTUN_S: Final = (20.0, 26.0)
+IDLE_RESTUN_S: Final = 120.0
+NO_UDP_RETRY_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConfig:
+    """A peer of the network map as the engine needs it."""
+
+    key: NodeKey
+    disco: DiscoKey | None
+    home: int
+    endpoints: tuple[AddrPort, ...]
+    allowed: frozenset[Network]
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerView:
+    """How a peer is reached now. direct: the trusted path; latency in seconds, 0 unknown; relay: its home region."""
+
+    direct: AddrPort | None
+    latency_s: float
+    relay: int
+    is_active: bool
+    stats: PeerStats
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The answer to a `ping`."""
+
+    latency_s: float
+    endpoint: AddrPort | None
+    region: int
+
+
+class EngineEvents(Protocol):
+    """What the engine tells its owner."""
+
+    def endpoints(self, endpoints: list[tuple[AddrPort, int]]) -> None:
+        """Where we may be found, with types."""
+
+    def netinfo(self, netinfo: NetInfo) -> None: ...
+
+    def path_changed(self, peer: NodeKey) -> None: ...
+
+
+@final
+class Engine:
+    """Use as `async with`, and run `run()` beside it."""
+
+    def __init__(
+        self,
+        secret: NodeSecret,
+        node: NodeKey,
+        disco: DiscoSecret,
+        events: EngineEvents,
+        interfaces: Callable[[], Sequence[Interface]],
+        *,
+        tun_name: str,
+        port: int,
+    ) -> None:
+        self._events = events
+        self._interfaces = interfaces
+        self._paths = PathFinder(disco, node, os.urandom)
+        self._tunnel = Tunnel(secret, tun_name, port, self)
+        self._relays = RelayPool(secret, self)
+        self._netcheck = NetCheck(os.urandom)
+        self._own = OwnEndpoints()
+        self._peers: dict[NodeKey, PeerConfig] = {}
+        self._local: tuple[Address, ...] = ()
+        self._map = DERPMap(regions={})
+        self._home = 0
+        self._waiting: dict[int, asyncio.Future[Pong]] = {}
+        self._last_tx: dict[NodeKey, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._look_again = asyncio.Event()
+        self._look_full = False
+        self._last_active = time.monotonic()
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self._tunnel)
+            await stack.enter_async_context(self._relays)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._stack.aclose()
+
+    async def run(self) -> None:
+        """Keep timers, activity and netcheck going until cancelled. Raises GwError where the data plane fails."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._tunnel.run())
+            group.create_task(self._watch_activity())
+            group.create_task(self._look_around())
+
+    @property
+    def tun_name(self) -> str:
+        return self._tunnel.tun_name
+
+    @property
+    def port(self) -> int:
+        return self._tunnel.port
+
+    @property
+    def home(self) -> int:
+        """The relay region at which we are reached; 0 before there is one."""
+        return self._home
+
+    def health(self) -> dict[str, object]:
+        report = self._netcheck.last
+        return {**self._tunnel.health(), "udp": report is not None and report.has_udp, "home": self._home}
+
+    # Configuration
+
+    def set_derp_map(self, derp_map: DERPMap) -> None:
+        self._map = derp_map
+        self._relays.set_map(derp_map)
+        if self._home not in (derp_map.regions or {}):
+            self._set_home(0)
+        self.look_again(full=True)
+
+    def set_peer(self, peer: PeerConfig) -> None:
+        """A peer that is new or different."""
+        self._peers[peer.key] = peer
+        self._tunnel.set_peer(peer.key, peer.allowed)
+        self._paths.set_peer(peer.key, peer.disco, peer.home, list(peer.endpoints), time.monotonic())
+        self._pump()
+
+    def remove_peer(self, key: NodeKey) -> None:
+        self._peers.pop(key, None)
+        self._last_tx.pop(key, None)
+        self._paths.remove_peer(key)
+        self._tunnel.remove_peer(key)
+
+    def set_filter(self, rules: Iterable[FilterRule], local: Sequence[Address], routes: Sequence[Network]) -> None:
+        """local: our own addresses; routes: networks that we serve."""
+        self._local = tuple(local)
+        self._tunnel.set_filter(rules, [*local, *routes])
+
+    def set_secret(self, secret: NodeSecret, node: NodeKey) -> None:
+        """Our node key was rotated."""
+        self._tunnel.set_secret(secret)
+        self._relays.set_secret(secret)
+        self._paths.set_node(node)
+
+    def network_changed(self) -> None:
+        """Our own interfaces changed."""
+        self._own.forget()
+        self._paths.network_changed(time.monotonic())
+        self.look_again(full=True)
+        self._pump()
+
+    def look_again(self, *, full: bool = False) -> None:
+        """Have a netcheck now."""
+        self._look_full = self._look_full or full
+        self._look_again.set()
+
+    # Questions
+
+    def view(self, key: NodeKey) -> PeerView | None:
+        """How the peer is reached, and its counters; None for one that is not there."""
+        peer, stats = self._peers.get(key), self._tunnel.stats(key)
+        if peer is None or stats is None:
+            return None
+        now = time.monotonic()
+        direct = self._paths.direct_path(key, now)
+        last = max(stats.last_rx, stats.last_tx)
+        return PeerView(
+            direct[0] if direct else None, direct[1] if direct else 0.0, peer.home, now - last < 45.0, stats
+        )
+
+    def active_peers(self) -> list[NodeKey]:
+        """Peers with traffic within the last minutes."""
+        return self._tunnel.active_peers()
+
+    async def ping(self, key: NodeKey) -> Pong:
+        """A disco ping below the tunnel: the first pong, by whichever way. The caller sets the time limit."""
+        if key not in self._peers:
+            raise NotFound("no such peer")
+        id_ = self._paths.ping(key, time.monotonic())
+        future: asyncio.Future[Pong] = self._loop.create_future()
+        self._waiting[id_] = future
+        try:
+            self._pump()
+            return await future
+        finally:
+            del self._waiting[id_]
+
+    # TunnelEvents
+
+    def datagrams(self, batch: list[tuple[bytes, AddrPort]]) -> None:
+        now = time.monotonic()
+        for datagram, source in batch:
+            if is_disco(datagram):
+                self._paths.feed_udp(datagram, source, now)
+            elif self._netcheck.feed(datagram, now) and self._netcheck.is_running:
+                self._look_again.set()
+        self._pump()
+
+    def relay_out(self, peer: NodeKey, datagrams: list[bytes]) -> None:
+        config = self._peers.get(peer)
+        if config is not None:
+            self._relays.send(peer, config.home, datagrams)
+
+    def wake(self, peer: NodeKey) -> None:
+        self._paths.wake(peer, time.monotonic())
+        self._pump()
+
+    def heard(self, peer: NodeKey, source: AddrPort | None) -> None:
+        self._paths.heard(peer, source, time.monotonic())
+        self._pump()
+
+    def session(self, peer: NodeKey) -> None:
+        """Tell the peer our disco key inside the tunnel: it may have an older one from control."""
+        config = self._peers.get(peer)
+        if config is None or config.disco is None:
+            return
+        for ours in self._local:
+            theirs = next((each for each in config.addresses if each.version == ours.version), None)
+            if theirs is not None:
+                advert = tsmp.DiscoAdvert(self._paths.disco_key)
+                self._tunnel.inject(peer, tsmp.encode(advert, ours, theirs))
+                return
+
+    def tsmp(self, peer: NodeKey, packet: bytes) -> None:
+        config = self._peers.get(peer)
+        try:
+            source, destination, message = tsmp.decode(packet)
+        except WireError:
+            return
+        if config is None:
+            return
+        if isinstance(message, tsmp.Ping):
+            self._tunnel.inject(peer, tsmp.encode(tsmp.Pong(message.data), destination, source))
+        elif isinstance(message, tsmp.DiscoAdvert) and message.key != config.disco and config.disco is not None:
+            # fresher than control's: the peer was restarted, and this very session is its new one
+            self._peers[peer] = config = PeerConfig(
+                config.key, message.key, config.home, config.endpoints, config.allowed, config.addresses
+            )
+            self._paths.set_peer(peer, message.key, config.home, list(config.endpoints), time.monotonic())
+            self._pump(keep_session=peer)
+
+    def send_failed(self, peer: NodeKey, code: int) -> None:
+        log.debug("sending to %s failed: %s", peer.short(), os.strerror(code) if code else "refused")
+        self._paths.send_failed(peer, time.monotonic())
+        self._pump()
+
+    # RelayEvents
+
+    def packets(self, region: int, batch: list[tuple[NodeKey, bytes]]) -> None:
+        now = time.monotonic()
+        bulk: dict[NodeKey, list[bytes]] = {}
+        for source, datagram in batch:
+            if source not in self._peers:
+                continue
+            if not self._paths.feed_relay(datagram, region, source, now):
+                bulk.setdefault(source, []).append(datagram)
+        for source, datagrams in bulk.items():
+            self._tunnel.receive_relayed(source, datagrams)
+        self._pump()
+
+    def peer_gone(self, region: int, peer: NodeKey) -> None:
+        log.debug("%s is not at relay %d", peer.short(), region)
+
+    def connected(self, region: int) -> None:
+        log.info("connected to relay %d%s", region, ", our home" if region == self._home else "")
+
+    def disconnected(self, region: int) -> None:
+        log.info("relay %d is gone", region)
+        self.look_again()
+
+    # Inside
+
+    def _pump(self, *, keep_session: NodeKey | None = None) -> None:
+        """Carry out what the path finder wants, and come back when it wants more."""
+        now = time.monotonic()
+        out, events = self._paths.poll(now)
+        for event in events:
+            match event:
+                case PlanChanged(peer, plan):
+                    self._tunnel.set_plan(peer, plan)
+                case PathChanged(peer, direct, latency_s):
+                    log.info(
+                        "%s: %s", peer.short(), f"direct {direct}, {latency_s * 1e3:.1f} ms" if direct else "by relay"
+                    )
+                    self._events.path_changed(peer)
+                case PingResult(id_, _, latency_s, endpoint, region):
+                    future = self._waiting.get(id_)
+                    if future is not None and not future.done():
+                        future.set_result(Pong(latency_s, endpoint, region))
+                case NeedEndpoints():
+                    self.look_again()
+                case SessionStale(peer):
+                    if peer != keep_session:
+                        self._tunnel.reset_session(peer)
+        for outgoing in out:
+            if isinstance(outgoing, ToUdp):
+                self._tunnel.send(outgoing.datagram, outgoing.to)
+            else:
+                self._relays.send(outgoing.peer, outgoing.region, [outgoing.datagram])
+        if self._timer is not None:
+            self._timer.cancel()
+        due = self._paths.deadline()
+        self._timer = None if due is None else self._loop.call_later(max(due - now, 0.001), self._pump)
+
+    async def _watch_activity(self) -> None:
+        """Tell the path finder which peers data is sent to."""
+        while True:
+            await asyncio.sleep(ACTIVITY_S)
+            now = time.monotonic()
+            for key in self._tunnel.active_peers():
+                stats = self._tunnel.stats(key)
+                if stats is not None and stats.last_tx > self._last_tx.get(key, NEVER):
+                    self._last_tx[key] = stats.last_tx
+                    self._last_active = now
+                    if now - stats.last_tx < 2 * ACTIVITY_S:
+                        self._paths.active(key, now)
+            self._pump()
+
+    async def _look_around(self) -> None:
+        """Netchecks: at once when asked, often while there is traffic, seldom else."""
+        while True:
+            if self._map.regions:
+                await self._look_once()
+            report = self._netcheck.last
+            wait = random.uniform(*RESTUN_S) if time.monotonic() - self._last_active < 45.0 else IDLE_RESTUN_S
+            if report is not None and not report.has_udp:
+                wait = NO_UDP_RETRY_S
+            self._look_again.clear()
+            try:
+                async with asyncio.timeout(wait):
+                    await self._look_again.wait()
+            except TimeoutError:
+                pass
+
+    async def _look_once(self) -> None:
+        await self._resolve_names()
+        full, self._look_full = self._look_full, False
+        self._netcheck.start(self._map, time.monotonic(), has_v6=self._tunnel.has_v6, home=self._home, full=full)
+        while True:
+            now = time.monotonic()
+            for datagram, server in self._netcheck.poll(now):
+                self._tunnel.send(datagram, server)
+            report = self._netcheck.take(now)
+            if report is not None:
+                break
+            due = self._netcheck.deadline()
+            self._look_again.clear()
+            try:
+                async with asyncio.timeout(max((due or now) - now, 0.005)):
+                    await self._look_again.wait()
+            except TimeoutError:
+                pass
+        if not report.has_udp:
+            await self._measure_https(report)
+        now = time.monotonic()
+        self._netcheck.settle(report, now)
+        self._set_home(self._netcheck.choose_home(report, self._home, self._relays.last_heard, now))
+        own = self._own.gather(self._interfaces(), self._tunnel.port, report, now, own_tun=self._tunnel.tun_name)
+        self._paths.set_own_endpoints([endpoint for endpoint, _ in own], now)
+        self._events.endpoints(own)
+        self._events.netinfo(report.netinfo(self._home, os_has_v6=self._tunnel.has_v6))
+        self._pump()
+
+    def _set_home(self, region: int) -> None:
+        if region != self._home:
+            log.info("home relay: %d", region)
+            self._home = region
+        self._relays.set_home(region)
+
+    async def _measure_https(self, report: Report) -> None:
+        """UDP is blocked: how near the relays are over HTTPS."""
+
+        async def measure(region: int) -> None:
+            try:
+                async with asyncio.timeout(5.0):
+                    report.https[region] = await self._relays.latency_check(region)
+            except (TimeoutError, GwError) as error:
+                log.debug("relay %d over HTTPS: %s", region, error)
+
+        async with asyncio.TaskGroup() as group:
+            for id_, region in (self._map.regions or {}).items():
+                if not region.avoid and not region.no_measure_no_home:
+                    group.create_task(measure(id_))
+
+    async def _resolve_names(self) -> None:
+        for name in self._netcheck.needs(self._map):
+            addresses: list[str] = []
+            try:
+                async with asyncio.timeout(3.0):
+                    found = await self._loop.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
+                    addresses = sorted({str(ipaddress.ip_address(str(entry[4][0]))) for entry in found})
+            except (TimeoutError, OSError, ValueError):
+                log.info("relay `%s` has no address", name)
+                continue
+            self._netcheck.resolved(name, addresses)

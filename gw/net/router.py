@@ -1,0 +1,195 @@
+"""Addresses and routes of the tunnel's interface, in a table of their own as Tailscale lays them out.
+
+    5210, 5230   our own sockets (mark 0x80000/0xff0000) use main and default
+    5250         and never the tunnel
+    5270         everything else looks in table 52 first
+
+Only what this router made is ever removed. The interface takes its addresses and routes with it when it goes; rules
+stay after a kill, so they are removed at the next start.
+
+Ref: spec dataplane §3.6; pyroute2
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from gw.errors import GwError, PermissionNeeded
+
+log: Final = logging.getLogger(__name__)
+
+TABLE: Final = 52
+MARK: Final = 0x80000
+MASK: Final = 0xFF0000
+PROTOCOL: Final = 0x57  # marks what is ours in `ip rule` and `ip route`
+MAIN: Final = 254
+DEFAULT: Final = 253
+PRIORITIES: Final = (5210, 5230, 5250, 5270)
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
+_GONE: Final = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL)
+
+InterfaceAddress = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class RouterConfig:
+    """addresses: of this node, /32 and /128. routes: what goes into the tunnel. mtu: bytes."""
+
+    addresses: frozenset[InterfaceAddress] = frozenset()
+    routes: frozenset[Network] = frozenset()
+    mtu: int = 1280
+
+
+@final
+class Router:
+    """One interface. Methods are quick and block; call them on the loop."""
+
+    def __init__(self, tun_name: str) -> None:
+        self._name = tun_name
+        self._now = RouterConfig(mtu=0)
+        self._families: tuple[int, ...] = ()
+
+    def start(self) -> None:
+        """Bring the interface up and make the rules, after removing those of a killed run. Raises GwError."""
+        self._netlink: Any = IPRoute()
+        found = self._netlink.link_lookup(ifname=self._name)
+        if not found:
+            raise GwError(f"no interface `{self._name}`")
+        self._index: int = found[0]
+        self._remove_rules()
+        _call(lambda: self._netlink.link("set", index=self._index, state="up"), f"bring `{self._name}` up")
+        self._families = tuple(family for family in _FAMILIES if self._make_rules(family))
+
+    def apply(self, config: RouterConfig) -> None:
+        """Make the host as `config` says; only the difference is touched. Raises GwError, having done what it could."""
+        before, self._now = self._now, config
+        if config.mtu != before.mtu:
+            _call(lambda: self._netlink.link("set", index=self._index, mtu=config.mtu), "set the MTU")
+        for address in before.addresses - config.addresses:
+            self._address("del", address)
+        for address in config.addresses - before.addresses:
+            self._address("replace", address)
+        for route in before.routes - config.routes:
+            self._route("del", route)
+        for route in config.routes - before.routes:
+            self._route("replace", route)
+
+    def stop(self) -> None:
+        """Remove all that was made. Safe to call twice, and when the interface is gone."""
+        if not hasattr(self, "_netlink"):
+            return
+        try:
+            self.apply(RouterConfig(mtu=self._now.mtu))
+            self._remove_rules()
+        except GwError as error:
+            log.warning("%s", error.message)
+        finally:
+            self._netlink.close()
+            del self._netlink
+
+    def _address(self, verb: str, address: InterfaceAddress) -> None:
+        if _family(address) not in self._families:
+            return
+        _call(
+            lambda: self._netlink.addr(
+                verb,
+                index=self._index,
+                address=str(address.ip),
+                prefixlen=address.network.prefixlen,
+                family=_family(address),
+            ),
+            f"{verb} address {address}",
+            ignore=_GONE if verb == "del" else (errno.EEXIST,),
+        )
+
+    def _route(self, verb: str, route: Network) -> None:
+        if _family(route) not in self._families:
+            return
+        _call(
+            lambda: self._netlink.route(
+                verb, dst=str(route), oif=self._index, table=TABLE, family=_family(route), proto=PROTOCOL
+            ),
+            f"{verb} route {route}",
+            ignore=_GONE if verb == "del" else (),
+        )
+
+    def _make_rules(self, family: int) -> bool:
+        """False where the host has no such family."""
+        marked = {"fwmark": MARK, "fwmask": MASK}
+        rules: list[dict[str, Any]] = [
+            {"priority": 5210, "table": MAIN, **marked},
+            {"priority": 5230, "table": DEFAULT, **marked},
+            {"priority": 5250, "action": "FR_ACT_UNREACHABLE", **marked},
+            {"priority": 5270, "table": TABLE},
+        ]
+        try:
+            for rule in rules:
+                self._netlink.rule("add", family=family, protocol=PROTOCOL, **rule)
+        except NetlinkError as error:
+            if error.code == errno.EEXIST:
+                return True
+            if family == socket.AF_INET6 and error.code in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+                return False
+            raise _translate(error, "make routing rules") from error
+        if family == socket.AF_INET6:
+            return _has_v6(self._name)
+        return True
+
+    def _remove_rules(self) -> None:
+        for family in _FAMILIES:
+            try:
+                found = list(self._netlink.get_rules(family=family))
+            except NetlinkError:
+                continue
+            for rule in found:
+                attributes = dict(rule["attrs"])
+                if attributes.get("FRA_PRIORITY") not in PRIORITIES or attributes.get("FRA_PROTOCOL") != PROTOCOL:
+                    continue
+                request: dict[str, Any] = {"priority": attributes["FRA_PRIORITY"], "protocol": PROTOCOL}
+                if rule["action"] != 1:
+                    request["action"] = rule["action"]
+                elif "FRA_TABLE" in attributes:
+                    request["table"] = attributes["FRA_TABLE"]
+                if "FRA_FWMARK" in attributes:
+                    request |= {"fwmark": attributes["FRA_FWMARK"], "fwmask": attributes.get("FRA_FWMASK", MASK)}
+                _call(
+                    lambda request=request, family=family: self._netlink.rule("del", family=family, **request),  # type: ignore[misc]
+                    "remove a routing rule",
+                    ignore=_GONE,
+                )
+
+
+def _call(action: Callable[[], Any], what: str, *, ignore: tuple[int, ...] = ()) -> None:
+    try:
+        action()
+    except NetlinkError as error:
+        if error.code not in ignore:
+            raise _translate(error, what) from error
+
+
+def _translate(error: NetlinkError, what: str) -> GwError:
+    if error.code in (errno.EPERM, errno.EACCES):
+        return PermissionNeeded(f"may not {what}", hint="run `gwd` as root")
+    return GwError(f"cannot {what}: {error.args[-1]}")
+
+
+def _family(value: InterfaceAddress | Network) -> int:
+    return socket.AF_INET if value.version == 4 else socket.AF_INET6
+
+
+def _has_v6(name: str) -> bool:
+    try:
+        with open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6") as file:
+            return file.read().strip() == "0"
+    except OSError:
+        return False
