@@ -1,8 +1,13 @@
-"""TCP connections of the node's own, beside the tunnel: marked, optionally TLS, every failure one clear error."""
+"""TCP connections of the node's own, beside the tunnel: marked, optionally TLS, every failure one clear error.
+
+A name with several addresses is tried as RFC 8305 has it: IPv6 and IPv4 in turn, each a quarter of a second after the
+one before (at once where that failed), and the first to answer wins.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import Sequence
@@ -12,8 +17,9 @@ from gw.errors import GwError, NotFound, TimedOut
 from gw.net.udp import bypass
 
 CONNECT_S: Final = 10.0
-ATTEMPT_S: Final = 4.0
+STAGGER_S: Final = 0.25
 READ_LIMIT: Final = 1 << 20
+KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -33,7 +39,7 @@ async def connect(
     """
     try:
         async with asyncio.timeout(CONNECT_S):
-            sock = await _dial(host, port, addresses)
+            sock = await _race(await _resolve(host, port, addresses))
             try:
                 return await asyncio.open_connection(
                     sock=sock, ssl=tls, server_hostname=(server_name or host) if tls else None, limit=READ_LIMIT
@@ -56,41 +62,77 @@ async def connect(
         ) from error
 
 
-async def _dial(host: str, port: int, addresses: list[str] | None) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    last: OSError | None = None
-    for family, address in await _resolve(host, port, addresses):
-        sock = socket.socket(family, socket.SOCK_STREAM)
+Target = tuple[socket.AddressFamily, tuple[str, int]]
+
+
+async def _race(targets: Sequence[Target]) -> socket.socket:
+    """The first connection made; the others are closed. Raises the OSError of the last that failed."""
+    won: list[socket.socket] = []
+    failures: list[OSError] = []
+    give_way = asyncio.Event()  # one of them failed: the next one begins at once
+
+    async def attempt(family: socket.AddressFamily, address: tuple[str, int]) -> None:
+        try:
+            sock = await _dial(family, address)
+        except OSError as error:
+            failures.append(error)
+        else:
+            if won:
+                sock.close()
+            else:
+                won.append(sock)
+        give_way.set()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = []
+            for family, address in targets:
+                give_way.clear()
+                tasks.append(group.create_task(attempt(family, address)))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(STAGGER_S):
+                        await give_way.wait()
+                if won:
+                    break
+            while not won and len(failures) < len(tasks):
+                give_way.clear()
+                await give_way.wait()
+            for task in tasks:
+                task.cancel()
+    except BaseException:
+        for sock in won:
+            sock.close()
+        raise
+    if not won:
+        raise failures[-1] if failures else OSError("no address")
+    return won[0]
+
+
+async def _dial(family: socket.AddressFamily, address: tuple[str, int]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
         sock.setblocking(False)
         bypass(sock)
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            async with asyncio.timeout(ATTEMPT_S):
-                await loop.sock_connect(sock, address)
-        except TimeoutError:
-            sock.close()
-            last = TimeoutError(110, "no answer")
-        except OSError as error:
-            sock.close()
-            last = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise last if last is not None else OSError("no address")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
-async def _resolve(
-    host: str, port: int, addresses: list[str] | None
-) -> Sequence[tuple[socket.AddressFamily, tuple[str, int]]]:
+async def _resolve(host: str, port: int, addresses: list[str] | None) -> Sequence[Target]:
     if addresses:
         return [(socket.AF_INET6 if ":" in each else socket.AF_INET, (each, port)) for each in addresses]
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        raise NotFound(f"no such host: `{host}`: {error.strerror}", hint="check the name, or the host's DNS") from None
+    except (socket.gaierror, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, socket.gaierror) else "not a name"
+        raise NotFound(f"no such host: `{host}`: {reason}", hint="check the name, or the host's DNS") from None
     entries = [(entry[0], (str(entry[4][0]), int(entry[4][1]))) for entry in found]
     six = [entry for entry in entries if entry[0] == socket.AF_INET6]
     four = [entry for entry in entries if entry[0] == socket.AF_INET]

@@ -12,13 +12,15 @@ import base64
 import json
 import logging
 import os
+import re
 import ssl
-from collections.abc import AsyncIterator
+import struct
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Final, Self, final
 from urllib.parse import urlsplit
 
-from gw.errors import AuthRequired, GwError, TimedOut, UsageError, WireError
+from gw.errors import AuthRequired, GwError, StateError, TimedOut, UsageError, WireError
 from gw.model.gojson import decoder, encode
 from gw.model.keys import MachineKey, MachineSecret
 from gw.model.mapping import MapRequest, MapResponse
@@ -26,14 +28,14 @@ from gw.model.registration import RegisterRequest, RegisterResponse
 from gw.net.tcp import Streams, connect
 from gw.wire.ts2021.client import BodyData, Challenge, ConnectionClosed, ControlConnection, ResponseStarted, StreamEnded
 from gw.wire.ts2021.mapframes import MapFrames
-from gw.wire.ts2021.noise import RESPONSE_BYTES, ClientHandshake
+from gw.wire.ts2021.noise import ClientHandshake
 
 log: Final = logging.getLogger(__name__)
 
 VERSION: Final = 116  # capability version that we speak
 WATCHDOG_S: Final = 120.0
 ANSWER_S: Final = 30.0
-FOLLOWUP_S: Final = 24 * 3600.0
+FOLLOWUP_S: Final = 600.0  # then ask again: a middlebox may have forgotten the connection
 MAX_PAGE_BYTES: Final = 1 << 20
 MAX_ANSWER_BYTES: Final = 4 << 20
 
@@ -45,6 +47,10 @@ class NodeUnknown(GwError):
     """The server does not know this node any more: it was deleted."""
 
     code = "node-unknown"
+
+
+class _Silent(TimedOut):
+    """The server took a request and did not answer it."""
 
 
 class _Call:
@@ -92,7 +98,12 @@ class ControlClient:
     async def register(self, request: RegisterRequest) -> RegisterResponse:
         """Log in, look whether we are logged in, or wait for the browser (`followup`)."""
         wait = FOLLOWUP_S if request.followup else ANSWER_S
-        status, body = await self._exchange("/machine/register", encode(request), wait)
+        try:
+            status, body = await self._exchange("/machine/register", encode(request), wait)
+        except _Silent:
+            if request.followup:
+                return RegisterResponse(auth_url=request.followup)  # not decided yet: to be asked again
+            raise
         if status != 200:
             raise _refused("the login", status, body)
         return _read(body)
@@ -105,8 +116,8 @@ class ControlClient:
         if status != 200:
             raise _refused("an update", status, body)
 
-    async def map_stream(self, request: MapRequest) -> AsyncIterator[MapResponse]:
-        """Messages of the map stream until it ends. Silence of two minutes is an end too."""
+    async def map_stream(self, request: MapRequest) -> AsyncGenerator[MapResponse, None]:
+        """Messages of the map stream until it ends. Silence of two minutes is an end too. Close it with `aclosing`."""
         link = await self._linked()
         stream, call = link.request("/machine/map", encode(request), self._authority)
         frames = MapFrames(compressed=request.compress == "zstd")
@@ -162,7 +173,7 @@ class ControlClient:
                         return status, bytes(answer)
         except TimeoutError:
             await self.close()
-            raise TimedOut(f"no answer from the control server `{self._url}`") from None
+            raise _Silent(f"no answer from the control server `{self._url}`") from None
         finally:
             link.give_up(stream)
 
@@ -187,7 +198,7 @@ class ControlClient:
                 head = await reader.readuntil(b"\r\n\r\n")
                 if head.split(b" ", 2)[1:2] != [b"101"]:
                     raise GwError(f"`{self._url}` does not speak the control protocol: {_first_line(head)}")
-                session = hello.finish(await reader.readexactly(RESPONSE_BYTES))
+                session = hello.finish(await _handshake_message(reader))
         except TimeoutError:
             writer.close()
             raise TimedOut(f"no answer from the control server `{self._url}`") from None
@@ -215,7 +226,7 @@ class ControlClient:
         except OSError as error:
             raise GwError(f"`{self._url}` broke off: {error}") from error
         finally:
-            writer.close()
+            writer.transport.abort()  # all that was wanted has been read
         head, _, body = page.partition(b"\r\n\r\n")
         status = head.split(b" ", 2)[1:2]
         try:
@@ -223,7 +234,23 @@ class ControlClient:
                 return MachineKey.parse(str(json.loads(body)["publicKey"]))
         except (ValueError, KeyError, TypeError, WireError, RecursionError):
             pass
-        raise GwError(
+        raise self._no_key(status[0] if status else b"", head, body)
+
+    def _no_key(self, status: bytes, head: bytes, body: bytes) -> GwError:
+        """Why the answer to /key is of no use."""
+        if status == b"400" or (status == b"200" and not body):  # as Headscale refuses what it does not support
+            return GwError(
+                f"`{self._url}` does not speak version {VERSION} of the control protocol",
+                hint="update the control server",
+            )
+        if status[:1] == b"3" and (found := re.search(rb"(?im)^location: *(https?://[^/\s]+)", head)):
+            place = _plain(found[1])
+            return GwError(f"`{self._url}` sends us on to `{place}`", hint=f"use --login-server {place}")
+        if status[:1] == b"5":
+            return GwError(
+                f"`{self._url}` is out of order: {_first_line(head)}", hint="is the server behind it running?"
+            )
+        return GwError(
             f"`{self._url}` is not a control server: {_first_line(head)}", hint="check the address of --login-server"
         )
 
@@ -242,7 +269,11 @@ class _Link:
     def request(self, path: str, body: bytes, authority: str) -> tuple[int, _Call]:
         if self.is_closed:
             raise GwError("the connection to the control server is closed")
-        stream = self._connection.request(path, body, authority=authority)
+        try:
+            stream = self._connection.request(path, body, authority=authority)
+        except (StateError, WireError) as error:
+            self.close()
+            raise GwError(f"the control server takes no more requests: {error}") from None
         call = self._calls[stream] = _Call()
         self._flush()
         return stream, call
@@ -288,8 +319,7 @@ class _Link:
 
 
 def _refused(what: str, status: int, body: bytes) -> GwError:
-    text = body.decode(errors="replace").strip().splitlines()
-    reason = text[0][:200] if text else f"status {status}"
+    reason = _plain(body) or f"status {status}"
     if status in (401, 403):
         return AuthRequired(f"the control server refuses {what}: {reason}")
     return GwError(f"the control server refuses {what}: {reason}")
@@ -302,5 +332,18 @@ def _read(body: bytes) -> RegisterResponse:
         raise GwError(f"the control server sent nonsense: {error}") from None
 
 
+async def _handshake_message(reader: asyncio.StreamReader) -> bytes:
+    """The server's half of the handshake, or its refusal, which has a length of its own."""
+    head = await reader.readexactly(3)
+    (size,) = struct.unpack_from(">H", head, 1)
+    return head + await reader.readexactly(size)
+
+
 def _first_line(head: bytes) -> str:
-    return head.split(b"\r\n", 1)[0].decode(errors="replace")[:100] or "nothing"
+    return _plain(head.split(b"\r\n", 1)[0])[:100] or "nothing"
+
+
+def _plain(text: bytes) -> str:
+    """The first line of what the server wrote, without anything that could steer a terminal."""
+    lines = text.decode(errors="replace").strip().splitlines()
+    return "".join(letter if letter.isprintable() else "?" for letter in lines[0])[:200] if lines else ""

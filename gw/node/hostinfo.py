@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +15,8 @@ from gw.model.hostinfo import Hostinfo
 _GO_ARCH: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386", "riscv64": "riscv64"}
 
 
-def gather(hostname: str = "") -> Hostinfo:
-    """hostname: asked for by the person, else the host's own."""
+def gather(hostname: str = "", routable_ips: Sequence[str] = ()) -> Hostinfo:
+    """hostname: asked for by the person, else the host's own. routable_ips: subnets to offer a way into."""
     release = _os_release()
     return Hostinfo(
         ipn_version=f"{__version__}-ghostwire",
@@ -26,9 +27,10 @@ def gather(hostname: str = "") -> Hostinfo:
         distro_version=release.get("VERSION_ID", ""),
         distro_code_name=release.get("VERSION_CODENAME", ""),
         app="ghostwire",
-        hostname=hostname or socket.gethostname(),
+        hostname=hostname or socket.gethostname().partition(".")[0],
         machine=platform.machine(),
         go_arch=_GO_ARCH.get(platform.machine(), platform.machine()),
+        routable_ips=list(routable_ips) or None,
     )
 
 

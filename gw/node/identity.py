@@ -8,7 +8,7 @@ from typing import Final, Self, final
 
 from gw.errors import ConfigError, NotFound, WireError
 from gw.model.keys import MachineKey, MachineSecret, NodeKey, NodeSecret
-from gw.state.files import read_secret, write_secret
+from gw.state.files import read_secret, translate, write_secret
 from gw.wire.x25519 import clamp, public_key
 
 MACHINE_FILE: Final = "machine.key"
@@ -18,7 +18,7 @@ PREVIOUS_FILE: Final = "node-previous.key"
 
 @final
 class Identity:
-    """The keys of one state directory. `is_known` tells whether the node key was ever let in."""
+    """The keys of one state directory. `has_node_key` tells whether a server may know this node."""
 
     def __init__(
         self, folder: Path, machine: MachineSecret, node: NodeSecret | None, previous: NodeSecret | None
@@ -66,24 +66,24 @@ class Identity:
         return NodeKey(public_key(self._previous.raw)) if self._previous is not None else NodeKey.zero()
 
     def rotate(self) -> None:
-        """Take a new node key and remember the old one until `settle`."""
-        old = self._node
-        if old is not None:
-            _write(self._folder / PREVIOUS_FILE, old.text())
-            self._previous = old
+        """Take a new node key and remember the last one that a server may know, until `settle`."""
+        if self._node is not None and self._previous is None:
+            _write(self._folder / PREVIOUS_FILE, self._node.text())
+            self._previous = self._node
         self._node = NodeSecret(clamp(os.urandom(32)))
         _write(self._folder / NODE_FILE, self._node.text())
 
     def settle(self) -> None:
         """The server knows the new key: forget the one before."""
-        self._previous = None
-        (self._folder / PREVIOUS_FILE).unlink(missing_ok=True)
+        if self._previous is not None:
+            self._previous = None
+            _remove(self._folder / PREVIOUS_FILE)
 
     def forget(self) -> None:
         """Logged out: the next login begins with a new node key. The machine stays the same one."""
         self._node = self._previous = None
         for name in (NODE_FILE, PREVIOUS_FILE):
-            (self._folder / name).unlink(missing_ok=True)
+            _remove(self._folder / name)
 
 
 def _read(path: Path) -> bytes | None:
@@ -97,6 +97,13 @@ def _read(path: Path) -> bytes | None:
         raise ConfigError(
             "not a key", path=str(path), hint="restore it from a backup, or remove it to begin anew"
         ) from None
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise translate(error, "remove", path) from error
 
 
 def _write(path: Path, text: str) -> None:

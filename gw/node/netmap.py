@@ -1,29 +1,41 @@
 """The network map: what control streams, put together. Each message costs what it changes, never the whole map.
 
-Ref: control protocol §6
+A new stream begins from nothing, so its first message says the whole; the map of the stream before is kept until then,
+and the change that the first message makes is the difference between the two.
+
+Ref: control protocol §6; tailscale control/controlclient/map.go
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, final
 
 import msgspec
 
+from gw.model.addresses import DERP_MAGIC_V4
 from gw.model.derpmap import DERPMap
 from gw.model.dnsconfig import DNSConfig
 from gw.model.filterrule import FilterRule
 from gw.model.gojson import ZERO_TIME
+from gw.model.keys import DiscoKey
 from gw.model.mapping import MapResponse
 from gw.model.node import Node, PeerChange, UserProfile
 
 BASE_FILTER: Final = "base"
+ALL_FILTERS: Final = "*"
+SKEW: Final = timedelta(minutes=1)  # a clock that is off by more counts by the server's time
+_PATCHED: Final = ("endpoints", "key", "key_signature", "disco_key", "online", "last_seen", "cap_map")
+_NO_DISCO: Final = ("", str(DiscoKey.zero()))
 
 
 @dataclass(frozen=True, slots=True)
 class NetmapChange:
-    """What one message changed. upserted: ids of peers new or different; removed: peers as they last were."""
+    """What one message changed. Take `removed` before `upserted`: a node may leave and come back in one message.
+
+    upserted: ids of peers new or different. removed: peers as they last were.
+    """
 
     self_changed: bool = False
     upserted: tuple[int, ...] = ()
@@ -31,6 +43,7 @@ class NetmapChange:
     filter_changed: bool = False
     dns_changed: bool = False
     derp_changed: bool = False
+    health_changed: bool = False
 
     def __bool__(self) -> bool:
         return bool(
@@ -40,6 +53,7 @@ class NetmapChange:
             or self.filter_changed
             or self.dns_changed
             or self.derp_changed
+            or self.health_changed
         )
 
 
@@ -55,87 +69,95 @@ class Netmap:
         self.dns_config = DNSConfig()
         self.user_profiles: dict[int, UserProfile] = {}
         self.health: list[str] = []
+        self.clock_offset = timedelta(0)  # the server's clock less ours, where they differ by more than a minute
         self._filters: dict[str, list[FilterRule]] = {}
+        self._is_first = True
 
     @property
     def packet_filter(self) -> list[FilterRule]:
         """All named filters, joined in the order of their names. No filter means nothing may come in."""
         return [rule for name in sorted(self._filters) for rule in self._filters[name]]
 
-    def apply(self, message: MapResponse) -> NetmapChange:
-        """Take one message of the stream."""
-        upserted: dict[int, None] = {}
-        removed: list[Node] = []
+    def begin(self) -> None:
+        """A new stream has opened: its first message replaces the whole map."""
+        self._is_first = True
+
+    def is_expired(self, node: Node, wall: datetime) -> bool:
+        """Whether a node's key is over at `wall`, our UTC clock."""
+        return node.expired or (node.key_expiry is not None and node.key_expiry <= wall + self.clock_offset)
+
+    def is_usable(self, peer: Node, wall: datetime) -> bool:
+        """Whether a tunnel to this peer can be: its key is valid, and there is a way to find it."""
+        if self.is_expired(peer, wall) or not peer.key:
+            return False
+        return peer.is_wire_guard_only or peer.home_derp != 0 or peer.disco_key not in _NO_DISCO
+
+    def apply(self, message: MapResponse, wall: datetime | None = None) -> NetmapChange:
+        """Take one message of the stream; keepalives change nothing. wall: our UTC clock, now if not given."""
+        if message.keep_alive:
+            return NetmapChange()
+        wall = wall or datetime.now(UTC)
+        is_first, self._is_first = self._is_first, False
+        if message.control_time is not None:
+            skew = message.control_time - wall
+            self.clock_offset = skew if abs(skew) > SKEW else timedelta(0)
+        for profile in message.user_profiles or ():
+            self.user_profiles[profile.id] = profile
+        if message.domain:
+            self.domain = message.domain
         self_changed = self._apply_self(message)
-        if message.peers is not None:
-            kept = {node.id for node in message.peers}
-            removed += [self.peers.pop(id_) for id_ in list(self.peers) if id_ not in kept]
-            for node in message.peers:
-                self._put(node, upserted)
-        for node in message.peers_changed or ():
-            self._put(node, upserted)
+        if message.peers or is_first:
+            upserted, removed = self._replace_peers(message.peers or [])
+        else:
+            upserted, removed = self._change_peers(message, wall)
+        return NetmapChange(
+            self_changed,
+            upserted,
+            removed,
+            self._apply_filters(message, is_first),
+            self._apply_dns(message, is_first),
+            self._apply_derp(message),
+            self._apply_health(message, is_first),
+        )
+
+    def _apply_self(self, message: MapResponse) -> bool:
+        if message.node is None:
+            return False
+        node = _normal(message.node)
+        changed = node != self.self_node
+        self.self_node = node
+        return changed
+
+    # Peers
+
+    def _replace_peers(self, peers: list[Node]) -> tuple[tuple[int, ...], tuple[Node, ...]]:
+        """The whole list. It precludes the other changes of its message."""
+        kept = {node.id for node in peers}
+        removed = tuple(node for id_, node in self.peers.items() if id_ not in kept)
+        for node in removed:
+            del self.peers[node.id]
+        upserted: dict[int, None] = {}
+        for node in peers:
+            self._put(_normal(node), upserted)
+        return tuple(upserted), removed
+
+    def _change_peers(self, message: MapResponse, wall: datetime) -> tuple[tuple[int, ...], tuple[Node, ...]]:
+        """In the stock client's order: who goes, who comes, then what changed of those who are there."""
+        removed = []
         for id_ in message.peers_removed or ():
             gone = self.peers.pop(id_, None)
             if gone is not None:
                 removed.append(gone)
-                upserted.pop(id_, None)
+        upserted: dict[int, None] = {}
+        for node in message.peers_changed or ():
+            self._put(_normal(node), upserted)
+        for id_, is_seen in (message.peer_seen_change or {}).items():
+            self._edit(id_, upserted, {"last_seen": wall if is_seen else None})
+        for id_, is_online in (message.online_change or {}).items():
+            self._edit(id_, upserted, {"online": is_online})
         for patch in message.peers_changed_patch or ():
             self._patch(patch, upserted)
-        for id_, is_seen in (message.peer_seen_change or {}).items():
-            self._edit(id_, upserted, last_seen=datetime.now(UTC) if is_seen else None)
-        for id_, is_online in (message.online_change or {}).items():
-            self._edit(id_, upserted, online=is_online)
-        for profile in message.user_profiles or ():
-            self.user_profiles[profile.id] = profile
-        if message.health is not None:
-            self.health = message.health
-        if message.domain:
-            self.domain = message.domain
-        return NetmapChange(
-            self_changed,
-            tuple(upserted),
-            tuple(removed),
-            self._apply_filters(message),
-            self._apply_dns(message),
-            self._apply_derp(message),
-        )
-
-    def _apply_self(self, message: MapResponse) -> bool:
-        if message.node is None or message.node == self.self_node:
-            return False
-        self.self_node = message.node
-        return True
-
-    def _apply_filters(self, message: MapResponse) -> bool:
-        if message.packet_filter is None and message.packet_filters is None:
-            return False
-        before = self.packet_filter
-        if message.packet_filter is not None:
-            self._filters = {BASE_FILTER: message.packet_filter}
-        for name, rules in (message.packet_filters or {}).items():
-            if name == "*" and rules is None:
-                self._filters = {}
-            elif rules is None:
-                self._filters.pop(name, None)
-            else:
-                self._filters[name] = rules
-        return self.packet_filter != before or not before
-
-    def _apply_dns(self, message: MapResponse) -> bool:
-        if message.dns_config is None or message.dns_config == self.dns_config:
-            return False
-        self.dns_config = message.dns_config
-        return True
-
-    def _apply_derp(self, message: MapResponse) -> bool:
-        if message.derp_map is None:
-            return False
-        new = message.derp_map
-        if new.regions is None:  # absent regions keep those we have
-            new = msgspec.structs.replace(new, regions=self.derp_map.regions)
-        changed = new != self.derp_map
-        self.derp_map = new
-        return changed
+        return tuple(upserted), tuple(removed)
 
     def _put(self, node: Node, upserted: dict[int, None]) -> None:
         if self.peers.get(node.id) != node:
@@ -143,22 +165,101 @@ class Netmap:
             upserted[node.id] = None
 
     def _patch(self, patch: PeerChange, upserted: dict[int, None]) -> None:
-        changes: dict[str, object] = {}
+        node = self.peers.get(patch.node_id)
+        if node is None:
+            return  # as the stock client: a patch never makes a peer
+        changes: dict[str, object] = {name: value for name in _PATCHED if (value := getattr(patch, name)) is not None}
+        if "disco_key" in changes and _is_stale(patch, node):
+            del changes["disco_key"]
         if patch.derp_region:
             changes["home_derp"] = patch.derp_region
-            changes["derp"] = f"127.3.3.40:{patch.derp_region}"
-        for name in ("endpoints", "key", "key_signature", "disco_key", "online", "last_seen", "cap_map"):
-            value = getattr(patch, name)
-            if value is not None:
-                changes[name] = value
+            changes["derp"] = f"{DERP_MAGIC_V4}:{patch.derp_region}"
         if patch.cap:
             changes["cap"] = patch.cap
         if patch.key_expiry is not None:
             changes["key_expiry"] = None if patch.key_expiry == ZERO_TIME else patch.key_expiry
-        self._edit(patch.node_id, upserted, **changes)
+        if changes.get("key", node.key) != node.key or _is_later(changes, node):
+            changes["expired"] = False  # a patch cannot say it: a renewed key is valid again
+        self._edit(patch.node_id, upserted, changes)
 
-    def _edit(self, id_: int, upserted: dict[int, None], **changes: object) -> None:
-        """A patch for a peer we do not have is ignored, as the stock client does."""
+    def _edit(self, id_: int, upserted: dict[int, None], changes: dict[str, object]) -> None:
         node = self.peers.get(id_)
         if node is not None and changes:
             self._put(msgspec.structs.replace(node, **changes), upserted)
+
+    # The rest
+
+    def _apply_filters(self, message: MapResponse, is_first: bool) -> bool:
+        if message.packet_filter is None and message.packet_filters is None and not is_first:
+            return False
+        before = self.packet_filter
+        if is_first:
+            self._filters = {}
+        if message.packet_filter is not None:
+            self._filters[BASE_FILTER] = message.packet_filter
+        named = message.packet_filters or {}
+        if named.get(ALL_FILTERS, ()) is None:
+            self._filters = {}
+        for name, rules in named.items():
+            if name == ALL_FILTERS:
+                continue
+            if rules is None:
+                self._filters.pop(name, None)
+            else:
+                self._filters[name] = rules
+        return self.packet_filter != before
+
+    def _apply_dns(self, message: MapResponse, is_first: bool) -> bool:
+        new = message.dns_config or (DNSConfig() if is_first else self.dns_config)
+        changed = new != self.dns_config
+        self.dns_config = new
+        return changed
+
+    def _apply_derp(self, message: MapResponse) -> bool:
+        """A map without regions keeps those we have, and so does a stream without a map: relays are the last to go."""
+        if message.derp_map is None:
+            return False
+        new = message.derp_map
+        if new.regions is None:
+            new = msgspec.structs.replace(new, regions=self.derp_map.regions)
+        changed = new != self.derp_map
+        self.derp_map = new
+        return changed
+
+    def _apply_health(self, message: MapResponse, is_first: bool) -> bool:
+        new = message.health if message.health is not None else ([] if is_first else self.health)
+        changed = new != self.health
+        self.health = new
+        return changed
+
+
+def _normal(node: Node) -> Node:
+    """A node as servers of all ages mean it: one spelling of "absent", allowed addresses and relay always told."""
+    changes: dict[str, object] = {}
+    if node.allowed_ips is None and node.addresses is not None:
+        changes["allowed_ips"] = node.addresses
+    host, _, region = node.derp.rpartition(":")
+    if not node.home_derp and host == DERP_MAGIC_V4 and region.isascii() and region.isdigit() and len(region) < 10:
+        changes["home_derp"] = int(region)
+    if node.key_expiry == ZERO_TIME:
+        changes["key_expiry"] = None
+    if node.last_seen == ZERO_TIME:
+        changes["last_seen"] = None
+    return msgspec.structs.replace(node, **changes) if changes else node
+
+
+def _is_stale(patch: PeerChange, node: Node) -> bool:
+    """A disco key from before the peer was last seen: it belongs to a process that is gone."""
+    return (
+        patch.online is False
+        and patch.last_seen is not None
+        and node.last_seen is not None
+        and patch.last_seen < node.last_seen
+    )
+
+
+def _is_later(changes: dict[str, object], node: Node) -> bool:
+    if "key_expiry" not in changes or node.key_expiry is None:
+        return False
+    new = changes["key_expiry"]
+    return new is None or (isinstance(new, datetime) and new > node.key_expiry)

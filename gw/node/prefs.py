@@ -13,6 +13,7 @@ from gw.localapi.prefs import Prefs
 from gw.state.files import make_folder, write_atomic
 
 FILE: Final = "prefs.toml"
+SCHEMA: Final = 1
 
 
 def load_prefs(folder: Path) -> Prefs:
@@ -24,6 +25,14 @@ def load_prefs(folder: Path) -> Prefs:
         return Prefs(corp_dns=True)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot be read: {error}", path=str(path)) from error
+    schema = values.pop("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise ConfigError(
+            f"schema {schema} is not known here",
+            path=str(path),
+            key="schema",
+            hint="use the gwd that wrote it, or newer",
+        )
     known = {field.name for field in msgspec.structs.fields(Prefs)}
     unknown = sorted(set(values) - known)
     if unknown:
@@ -36,7 +45,7 @@ def load_prefs(folder: Path) -> Prefs:
 
 def save_prefs(folder: Path, prefs: Prefs) -> None:
     """Durable when it returns."""
-    lines = ["# written by gwd; change it with gw up and gw set"]
+    lines = ["# written by gwd; change it with gw up and gw set", f"schema = {SCHEMA}"]
     for name, value in msgspec.structs.asdict(prefs).items():
         lines.append(f"{name} = {_toml(value)}")
     make_folder(folder, 0o700)

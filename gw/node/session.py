@@ -16,7 +16,8 @@ import asyncio
 import enum
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import Final, Protocol, final
 
@@ -26,9 +27,9 @@ from gw.errors import AuthRequired, GwError
 from gw.model.addresses import AddrPort
 from gw.model.hostinfo import Hostinfo, NetInfo
 from gw.model.keys import DiscoKey
-from gw.model.mapping import MapRequest
+from gw.model.mapping import MapRequest, MapResponse
 from gw.model.registration import RegisterAuth, RegisterRequest, RegisterResponse
-from gw.node.control import VERSION, ControlClient, NodeUnknown
+from gw.node.control import VERSION, NodeUnknown
 from gw.node.identity import Identity
 from gw.node.netmap import Netmap, NetmapChange
 
@@ -38,6 +39,8 @@ FIRST_BACKOFF_S: Final = 0.2
 MAX_BACKOFF_S: Final = 30.0
 STEADY_S: Final = 30.0  # a stream that lived this long makes the next wait short again
 COALESCE_S: Final = 0.1
+ASK_AGAIN_S: Final = 2.0  # a follow-up that says nothing new is not asked again sooner
+EXPIRY_CHECK_S: Final = 60.0  # at least: clocks jump and hosts sleep
 _LOGGED_OUT: Final = datetime(1970, 1, 2, tzinfo=UTC)  # an expiry in the past logs out
 
 
@@ -48,6 +51,18 @@ class State(enum.Enum):
     NEEDS_LOGIN = "needs-login"
     NEEDS_APPROVAL = "needs-approval"
     CONNECTED = "connected"
+
+
+class Control(Protocol):
+    """What a session needs of a control server: `gw.node.control.ControlClient`."""
+
+    async def register(self, request: RegisterRequest) -> RegisterResponse: ...
+
+    async def update(self, request: MapRequest) -> None: ...
+
+    def map_stream(self, request: MapRequest) -> AsyncGenerator[MapResponse, None]: ...
+
+    async def close(self) -> None: ...
 
 
 class SessionEvents(Protocol):
@@ -73,7 +88,7 @@ class ControlSession:
 
     def __init__(
         self,
-        client: ControlClient,
+        client: Control,
         identity: Identity,
         disco: DiscoKey,
         hostinfo: Hostinfo,
@@ -81,6 +96,7 @@ class ControlSession:
         *,
         netmap: Netmap | None = None,
         jitter: Callable[[], float] = random.random,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """netmap: of an earlier session of this process, to be kept until the new one comes."""
         self._client = client
@@ -90,7 +106,13 @@ class ControlSession:
         self._events = events
         self._jitter = jitter
         self._endpoints: list[tuple[AddrPort, int]] | None = None
+        self._wall = wall
         self._dirty = asyncio.Event()
+        self._self_changed = asyncio.Event()
+        self._followup = ""  # the login that waits for a person, kept over reconnects
+        self._browsed = ""
+        self._told_state: State | None = None
+        self._told_problem: str | None = None
         self.netmap: Final = netmap or Netmap()
 
     # What the node has to say
@@ -123,33 +145,33 @@ class ControlSession:
         """
         if fresh and self._identity.has_node_key:
             self._identity.rotate()
+            self._followup = ""
+        self._told_state = None
         backoff = FIRST_BACKOFF_S
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
+            self._tell_state(State.CONNECTING)
             try:
-                self._events.state(State.CONNECTING)
-                if not await self._log_in(auth_key, fresh):
-                    self._events.state(State.NEEDS_LOGIN)
-                    return
+                await self._log_in(auth_key, fresh=fresh)
                 auth_key, fresh = "", False
                 await self._follow()
-                self._events.problem("the control server closed the map stream")
+                self._tell_problem("the control server closed the map stream")
             except AuthRequired as error:
+                self._followup = ""
                 self._events.refused(error.message)
-                self._events.state(State.NEEDS_LOGIN)
+                self._tell_state(State.NEEDS_LOGIN)
                 return
             except NodeUnknown as error:
                 log.warning("%s", error.message)
-                self._events.problem(error.message)
+                self._tell_problem(error.message)
                 self._identity.forget()
-                self._events.state(State.NEEDS_LOGIN)
+                self._tell_state(State.NEEDS_LOGIN)
                 return
             except GwError as error:
                 log.info("control server: %s", error.message)
-                self._events.problem(error.message)
-                if backoff == FIRST_BACKOFF_S:
-                    self._events.state(State.CONNECTING)
+                self._tell_problem(error.message)
+            self._tell_state(State.CONNECTING)
             if loop.time() - began > STEADY_S:
                 backoff = FIRST_BACKOFF_S
             await asyncio.sleep(backoff * (0.5 + self._jitter()))
@@ -166,59 +188,87 @@ class ControlSession:
         except GwError as error:
             log.warning("the control server did not hear of the logout: %s", error.message)
         finally:
+            self._followup = ""
             self._identity.forget()
+
+    def _tell_state(self, state: State) -> None:
+        if state is not self._told_state:
+            self._told_state = state
+            self._events.state(state)
+
+    def _tell_problem(self, text: str | None) -> None:
+        if text != self._told_problem:
+            self._told_problem = text
+            self._events.problem(text)
+
+    def _browse(self, url: str) -> None:
+        self._browsed = url
+        self._events.browse(url)
 
     # Login
 
-    async def _log_in(self, auth_key: str, fresh: bool) -> bool:
-        """True when the server lets us in; False where only the person can help. Raises AuthRequired with its words."""
-        known = self._identity.has_node_key and not fresh
-        if known:
-            answer = await self._client.register(self._register_request())
-            if answer.error:
-                raise AuthRequired(answer.error)
+    async def _log_in(self, auth_key: str, *, fresh: bool) -> None:
+        """Return when the server has let us in. Raises AuthRequired with its words where it will not."""
+        url = self._followup
+        if not url and self._identity.has_node_key and not fresh:
+            answer = await self._register()
             if self._is_in(answer):
-                return True
+                return
             if answer.node_key_expired:
                 log.info("the node key has expired: taking a new one")
                 self._identity.rotate()
-        if auth_key:
-            request = self._register_request()
-            request.auth = RegisterAuth(auth_key=auth_key)
-            answer = await self._client.register(request)
-            if answer.error:
-                raise AuthRequired(answer.error)
-            if self._is_in(answer):
-                return True
+            url = answer.auth_url
+        if not auth_key:
+            await self._await_person(url)
+            return
+        answer = await self._register(auth_key=auth_key)
+        if answer.node_key_expired:  # this server wants a new key for a new login
+            self._identity.rotate()
+            answer = await self._register(auth_key=auth_key)
+        if not self._is_in(answer):
             raise AuthRequired("the control server does not take this auth key")
-        return await self._log_in_by_browser()
 
-    async def _log_in_by_browser(self) -> bool:
-        followup = ""
+    async def _await_person(self, url: str) -> None:
+        """Have a person open `url` (or one that the server gives), and wait until that let us in."""
+        loop = asyncio.get_running_loop()
+        has_rotated = False
+        self._followup = ""
         while True:
-            request = self._register_request()
-            request.followup = followup
-            answer = await self._client.register(request)
-            if answer.error:
-                raise AuthRequired(answer.error)
+            if url and url != self._followup:
+                self._followup = url
+                self._tell_state(State.NEEDS_LOGIN)
+                self._browse(url)
+            asked = loop.time()
+            answer = await self._register(followup=self._followup)
             if self._is_in(answer):
-                return True
+                return
             if answer.node_key_expired:
+                if has_rotated:
+                    raise AuthRequired("the control server takes no new node key of this machine")
+                has_rotated = True
                 self._identity.rotate()
-                followup = ""
-                continue
-            if not answer.auth_url:
-                return False
-            if answer.auth_url != followup:
-                self._events.state(State.NEEDS_LOGIN)
-                self._events.browse(answer.auth_url)
-            followup = answer.auth_url
+                self._followup = ""
+            elif self._followup:
+                await asyncio.sleep(max(0.0, ASK_AGAIN_S - (loop.time() - asked)))
+            url = answer.auth_url
+
+    async def _register(self, *, auth_key: str = "", followup: str = "") -> RegisterResponse:
+        request = self._register_request()
+        request.followup = followup
+        if auth_key:
+            request.auth = RegisterAuth(auth_key=auth_key)
+        answer = await self._client.register(request)
+        self._tell_problem(None)
+        if answer.error:
+            raise AuthRequired("".join(letter if letter.isprintable() else " " for letter in answer.error)[:500])
+        return answer
 
     def _is_in(self, answer: RegisterResponse) -> bool:
         if answer.node_key_expired or answer.auth_url:
             return False
+        self._followup = ""
         if not answer.machine_authorized:
-            self._events.state(State.NEEDS_APPROVAL)  # the map stream tells when that changes
+            self._tell_state(State.NEEDS_APPROVAL)  # the map stream tells when that changes
         self._identity.settle()
         return True
 
@@ -233,40 +283,71 @@ class ControlSession:
     # Map
 
     async def _follow(self) -> None:
-        """The map stream, with updates beside it, until it ends."""
+        """The map stream until it ends, with updates beside it and an eye on our key's expiry."""
         request = self._map_request()
         request.stream = True
         request.keep_alive = True
-        self._dirty.clear()
+        self._dirty.set()  # a server may ignore what the stream's own request says of us
+        self._self_changed.clear()
+        failure: GwError | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                updates = group.create_task(self._send_updates())
+                beside = [group.create_task(self._send_updates()), group.create_task(self._watch_expiry())]
                 try:
                     await self._read_stream(request)
                 finally:
-                    updates.cancel()
+                    for task in beside:
+                        task.cancel()
         except* GwError as found:
-            raise _first(found) from None
+            failure = _first(found)
+        if failure is not None:
+            raise failure
 
     async def _read_stream(self, request: MapRequest) -> None:
-        approved = True
-        async for message in self._client.map_stream(request):
-            if message.keep_alive and message.node is None and message.peers is None:
-                continue
-            if message.pop_browser_url:
-                self._events.browse(message.pop_browser_url)
-            change = self.netmap.apply(message)
-            node = self.netmap.self_node
-            if node is not None and node.expired:
-                raise AuthRequired("this node's key has expired")
-            if message.node is not None:
-                approved = message.node.machine_authorized
-                self._events.problem(None)
-                self._events.state(State.CONNECTED if approved else State.NEEDS_APPROVAL)
-            if change and approved:
-                self._events.netmap(self.netmap, change)
+        is_first, is_approved = True, True
+        self.netmap.begin()
+        async with aclosing(self._client.map_stream(request)) as messages:
+            async for message in messages:
+                if message.pop_browser_url and message.pop_browser_url != self._browsed:
+                    self._browse(message.pop_browser_url)
+                if message.keep_alive:
+                    continue
+                if is_first and message.node is None:
+                    raise GwError("the control server's map lacks this node", hint="update the control server")
+                is_first = False
+                change = self.netmap.apply(message, self._wall())
+                if message.node is not None:
+                    self._check_expiry()
+                    self._self_changed.set()
+                    is_approved = message.node.machine_authorized
+                    self._tell_state(State.CONNECTED if is_approved else State.NEEDS_APPROVAL)
+                if change and is_approved:
+                    self._events.netmap(self.netmap, change)
+
+    def _check_expiry(self) -> float:
+        """Seconds until our key is over, at most EXPIRY_CHECK_S. Raises AuthRequired when it is."""
+        node, wall = self.netmap.self_node, self._wall()
+        if node is None:
+            return EXPIRY_CHECK_S
+        if self.netmap.is_expired(node, wall):
+            raise AuthRequired("this node's key has expired", hint="gw up --force-reauth")
+        if node.key_expiry is None:
+            return EXPIRY_CHECK_S
+        left = (node.key_expiry - wall - self.netmap.clock_offset).total_seconds()
+        return min(left, EXPIRY_CHECK_S)
+
+    async def _watch_expiry(self) -> None:
+        """The server need not tell when our key's time is over: we know it from the map."""
+        await self._self_changed.wait()  # the map of an earlier stream does not count
+        while True:
+            self._self_changed.clear()
+            left = self._check_expiry()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._self_changed.wait()
 
     async def _send_updates(self) -> None:
+        backoff = 1.0
         while True:
             await self._dirty.wait()
             await asyncio.sleep(COALESCE_S)
@@ -275,13 +356,14 @@ class ControlSession:
             request.omit_peers = True
             try:
                 await self._client.update(request)
+                backoff = 1.0
             except NodeUnknown:
-                await self._client.close()  # the stream ends too, and with it this session
-                raise
+                raise  # the stream stays open and silent: only this answer tells
             except GwError as error:
                 log.info("an update did not reach the control server: %s", error.message)
                 self._dirty.set()
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(backoff)
+                backoff = min(backoff * 2, MAX_BACKOFF_S)
 
     def _map_request(self) -> MapRequest:
         request = MapRequest(

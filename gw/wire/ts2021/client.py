@@ -76,12 +76,18 @@ class ControlConnection:
         self._closed = False
 
     def request(self, path: str, body: bytes, *, authority: str, method: str = "POST") -> int:
-        """Start a request and return its stream. The body is sent as the server's windows allow."""
+        """Start a request and return its stream. The body is sent as the server's windows allow.
+
+        Raises WireError where the server allows no more streams.
+        """
         if self._closed:
             raise StateError("connection is closed")
-        stream = self._h2.get_next_available_stream_id()
         headers = [(":method", method), (":scheme", "https"), (":authority", authority), (":path", path)]
-        self._h2.send_headers(stream, [*headers, ("content-length", str(len(body)))], end_stream=not body)
+        try:
+            stream = self._h2.get_next_available_stream_id()
+            self._h2.send_headers(stream, [*headers, ("content-length", str(len(body)))], end_stream=not body)
+        except h2.exceptions.ProtocolError as error:
+            raise WireError(f"HTTP/2: {error}") from None
         if body:
             self._unsent[stream] = body
             self._pump(stream)
