@@ -50,7 +50,7 @@ class Client:
     def start(self, changes: dict[str, Any], auth_key: str, force_reauth: bool) -> None:
         """Change preferences and log in: by the key, else interactively where the node is not logged in."""
         self.edit_prefs(**changes)
-        self._call("POST", "/start", {"AuthKey": auth_key} if auth_key else {})
+        self._call("POST", "/start", {"AuthKey": auth_key, "ForceReauth": force_reauth})
         if force_reauth or not self.status().have_node_key or auth_key:
             self._call("POST", "/login-interactive")
 

@@ -16,7 +16,7 @@ import errno
 import ipaddress
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -56,7 +56,9 @@ class Router:
 
     def __init__(self, tun_name: str) -> None:
         self._name = tun_name
-        self._now = RouterConfig(mtu=0)
+        self._mtu = 0
+        self._addresses: set[InterfaceAddress] = set()
+        self._routes: set[Network] = set()
         self._families: tuple[int, ...] = ()
 
     def start(self) -> None:
@@ -71,25 +73,33 @@ class Router:
         self._families = tuple(family for family in _FAMILIES if self._make_rules(family))
 
     def apply(self, config: RouterConfig) -> None:
-        """Make the host as `config` says; only the difference is touched. Raises GwError, having done what it could."""
-        before, self._now = self._now, config
-        if config.mtu != before.mtu:
+        """Make the host as `config` says; only the difference is touched. Raises GwError at the first refusal."""
+        if config.mtu != self._mtu:
             _call(lambda: self._netlink.link("set", index=self._index, mtu=config.mtu), "set the MTU")
-        for address in before.addresses - config.addresses:
+            self._mtu = config.mtu
+        for address in self._addresses - config.addresses:
             self._address("del", address)
-        for address in config.addresses - before.addresses:
+        for address in config.addresses - self._addresses:
             self._address("replace", address)
-        for route in before.routes - config.routes:
-            self._route("del", route)
-        for route in config.routes - before.routes:
-            self._route("replace", route)
+        self.change(config.routes - self._routes, self._routes - config.routes)
+
+    def change(self, add: Iterable[Network], remove: Iterable[Network]) -> None:
+        """Routes of some peers came or went; costs what it changes. Raises GwError at the first refusal."""
+        for route in remove:
+            if route in self._routes:
+                self._route("del", route)
+                self._routes.discard(route)
+        for route in add:
+            if route not in self._routes:
+                self._route("replace", route)
+                self._routes.add(route)
 
     def stop(self) -> None:
         """Remove all that was made. Safe to call twice, and when the interface is gone."""
         if not hasattr(self, "_netlink"):
             return
         try:
-            self.apply(RouterConfig(mtu=self._now.mtu))
+            self.apply(RouterConfig(mtu=self._mtu))
             self._remove_rules()
         except GwError as error:
             log.warning("%s", error.message)
@@ -111,6 +121,7 @@ class Router:
             f"{verb} address {address}",
             ignore=_GONE if verb == "del" else (errno.EEXIST,),
         )
+        (self._addresses.discard if verb == "del" else self._addresses.add)(address)
 
     def _route(self, verb: str, route: Network) -> None:
         if _family(route) not in self._families:

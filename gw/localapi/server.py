@@ -1,0 +1,282 @@
+"""The local API from the daemon's side: HTTP/1.1 on a unix socket, in Tailscale's paths.
+
+    GET  status, prefs, whois, gw/health          POST start, login-interactive, logout, ping, check-prefs
+    PATCH prefs                                   GET  watch-ipn-bus, gw/events: a JSON line for each event
+
+Who may connect: root, the daemon's own user and the operator; everybody else gets 403. A page in a browser cannot call
+it: requests with an Origin or Referer are refused.
+
+Ref: control protocol §10; tailscale ipn/localapi
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pwd
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar, final
+from urllib.parse import parse_qs, urlsplit
+
+import h11
+import msgspec
+
+from gw.errors import GwError, NotFound, PermissionNeeded, UsageError
+from gw.localapi.notify import Notify, PingResult
+from gw.localapi.prefs import Prefs
+from gw.localapi.status import Status
+
+log: Final = logging.getLogger(__name__)
+
+PREFIX: Final = "/localapi/v0/"
+MAX_BODY_BYTES: Final = 1 << 20
+REQUEST_S: Final = 30.0
+PING_S: Final = 60.0
+WRITE_S: Final = 30.0
+T = TypeVar("T")
+_STATUS_OF: Final = {"not-found": 404, "permission-needed": 403, "usage": 400, "conflict": 409, "timed-out": 504}
+
+
+class Backend(Protocol):
+    """What the daemon can do for its callers. Methods raise GwError."""
+
+    def status(self) -> Status: ...
+    def prefs(self) -> Prefs: ...
+    def health(self) -> dict[str, object]: ...
+    def whois(self, address: str) -> dict[str, object]: ...
+    async def edit_prefs(self, masked: dict[str, Any]) -> Prefs: ...
+    async def start(self, auth_key: str, *, fresh: bool) -> None: ...
+    async def login_interactive(self) -> None: ...
+    async def logout(self) -> None: ...
+    async def ping(self, address: str) -> PingResult: ...
+    def notifications(self, *, initial: bool) -> AsyncIterator[Notify]: ...
+    def events(self) -> AsyncIterator[dict[str, Any]]: ...
+
+
+@asynccontextmanager
+async def local_api(backend: Backend, path: Path, *, operator: str = "") -> AsyncIterator[None]:
+    """Serve until the block is left. operator: a user who may do all that root may. Raises GwError."""
+    allowed = {0, os.geteuid()}
+    if operator:
+        try:
+            allowed.add(pwd.getpwnam(operator).pw_uid)
+        except KeyError:
+            raise NotFound(f"no such user: `{operator}`", hint="check --operator") from None
+    listener = _listen(path, 0o666 if operator else 0o600)
+    async with asyncio.TaskGroup() as group:
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = group.create_task(_Call(backend, allowed, reader, writer).run())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        tasks: set[asyncio.Task[None]] = set()
+        server = await asyncio.start_unix_server(handle, sock=listener)
+        try:
+            yield
+        finally:
+            server.close()
+            for task in list(tasks):
+                task.cancel()
+            path.unlink(missing_ok=True)
+
+
+def _listen(path: Path, mode: int) -> socket.socket:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    probe = socket.socket(socket.AF_UNIX)
+    try:
+        probe.connect(str(path))
+    except OSError:
+        pass
+    else:
+        raise GwError(f"another gwd answers on `{path}`", hint="stop it first")
+    finally:
+        probe.close()
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+        path.chmod(mode)
+    except OSError as error:
+        listener.close()
+        raise PermissionNeeded(f"cannot make `{path}`: {error.strerror}", hint="run `gwd` as root") from error
+    finally:
+        os.umask(before)
+    listener.setblocking(False)
+    return listener
+
+
+@final
+class _Call:
+    """One connection, one request."""
+
+    def __init__(
+        self, backend: Backend, allowed: set[int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._backend = backend
+        self._allowed = allowed
+        self._reader = reader
+        self._writer = writer
+        self._http = h11.Connection(h11.SERVER)
+
+    async def run(self) -> None:
+        try:
+            await self._serve()
+        except (OSError, h11.ProtocolError, TimeoutError) as error:
+            log.debug("local API: %s", error)
+        except Exception:
+            log.exception("a call of the local API failed")  # a bug of ours must not take the tunnel down
+        finally:
+            self._writer.close()
+
+    async def _serve(self) -> None:
+        try:
+            async with asyncio.timeout(REQUEST_S):
+                request, body = await self._read()
+        except h11.RemoteProtocolError as error:
+            await self._answer(400, {"error": f"not HTTP: {error}"})
+            return
+        try:
+            self._check(request)
+            await self._dispatch(request, body)
+        except GwError as error:
+            status = _STATUS_OF.get(error.code, 500)
+            await self._answer(status, {"error": error.message, "code": error.code, "hint": error.hint})
+
+    async def _read(self) -> tuple[h11.Request, bytes]:
+        request: h11.Request | None = None
+        body = b""
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                data = await self._reader.read(65536)
+                self._http.receive_data(data)
+            elif isinstance(event, h11.Request):
+                request = event
+            elif isinstance(event, h11.Data):
+                body += bytes(event.data)
+                if len(body) > MAX_BODY_BYTES:
+                    raise h11.RemoteProtocolError("body too long")
+            elif isinstance(event, h11.EndOfMessage) and request is not None:
+                return request, body
+            else:
+                raise h11.RemoteProtocolError("connection closed early")
+
+    def _check(self, request: h11.Request) -> None:
+        if any(name in (b"origin", b"referer") for name, _ in request.headers):
+            raise PermissionNeeded("not for browsers")
+        peer: socket.socket = self._writer.get_extra_info("socket")
+        credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        _pid, uid, _gid = struct.unpack("3i", credentials)
+        if uid not in self._allowed:
+            raise PermissionNeeded("only root and the operator may talk to gwd", hint="use sudo, or gwd run --operator")
+
+    async def _dispatch(self, request: h11.Request, body: bytes) -> None:
+        parts = urlsplit(request.target.decode("ascii", "replace"))
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        if not parts.path.startswith(PREFIX):
+            raise NotFound(f"no such path: `{parts.path}`")
+        verb = (request.method.decode(), parts.path.removeprefix(PREFIX))
+        backend = self._backend
+        match verb:
+            case ("GET", "status"):
+                await self._answer(200, _without_peers(backend.status(), query))
+            case ("GET", "prefs"):
+                await self._answer(200, backend.prefs())
+            case ("PATCH", "prefs"):
+                await self._answer(200, await backend.edit_prefs(_object(body)))
+            case ("POST", "check-prefs"):
+                await self._answer(200, {"Error": ""})
+            case ("GET", "gw/health"):
+                await self._answer(200, backend.health())
+            case ("GET", "whois"):
+                await self._answer(200, backend.whois(query.get("addr", "")))
+            case ("POST", "start"):
+                options = _object(body)
+                if options.get("UpdatePrefs"):
+                    await backend.edit_prefs(_all_set(options["UpdatePrefs"]))
+                await backend.start(str(options.get("AuthKey") or ""), fresh=bool(options.get("ForceReauth")))
+                await self._answer(204, None)
+            case ("POST", "login-interactive"):
+                await backend.login_interactive()
+                await self._answer(204, None)
+            case ("POST", "logout"):
+                await backend.logout()
+                await self._answer(204, None)
+            case ("POST", "ping"):
+                async with asyncio.timeout(PING_S):
+                    await self._answer(200, await self._while_connected(lambda: backend.ping(query.get("ip", ""))))
+            case ("GET", "watch-ipn-bus"):
+                mask = int(query.get("mask", "0")) if query.get("mask", "0").isdigit() else 0
+                await self._stream(backend.notifications(initial=bool(mask & 2)))
+            case ("GET", "gw/events"):
+                await self._stream(backend.events())
+            case _:
+                raise NotFound(f"no such call: `{verb[0]} {parts.path}`")
+
+    async def _while_connected(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The call's result; given up when the caller hangs up."""
+        outcome: T | GwError | None = None
+
+        async def work() -> None:
+            nonlocal outcome
+            try:
+                outcome = await call()
+            except GwError as error:
+                outcome = error
+            watching.cancel()
+
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(self._reader.read(1))
+            working = group.create_task(work())
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            working.cancel()
+        if isinstance(outcome, GwError):
+            raise outcome
+        if outcome is None:
+            raise ConnectionResetError("the caller hung up")
+        return outcome
+
+    async def _stream(self, lines: AsyncIterator[Any]) -> None:
+        await self._send(h11.Response(status_code=200, headers=[("Content-Type", "application/json")]))
+        async for line in lines:
+            await self._send(h11.Data(data=msgspec.json.encode(line) + b"\n"))
+
+    async def _answer(self, status: int, value: object) -> None:
+        raw = b"" if value is None else msgspec.json.encode(value)
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(raw))), ("Connection", "close")]
+        await self._send(h11.Response(status_code=status, headers=headers))
+        if raw:
+            await self._send(h11.Data(data=raw))
+        await self._send(h11.EndOfMessage())
+
+    async def _send(self, event: h11.Event) -> None:
+        data = self._http.send(event)
+        if data:
+            self._writer.write(data)
+            async with asyncio.timeout(WRITE_S):
+                await self._writer.drain()
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(body or b"{}", type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError):
+        raise UsageError("not a JSON object") from None
+
+
+def _all_set(prefs: dict[str, Any]) -> dict[str, Any]:
+    """Whole preferences as a change of every field that they name and we have."""
+    known = {field.encode_name for field in msgspec.structs.fields(Prefs)}
+    named = {name: value for name, value in prefs.items() if name in known}
+    return {**named, **{f"{name}Set": True for name in named}}
+
+
+def _without_peers(status: Status, query: dict[str, str]) -> Status:
+    return msgspec.structs.replace(status, peer=None) if query.get("peers") == "false" else status

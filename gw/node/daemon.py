@@ -1,0 +1,607 @@
+"""The daemon: identity, control session, engine, routes and resolver as one, driven by preferences and the map.
+
+    preferences, login ──> ControlSession ──netmap──> Engine, Router, Resolver
+                                 ^── endpoints, netinfo ──┘
+
+The engine, with its TUN and UDP port, stands from start to stop; `gw down` takes peers, addresses and names away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import msgspec
+
+from gw import __version__
+from gw.engine.engine import Engine, PeerConfig
+from gw.engine.filterrules import Network
+from gw.errors import AuthRequired, Conflict, GwError, NotFound, StateError, TimedOut, UsageError
+from gw.localapi.broadcast import Broadcast
+from gw.localapi.notify import STATES, Notify, PingResult
+from gw.localapi.prefs import Prefs
+from gw.localapi.server import local_api
+from gw.localapi.status import PeerStatus, Status
+from gw.model.addresses import TAILNET_MTU, AddrPort
+from gw.model.hostinfo import NetInfo
+from gw.model.keys import DiscoKey, DiscoSecret, NodeKey
+from gw.model.node import Node
+from gw.native import COMPILED
+from gw.net import interfaces, resolv
+from gw.net.router import Router, RouterConfig
+from gw.node import statusview, translate
+from gw.node.control import ControlClient
+from gw.node.hostinfo import gather
+from gw.node.identity import Identity
+from gw.node.netmap import Netmap, NetmapChange
+from gw.node.prefs import edited, load_prefs, save_prefs
+from gw.node.session import ControlSession, State
+from gw.state.files import write_atomic
+from gw.state.paths import StatePaths
+from gw.wire.x25519 import clamp, public_key
+
+log: Final = logging.getLogger(__name__)
+
+DEFAULT_PORT: Final = 41641
+EVENT_S: Final = 1.0
+PING_LIMIT_S: Final = 30.0
+LOGOUT_S: Final = 10.0
+_BACKEND: Final = {
+    State.CONNECTING: "Starting",
+    State.NEEDS_LOGIN: "NeedsLogin",
+    State.NEEDS_APPROVAL: "NeedsMachineAuth",
+    State.CONNECTED: "Running",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """tun: interface name. port: UDP, 0 = the one of last time, else 41641, else any. socket: of the local API."""
+
+    tun: str = "gw0"
+    port: int = 0
+    socket: Path | None = None
+    operator: str = ""
+
+
+async def run(paths: StatePaths, options: Options, ready: Callable[[str], None]) -> None:
+    """Run until cancelled. Raises GwError where the host or the state directory does not allow it."""
+    if not COMPILED:
+        log.warning("the packet core runs interpreted, about ten times slower: install with a C compiler")
+    identity = Identity.load(paths.node_dir)
+    prefs = load_prefs(paths.node_dir)
+    disco = DiscoSecret(clamp(os.urandom(32)))
+    daemon = Daemon(paths, identity, prefs, disco)
+    async with (
+        local_api(daemon, options.socket or paths.node_socket, operator=options.operator),
+        _EngineEntry(daemon, paths, identity, disco, options) as engine,
+    ):
+        await daemon.serve(engine, ready)
+
+
+@final
+class _EngineEntry:
+    """Enters an engine on the first UDP port that is free: asked for, last time's, the usual one, any."""
+
+    def __init__(
+        self, daemon: Daemon, paths: StatePaths, identity: Identity, disco: DiscoSecret, options: Options
+    ) -> None:
+        self._daemon = daemon
+        self._identity = identity
+        self._disco = disco
+        self._tun = options.tun
+        self._file = paths.node_dir / "port"
+        self._wanted = options.port
+        self._engine: Engine | None = None
+
+    async def __aenter__(self) -> Engine:
+        ports = [self._wanted] if self._wanted else list(dict.fromkeys([*self._last(), DEFAULT_PORT, 0]))
+        for port in ports:
+            engine = Engine(
+                self._identity.node,
+                self._identity.node_key,
+                self._disco,
+                self._daemon,
+                interfaces.interfaces,
+                tun_name=self._tun,
+                port=port,
+            )
+            try:
+                self._engine = await engine.__aenter__()
+            except Conflict:
+                if port == ports[-1] or self._wanted:
+                    raise
+                continue
+            write_atomic(self._file, f"{self._engine.port}\n".encode())
+            return self._engine
+        raise StateError("no port was tried")
+
+    async def __aexit__(self, *error: Any) -> None:
+        if self._engine is not None:
+            await self._engine.__aexit__(*error)
+
+    def _last(self) -> list[int]:
+        try:
+            port = int(self._file.read_text())
+        except (OSError, ValueError):
+            return []
+        return [port] if 0 < port < 65536 else []
+
+
+@final
+class Daemon:
+    """State and wishes of the node; the local API's Backend, and the listener of session and engine."""
+
+    def __init__(self, paths: StatePaths, identity: Identity, prefs: Prefs, disco: DiscoSecret) -> None:
+        self._paths = paths
+        self._identity = identity
+        self._prefs = prefs
+        self._disco = DiscoKey(public_key(disco.raw))
+        self._netmap = Netmap()
+        self._engine: Engine | None = None
+        self._router: Router | None = None
+        self._resolver: resolv.Resolver | None = None
+        self._session: ControlSession | None = None
+        self._state = "NoState"
+        self._auth_url = ""
+        self._problem: str | None = None
+        self._host_problem: str | None = None
+        self._auth_key = ""
+        self._fresh = False
+        self._login_asked = False  # by a person; a node without a key does not log in by itself
+        self._logging_in = False
+        self._wish = asyncio.Event()  # something that the running session cannot follow by itself
+        self._configs: dict[int, PeerConfig] = {}
+        self._endpoints: list[tuple[AddrPort, int]] = []
+        self._netinfo: NetInfo | None = None
+        self._engine_key = identity.node_key
+        self._notes: Broadcast[Notify] = Broadcast()
+        self._events: Broadcast[dict[str, Any]] = Broadcast()
+        self._shown: dict[str, PeerStatus] = {}
+        self._ids: dict[NodeKey, int] = {}
+        self._routes_add: set[Network] = set()
+        self._routes_remove: set[Network] = set()
+
+    async def serve(self, engine: Engine, ready: Callable[[str], None]) -> None:
+        """Run until cancelled."""
+        self._engine = engine
+        self._router = router = Router(engine.tun_name)
+        self._resolver = resolv.choose(engine.tun_name)
+        try:
+            router.start()
+            router.apply(RouterConfig(mtu=TAILNET_MTU))
+            ready(f"gwd is running: {engine.tun_name}, UDP port {engine.port}")
+            async with asyncio.TaskGroup() as group:
+                group.create_task(engine.run())
+                group.create_task(self._follow_host())
+                group.create_task(self._publish_moving())
+                await self._follow_wishes()
+        finally:
+            self._resolver.stop()
+            router.stop()
+
+    async def _follow_wishes(self) -> None:
+        """One session after another, as preferences and logins ask for them."""
+        while True:
+            self._wish.clear()
+            async with asyncio.TaskGroup() as group:
+                session = group.create_task(self._one_session())
+                await self._wish.wait()
+                session.cancel()
+
+    async def _one_session(self) -> None:
+        if not self._prefs.want_running or not self._prefs.control_url:
+            self._go_down()
+            has_login = self._prefs.control_url and self._identity.has_node_key and not self._prefs.logged_out
+            self._set_state("Stopped" if has_login else "NeedsLogin")
+            return
+        auth_key, self._auth_key = self._auth_key, ""
+        fresh, self._fresh = self._fresh, False
+        asked, self._login_asked = self._login_asked, False
+        if not asked and (self._prefs.logged_out or not self._identity.has_node_key):
+            self._go_down()
+            self._set_state("NeedsLogin")
+            return
+        async with ControlClient(self._prefs.control_url, self._identity.machine) as client:
+            self._session = ControlSession(
+                client, self._identity, self._disco, gather(self._prefs.hostname), self, netmap=self._netmap
+            )
+            if self._endpoints:
+                self._session.set_endpoints(self._endpoints)
+            if self._netinfo is not None:
+                self._session.set_netinfo(self._netinfo)
+            try:
+                await self._session.run(auth_key, fresh=fresh)
+            except GwError as error:
+                self.refused(error.message)
+                self._set_state("NeedsLogin")
+            finally:
+                self._session = None
+                self._logging_in = False
+
+    async def _follow_host(self) -> None:
+        """Notice changes of the host's own network."""
+        engine = self._running()
+        before = interfaces.fingerprint(interfaces.interfaces(), without=engine.tun_name)
+        async for _ in interfaces.changes():
+            now = interfaces.fingerprint(interfaces.interfaces(), without=engine.tun_name)
+            if now != before:
+                before = now
+                log.info("the network changed")
+                engine.network_changed()
+
+    # SessionEvents
+
+    def state(self, state: State) -> None:
+        if state is State.CONNECTED:
+            self._auth_url = ""
+            self._logging_in = False
+            if self._prefs.logged_out:
+                self._keep(msgspec.structs.replace(self._prefs, logged_out=False))
+            self._follow_key()
+        if state is State.CONNECTING and self._state == "Running":
+            return  # peers go on without the control server
+        if state is not State.CONNECTED:
+            self._set_state(_BACKEND[state])
+        if state is State.NEEDS_LOGIN:
+            self._go_down()
+        # "Running" is said once the first map is in place
+
+    def browse(self, url: str) -> None:
+        self._auth_url = url
+        self._notes.publish(Notify(browse_to_url=url))
+
+    def refused(self, text: str) -> None:
+        log.warning("login refused: %s", text)
+        self._problem = text
+        self._notes.publish(Notify(err_message=text))
+
+    def problem(self, text: str | None) -> None:
+        self._problem = text
+
+    def netmap(self, netmap: Netmap, change: NetmapChange) -> None:
+        engine = self._running()
+        structural = change.self_changed or bool(change.upserted) or bool(change.removed)
+        if change.derp_changed or self._state != "Running":
+            engine.set_derp_map(netmap.derp_map)
+        for node in change.removed:
+            self._remove_peer(node)
+        first = self._state != "Running"
+        for id_ in list(netmap.peers) if first else change.upserted:
+            self._set_peer(netmap.peers[id_])
+        if first or change.self_changed or change.filter_changed or (structural and self._has_cap_rules()):
+            self._apply_filter()
+        if first or change.self_changed:
+            self._apply_addresses()
+        self._apply_routes()
+        if first or change.dns_changed:
+            self._apply_resolver()
+        if first:
+            self._set_state("Running")
+        elif structural:
+            self._publish_structure(change)
+
+    # EngineEvents
+
+    def endpoints(self, endpoints: list[tuple[AddrPort, int]]) -> None:
+        self._endpoints = endpoints
+        if self._session is not None:
+            self._session.set_endpoints(endpoints)
+
+    def netinfo(self, netinfo: NetInfo) -> None:
+        self._netinfo = netinfo
+        if self._session is not None:
+            self._session.set_netinfo(netinfo)
+
+    def path_changed(self, peer: NodeKey) -> None:
+        self._publish_peers([peer])
+
+    # Backend of the local API
+
+    def status(self) -> Status:
+        engine = self._engine
+        if engine is None:
+            return Status(version=__version__, backend_state="NoState", health=self._health())
+        return statusview.whole_status(
+            self._netmap if self._state == "Running" else Netmap(),
+            engine,
+            backend_state=self._state,
+            auth_url=self._auth_url,
+            has_key=self._identity.has_node_key and not self._prefs.logged_out,
+            health=self._health(),
+            own=[str(endpoint) for endpoint, _ in self._endpoints],
+        )
+
+    def prefs(self) -> Prefs:
+        return self._prefs
+
+    def health(self) -> dict[str, object]:
+        return {"dataplane": self._running().health(), "state": self._state, "problems": self._health()}
+
+    def whois(self, address: str) -> dict[str, object]:
+        node = self._find(address)
+        profile = self._netmap.user_profiles.get(node.user)
+        return {"Node": node, "UserProfile": profile, "CapMap": {}}
+
+    async def edit_prefs(self, masked: dict[str, Any]) -> Prefs:
+        before = self._prefs
+        after = edited(before, masked)
+        if after.control_url != before.control_url and before.control_url:
+            self._forget_server()
+            after = msgspec.structs.replace(after, logged_out=False)
+        self._keep(after)
+        session = self._session
+        if after.hostname != before.hostname and session is not None:
+            session.set_hostinfo(gather(after.hostname))
+        if after.corp_dns != before.corp_dns and self._state == "Running":
+            self._apply_resolver()
+        if after.route_all != before.route_all and self._state == "Running":
+            for node in self._netmap.peers.values():
+                self._set_peer(node)
+            self._apply_routes()
+        if (after.want_running, after.control_url) != (before.want_running, before.control_url):
+            self._wish.set()
+        return after
+
+    async def start(self, auth_key: str, *, fresh: bool) -> None:
+        """Log in with this key; fresh: as if this node had never been in."""
+        if auth_key or fresh:
+            self._auth_key, self._fresh = auth_key, fresh
+            self._login_asked = self._logging_in = True
+            self._wish.set()
+
+    async def login_interactive(self) -> None:
+        """Have a person open a page, unless a login is under way already; then that page is told of again."""
+        if self._logging_in:
+            if self._auth_url:
+                self.browse(self._auth_url)
+            return
+        self._fresh = self._state == "Running"
+        self._login_asked = self._logging_in = True
+        self._wish.set()
+
+    async def logout(self) -> None:
+        if not self._prefs.control_url or not self._identity.has_node_key:
+            raise AuthRequired("not logged in")
+        self._keep(msgspec.structs.replace(self._prefs, logged_out=True, want_running=False))
+        async with ControlClient(self._prefs.control_url, self._identity.machine) as client:
+            session = ControlSession(client, self._identity, self._disco, gather(self._prefs.hostname), self)
+            try:
+                async with asyncio.timeout(LOGOUT_S):
+                    await session.log_out()
+            except TimeoutError:
+                self._identity.forget()
+                raise TimedOut(
+                    "the control server did not hear of the logout; this node has forgotten its key"
+                ) from None
+            finally:
+                self._forget_server()
+                self._wish.set()
+
+    async def ping(self, address: str) -> PingResult:
+        node = self._find(address)
+        engine = self._running()
+        ours = self._netmap.self_node
+        if ours is not None and node.id == ours.id:
+            return PingResult(ip=address, node_ip=address, node_name=_label(node), err="that is this node")
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(PING_LIMIT_S):
+                pong = await engine.ping(NodeKey.parse(node.key))
+        except TimeoutError:
+            raise TimedOut(f"no answer from `{_label(node)}` in {time.monotonic() - began:.0f} s") from None
+        return PingResult(
+            ip=address,
+            node_ip=address,
+            node_name=_label(node),
+            latency_seconds=pong.latency_s,
+            endpoint=str(pong.endpoint) if pong.endpoint is not None else "",
+            derp_region_id=pong.region,
+            derp_region_code=statusview.region_code(self._netmap.derp_map, pong.region) if pong.region else "",
+        )
+
+    async def notifications(self, *, initial: bool) -> AsyncIterator[Notify]:
+        def state() -> list[Notify]:
+            note = Notify(state=STATES.index(self._state))
+            if self._auth_url:
+                note.browse_to_url = self._auth_url
+            return [note]
+
+        async for note in self._notes.listen(state if initial else list, state):
+            yield note
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        def whole() -> list[dict[str, Any]]:
+            return [{"Status": self.status()}]
+
+        async for event in self._events.listen(whole, whole):
+            yield event
+
+    # Inside: what the map says
+
+    def _set_peer(self, node: Node) -> None:
+        config = translate.peer_config(node)
+        if config is None or node.expired:
+            self._remove_peer(node)
+            return
+        config = translate.engine_allowed(config, accept_routes=self._prefs.route_all)
+        old = self._configs.get(node.id)
+        if old is not None and config.key != old.key:
+            self._remove_peer(node)
+            old = None
+        before = old.allowed if old is not None else frozenset()
+        self._routes_remove |= before - config.allowed
+        self._routes_add |= config.allowed - before
+        self._configs[node.id] = config
+        self._ids[config.key] = node.id
+        self._running().set_peer(config)
+
+    def _remove_peer(self, node: Node) -> None:
+        config = self._configs.pop(node.id, None)
+        if config is not None:
+            self._ids.pop(config.key, None)
+            self._routes_remove |= config.allowed
+            self._routes_add -= config.allowed
+            self._running().remove_peer(config.key)
+
+    def _has_cap_rules(self) -> bool:
+        return any(
+            source.startswith(translate.CAP_PREFIX)
+            for rule in self._netmap.packet_filter
+            for source in rule.src_ips or ()
+        )
+
+    def _apply_filter(self) -> None:
+        node = self._netmap.self_node
+        if node is not None:
+            rules = translate.resolved_filter(self._netmap.packet_filter, self._netmap.peers.values())
+            self._running().set_filter(rules, translate.addresses(node), [])
+
+    def _apply_addresses(self) -> None:
+        """Our own addresses; the routes there are stay."""
+        node = self._netmap.self_node
+        if node is not None:
+            config = translate.router_config(node, self._configs.values(), TAILNET_MTU)
+            self._routes_add.clear()
+            self._routes_remove.clear()
+            self._on_host("routes", lambda: self._host().apply(config))
+
+    def _apply_routes(self) -> None:
+        """What the last changes of peers mean for the routes; a route that only changed hands stays."""
+        add, remove = self._routes_add, self._routes_remove - self._routes_add
+        self._routes_add, self._routes_remove = set(), set()
+        if add or remove:
+            self._on_host("routes", lambda: self._host().change(add, remove))
+
+    def _apply_resolver(self) -> None:
+        config = translate.resolv_config(self._netmap.dns_config, accept=self._prefs.corp_dns)
+        self._on_host("names", lambda: self._names().apply(config))
+
+    def _on_host(self, what: str, action: Callable[[], None]) -> None:
+        """Do something to the host; where it refuses, go on and say so in the status."""
+        try:
+            action()
+        except GwError as error:
+            self._host_problem = f"{what}: {error.message}"
+            log.error("%s", self._host_problem)
+        else:
+            if self._host_problem is not None and self._host_problem.startswith(f"{what}:"):
+                self._host_problem = None
+
+    def _follow_key(self) -> None:
+        """The node key may have been rotated by the login."""
+        if self._identity.node_key != self._engine_key:
+            self._engine_key = self._identity.node_key
+            self._running().set_secret(self._identity.node, self._engine_key)
+
+    def _go_down(self) -> None:
+        """Take away all that the map brought; the engine stays."""
+        engine = self._engine
+        if engine is None:
+            return
+        for config in self._configs.values():
+            engine.remove_peer(config.key)
+        self._configs.clear()
+        self._ids.clear()
+        engine.set_filter([], [], [])
+        self._on_host("names", lambda: self._names().apply(resolv.ResolvConfig()))
+        self._on_host("routes", lambda: self._host().apply(RouterConfig(mtu=TAILNET_MTU)))
+
+    def _forget_server(self) -> None:
+        """Another server, or none: nothing of the old map holds."""
+        self._go_down()
+        self._identity.forget()
+        self._netmap = Netmap()
+        self._auth_url = ""
+
+    # Inside: what listeners are told
+
+    def _set_state(self, state: str) -> None:
+        if state != self._state:
+            self._state = state
+            log.info("state: %s", state)
+        self._notes.publish(Notify(state=STATES.index(state)))
+        if self._events:
+            self._events.publish({"Status": self.status()})
+
+    def _publish_structure(self, change: NetmapChange) -> None:
+        if not self._events:
+            return
+        if change.removed and not change.upserted and not change.self_changed:
+            self._events.publish({"Removed": [node.key for node in change.removed]})
+            return
+        self._events.publish({"Status": self.status()})
+
+    async def _publish_moving(self) -> None:
+        """Once a second tell listeners what moved; nobody listening costs nothing."""
+        while True:
+            await asyncio.sleep(EVENT_S)
+            if self._events:
+                self._publish_peers(self._running().active_peers())
+            elif self._shown:
+                self._shown.clear()
+
+    def _publish_peers(self, keys: list[NodeKey]) -> None:
+        if not self._events or self._engine is None:
+            return
+        changes: dict[str, dict[str, object]] = {}
+        for key in keys:
+            id_ = self._ids.get(key)
+            node = self._netmap.peers.get(id_) if id_ is not None else None
+            if node is None:
+                continue
+            status = statusview.peer_status(node, self._engine, self._netmap.derp_map)
+            fields = statusview.changed_fields(self._shown.get(node.key), status)
+            if fields:
+                self._shown[node.key] = status
+                changes[node.key] = fields
+        if changes:
+            self._events.publish({"Peers": changes})
+
+    def _health(self) -> list[str]:
+        return [text for text in (self._problem, self._host_problem, *self._netmap.health) if text]
+
+    # Inside: small things
+
+    def _keep(self, prefs: Prefs) -> None:
+        save_prefs(self._paths.node_dir, prefs)
+        self._prefs = prefs
+
+    def _host(self) -> Router:
+        if self._router is None:
+            raise StateError("the router is not there yet")
+        return self._router
+
+    def _names(self) -> resolv.Resolver:
+        if self._resolver is None:
+            raise StateError("the resolver is not there yet")
+        return self._resolver
+
+    def _running(self) -> Engine:
+        if self._engine is None:
+            raise StateError("the engine is not there yet")
+        return self._engine
+
+    def _find(self, address: str) -> Node:
+        """The node that has this tailnet address."""
+        text = address.rpartition(":")[0] if address.count(":") == 1 else address
+        try:
+            wanted = ipaddress.ip_address(text.strip("[]"))
+        except ValueError:
+            raise UsageError(f"not an address: `{address}`") from None
+        nodes = [self._netmap.self_node, *self._netmap.peers.values()]
+        for node in nodes if self._state == "Running" else []:
+            if node is not None and wanted in translate.addresses(node):
+                return node
+        raise NotFound(f"no node has the address `{address}`", hint="gw status lists the peers")
+
+
+def _label(node: Node) -> str:
+    return node.name.split(".")[0] or node.stable_id

@@ -1,0 +1,153 @@
+"""What the network map means for the engine and the host: peers, routes, filter, resolver.
+
+Ref: control protocol §6; spec dataplane §3.6, §4.2
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Iterable
+from typing import Final
+
+from gw.engine.engine import PeerConfig
+from gw.engine.filterrules import Address, Network
+from gw.errors import WireError
+from gw.model.addresses import AddrPort
+from gw.model.dnsconfig import DNSConfig, Resolver
+from gw.model.filterrule import FilterRule
+from gw.model.keys import DiscoKey, NodeKey
+from gw.model.node import Node
+from gw.net.resolv import ResolvConfig
+from gw.net.router import RouterConfig
+
+log: Final = logging.getLogger(__name__)
+
+DEFAULT_ROUTES: Final = (ipaddress.IPv4Network("0.0.0.0/0"), ipaddress.IPv6Network("::/0"))
+CAP_PREFIX: Final = "cap:"
+
+
+def peer_config(node: Node) -> PeerConfig | None:
+    """The peer as the engine needs it; None for one whose key makes no sense."""
+    try:
+        key = NodeKey.parse(node.key)
+        disco = DiscoKey.parse(node.disco_key) if node.disco_key else None
+    except WireError:
+        log.warning("control names a peer without a usable key: %s", node.name or node.id)
+        return None
+    endpoints: list[AddrPort] = []
+    for text in node.endpoints or ():
+        try:
+            endpoints.append(AddrPort.parse(text))
+        except WireError:
+            continue
+    return PeerConfig(
+        key,
+        disco if disco else None,
+        home_region(node),
+        tuple(endpoints),
+        frozenset(allowed_networks(node)),
+        tuple(addresses(node)),
+    )
+
+
+def home_region(node: Node) -> int:
+    """The relay region a node is reached at, 0 if it has none."""
+    if node.home_derp:
+        return node.home_derp
+    _, _, region = node.derp.rpartition(":")
+    return int(region) if region.isdigit() else 0
+
+
+def addresses(node: Node) -> list[Address]:
+    """A node's own tailnet addresses."""
+    found: list[Address] = []
+    for text in node.addresses or ():
+        try:
+            found.append(ipaddress.ip_interface(text).ip)
+        except ValueError:
+            continue
+    return found
+
+
+def allowed_networks(node: Node) -> list[Network]:
+    """What a peer may send from and is sent to: its addresses and, once routes are taken, its routes.
+
+    Default routes (exit nodes) count only when chosen, which is not part of this.
+    """
+    own: set[Network] = {ipaddress.ip_network(address) for address in addresses(node)}
+    if node.allowed_ips is None:
+        return list(own)
+    found: list[Network] = []
+    for text in node.allowed_ips:
+        try:
+            network = ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            continue
+        if network not in DEFAULT_ROUTES:
+            found.append(network)
+    return found
+
+
+def engine_allowed(config: PeerConfig, *, accept_routes: bool) -> PeerConfig:
+    """The peer without subnet routes where the person does not take them."""
+    if accept_routes:
+        return config
+    own = frozenset(network for network in config.allowed if network.prefixlen == network.max_prefixlen)
+    return PeerConfig(config.key, config.disco, config.home, config.endpoints, own, config.addresses)
+
+
+def router_config(self_node: Node, peers: Iterable[PeerConfig], mtu: int) -> RouterConfig:
+    """Addresses and routes of the TUN."""
+    own = frozenset(ipaddress.ip_interface(address) for address in addresses(self_node))
+    return RouterConfig(own, frozenset(network for peer in peers for network in peer.allowed), mtu)
+
+
+def resolved_filter(rules: Iterable[FilterRule], peers: Iterable[Node]) -> list[FilterRule]:
+    """The packet filter with `cap:` sources replaced by the addresses of the peers that have the capability."""
+    resolved: list[FilterRule] = []
+    by_cap: dict[str, list[str]] | None = None
+    for rule in rules:
+        sources = rule.src_ips or []
+        if any(source.startswith(CAP_PREFIX) for source in sources):
+            if by_cap is None:
+                by_cap = _by_capability(peers)
+            expanded = [source for source in sources if not source.startswith(CAP_PREFIX)]
+            for source in sources:
+                if source.startswith(CAP_PREFIX):
+                    expanded += by_cap.get(source.removeprefix(CAP_PREFIX), [])
+            rule = FilterRule(
+                src_ips=expanded, dst_ports=rule.dst_ports, ip_proto=rule.ip_proto, cap_grant=rule.cap_grant
+            )
+        resolved.append(rule)
+    return resolved
+
+
+def resolv_config(dns: DNSConfig, *, accept: bool) -> ResolvConfig:
+    """The host's resolver: control's servers and search domains, nothing where the person does not want them."""
+    if not accept:
+        return ResolvConfig()
+    servers = tuple(server for each in dns.resolvers or () if (server := _plain_server(each)))
+    return ResolvConfig(servers, tuple(domain.rstrip(".") for domain in dns.domains or ()))
+
+
+def _plain_server(resolver: Resolver) -> str:
+    """The address of a resolver on port 53, "" for one that resolv.conf cannot say."""
+    text = resolver.addr
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        pass
+    try:
+        server = AddrPort.parse(text)
+    except WireError:
+        return ""
+    return server.host if server.port == 53 else ""
+
+
+def _by_capability(peers: Iterable[Node]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for node in peers:
+        for name in {*(node.cap_map or {}), *(node.capabilities or [])}:
+            found.setdefault(name, []).extend(str(address) for address in addresses(node))
+    return found
