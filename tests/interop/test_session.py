@@ -215,3 +215,18 @@ def test_keys_are_kept_and_are_nobody_elses_to_read(tmp_path: Path) -> None:
     again.rotate()
     assert again.previous_key == node
     assert Identity.load(tmp_path / "n").previous_key == node
+
+
+async def test_a_node_that_is_expired_by_its_server_needs_a_login(state: Path, port: int, tmp_path: Path) -> None:
+    with serving(state, port):
+        ann = Machine(tmp_path, port, "ann")
+        async with ann.running(key(state)):
+            await ann.until(lambda: State.CONNECTED in ann.states)
+            old = str(ann.identity.node_key)
+            expired = await asyncio.to_thread(run, "gwctl", "nodes", "expire", "-i", "1", state=state)
+            assert expired.returncode == 0, expired.stderr
+            await ann.until(lambda: ann.states[-1] is State.NEEDS_LOGIN)
+        again = Machine(tmp_path, port, "ann")
+        async with again.running(key(state)):
+            await again.until(lambda: State.CONNECTED in again.states)
+            assert str(again.identity.node_key) != old
