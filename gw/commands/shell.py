@@ -261,7 +261,7 @@ def start_logging(chosen: Settings) -> None:
     handler.setFormatter(JsonFormatter() if chosen.log_format == "json" else TextFormatter())
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(chosen.log_level.upper())
-    for chatty in ("uvicorn", "asyncio", "watchfiles", "hpack", "h2", "pyroute2"):
+    for chatty in ("uvicorn", "asyncio", "watchfiles", "hpack", "h2", "pyroute2", "pyroute2.netlink.core"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

@@ -17,13 +17,14 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, final
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from gw.errors import GwError, PermissionNeeded
+from gw.errors import GwError, PermissionNeeded, StateError
 
 log: Final = logging.getLogger(__name__)
 
@@ -61,8 +62,40 @@ class Router:
         self._routes: set[Network] = set()
         self._families: tuple[int, ...] = ()
 
+        self._thread: ThreadPoolExecutor | None = None
+
     def start(self) -> None:
         """Bring the interface up and make the rules, after removing those of a killed run. Raises GwError."""
+        self._thread = ThreadPoolExecutor(1, "router")
+        self._there(self._start)
+
+    def apply(self, config: RouterConfig) -> None:
+        """Make the host as `config` says; only the difference is touched. Raises GwError at the first refusal."""
+        self._there(lambda: self._apply(config))
+
+    def change(self, add: Iterable[Network], remove: Iterable[Network]) -> None:
+        """Routes of some peers came or went; costs what it changes. Raises GwError at the first refusal."""
+        self._there(lambda: self._change(add, remove))
+
+    def stop(self) -> None:
+        """Remove all that was made. Safe to call twice, and when the interface is gone."""
+        if self._thread is None:
+            return
+        try:
+            self._there(self._stop)
+        except GwError as error:
+            log.warning("%s", error.message)
+        finally:
+            self._thread.shutdown()
+            self._thread = None
+
+    def _there(self, action: Callable[[], None]) -> None:
+        """In a thread of its own: pyroute2 runs an event loop, which the caller's thread has already."""
+        if self._thread is None:
+            raise StateError("the router is not started")
+        self._thread.submit(action).result()
+
+    def _start(self) -> None:
         self._netlink: Any = IPRoute()
         found = self._netlink.link_lookup(ifname=self._name)
         if not found:
@@ -72,8 +105,7 @@ class Router:
         _call(lambda: self._netlink.link("set", index=self._index, state="up"), f"bring `{self._name}` up")
         self._families = tuple(family for family in _FAMILIES if self._make_rules(family))
 
-    def apply(self, config: RouterConfig) -> None:
-        """Make the host as `config` says; only the difference is touched. Raises GwError at the first refusal."""
+    def _apply(self, config: RouterConfig) -> None:
         if config.mtu != self._mtu:
             _call(lambda: self._netlink.link("set", index=self._index, mtu=config.mtu), "set the MTU")
             self._mtu = config.mtu
@@ -81,10 +113,9 @@ class Router:
             self._address("del", address)
         for address in config.addresses - self._addresses:
             self._address("replace", address)
-        self.change(config.routes - self._routes, self._routes - config.routes)
+        self._change(config.routes - self._routes, self._routes - config.routes)
 
-    def change(self, add: Iterable[Network], remove: Iterable[Network]) -> None:
-        """Routes of some peers came or went; costs what it changes. Raises GwError at the first refusal."""
+    def _change(self, add: Iterable[Network], remove: Iterable[Network]) -> None:
         for route in remove:
             if route in self._routes:
                 self._route("del", route)
@@ -94,15 +125,12 @@ class Router:
                 self._route("replace", route)
                 self._routes.add(route)
 
-    def stop(self) -> None:
-        """Remove all that was made. Safe to call twice, and when the interface is gone."""
+    def _stop(self) -> None:
         if not hasattr(self, "_netlink"):
             return
         try:
-            self.apply(RouterConfig(mtu=self._mtu))
+            self._apply(RouterConfig(mtu=self._mtu))
             self._remove_rules()
-        except GwError as error:
-            log.warning("%s", error.message)
         finally:
             self._netlink.close()
             del self._netlink

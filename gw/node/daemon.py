@@ -31,7 +31,7 @@ from gw.localapi.server import local_api
 from gw.localapi.status import PeerStatus, Status
 from gw.model.addresses import TAILNET_MTU, AddrPort
 from gw.model.hostinfo import NetInfo
-from gw.model.keys import DiscoKey, DiscoSecret, NodeKey
+from gw.model.keys import DiscoKey, DiscoSecret, NodeKey, NodeSecret
 from gw.model.node import Node
 from gw.native import COMPILED
 from gw.net import interfaces, resolv
@@ -94,7 +94,8 @@ class _EngineEntry:
         self, daemon: Daemon, paths: StatePaths, identity: Identity, disco: DiscoSecret, options: Options
     ) -> None:
         self._daemon = daemon
-        self._identity = identity
+        # before the first login there is no key to be known by: a passing one keeps the engine going
+        self._secret = identity.node if identity.has_node_key else NodeSecret(clamp(os.urandom(32)))
         self._disco = disco
         self._tun = options.tun
         self._file = paths.node_dir / "port"
@@ -105,8 +106,8 @@ class _EngineEntry:
         ports = [self._wanted] if self._wanted else list(dict.fromkeys([*self._last(), DEFAULT_PORT, 0]))
         for port in ports:
             engine = Engine(
-                self._identity.node,
-                self._identity.node_key,
+                self._secret,
+                NodeKey(public_key(self._secret.raw)),
                 self._disco,
                 self._daemon,
                 interfaces.interfaces,
@@ -161,7 +162,7 @@ class Daemon:
         self._configs: dict[int, PeerConfig] = {}
         self._endpoints: list[tuple[AddrPort, int]] = []
         self._netinfo: NetInfo | None = None
-        self._engine_key = identity.node_key
+        self._engine_key = identity.node_key if identity.has_node_key else NodeKey.zero()
         self._notes: Broadcast[Notify] = Broadcast()
         self._events: Broadcast[dict[str, Any]] = Broadcast()
         self._shown: dict[str, PeerStatus] = {}
@@ -224,7 +225,8 @@ class Daemon:
                 self._set_state("NeedsLogin")
             finally:
                 self._session = None
-                self._logging_in = False
+                if not self._login_asked:  # else the next one is that login
+                    self._logging_in = False
 
     async def _follow_host(self) -> None:
         """Notice changes of the host's own network."""
