@@ -204,6 +204,12 @@ class Engine:
         self._relays.set_secret(secret)
         self._paths.set_node(node)
 
+    def begin_session(self, key: NodeKey) -> None:
+        """Have a WireGuard handshake with the peer now: it may hold a session that we have lost."""
+        self._paths.wake(key, time.monotonic())
+        self._pump()
+        self._tunnel.begin_session(key)
+
     def network_changed(self) -> None:
         """Our own interfaces changed."""
         self._own.forget()

@@ -167,6 +167,7 @@ class Daemon:
         self._events: Broadcast[dict[str, Any]] = Broadcast()
         self._shown: dict[str, PeerStatus] = {}
         self._ids: dict[NodeKey, int] = {}
+        self._resume: list[NodeKey] = []  # busy peers when we went down: their sessions begin anew when we are back
         self._routes_add: set[Network] = set()
         self._routes_remove: set[Network] = set()
 
@@ -286,6 +287,10 @@ class Daemon:
         if first or change.dns_changed:
             self._apply_resolver()
         if first:
+            for key in self._resume:
+                if key in self._ids:
+                    engine.begin_session(key)
+            self._resume = []
             self._set_state("Running")
         elif structural:
             self._publish_structure(change)
@@ -508,6 +513,7 @@ class Daemon:
         engine = self._engine
         if engine is None:
             return
+        self._resume = engine.active_peers() or self._resume
         for config in self._configs.values():
             engine.remove_peer(config.key)
         self._configs.clear()
@@ -521,6 +527,7 @@ class Daemon:
         self._go_down()
         self._identity.forget()
         self._netmap = Netmap()
+        self._resume = []
         self._auth_url = ""
 
     # Inside: what listeners are told
