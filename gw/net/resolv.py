@@ -2,7 +2,7 @@
 
     systemd-resolved   per-link settings by `resolvectl`
     resolvconf         a record of ours by `resolvconf -a`
-    direct             /etc/resolv.conf itself, the old one beside it until we stop
+    direct             /etc/resolv.conf itself, the old one kept in the state directory until we stop
 
 Ref: spec dataplane §4.1
 """
@@ -23,7 +23,7 @@ from gw.errors import GwError, PermissionNeeded
 log: Final = logging.getLogger(__name__)
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
-BACKUP_NAME: Final = "resolv.pre-ghostwire-backup.conf"
+BACKUP_NAME: Final = "resolv.conf.backup"
 HEADER: Final = "# written by gwd of GhostWire; the host's own settings are in {backup} and come back when it stops\n"
 COMMAND_S: Final = 5
 
@@ -46,9 +46,9 @@ class Resolver(Protocol):
         """Restore the host's own settings; safe to call twice."""
 
 
-def choose(tun_name: str, path: Path = RESOLV_CONF) -> Resolver:
-    """The way of this host, after undoing what a killed run left behind."""
-    direct = Direct(path)
+def choose(tun_name: str, keep: Path, path: Path = RESOLV_CONF) -> Resolver:
+    """The way of this host, after undoing what a killed run left behind. keep: folder for the host's own settings."""
+    direct = Direct(path, keep / BACKUP_NAME)
     direct.restore()
     try:
         text = path.read_text(errors="replace")
@@ -69,9 +69,9 @@ def choose(tun_name: str, path: Path = RESOLV_CONF) -> Resolver:
 class Direct:
     """resolv.conf rewritten, in one step where the file system allows it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, backup: Path) -> None:
         self._path = path
-        self._backup = path.with_name(BACKUP_NAME)
+        self._backup = backup
         self._applied = ResolvConfig()
 
     def apply(self, config: ResolvConfig) -> None:
@@ -122,6 +122,7 @@ class Direct:
     def _save(self) -> None:
         try:
             saved = self._path.read_bytes() if self._path.exists() else b""
+            self._backup.parent.mkdir(parents=True, exist_ok=True)
             _replace(self._backup, saved)
         except OSError as error:
             raise _translate(error, self._backup) from error
@@ -185,7 +186,7 @@ class Resolvconf:
 
 def _replace(path: Path, raw: bytes) -> None:
     """By rename; where the file is a mount point of its own, in place."""
-    temporary = path.with_name(f".{path.name}.gwd")
+    temporary = path.with_name(f".{path.name}.gwd-{os.getpid()}")
     try:
         temporary.write_bytes(raw)
         temporary.chmod(0o644)

@@ -175,7 +175,7 @@ class Daemon:
         """Run until cancelled."""
         self._engine = engine
         self._router = router = Router(engine.tun_name)
-        self._resolver = resolv.choose(engine.tun_name)
+        self._resolver = resolv.choose(engine.tun_name, self._paths.node_dir)
         try:
             router.start()
             router.apply(RouterConfig(mtu=TAILNET_MTU))

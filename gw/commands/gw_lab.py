@@ -1,0 +1,137 @@
+"""`gw lab`: a whole mesh on this machine."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from gw.commands import shell
+from gw.errors import UsageError
+
+if TYPE_CHECKING:
+    from gw.lab import NodeSpec
+
+app = shell.group("lab", "A whole mesh on this one machine, in network namespaces.")
+
+Nodes = Annotated[
+    str,
+    typer.Option(
+        "--nodes",
+        metavar="NAME[:NAT],…",
+        help="NAT: none, endpoint-independent, symmetric, udp-blocked.",
+    ),
+]
+DEFAULT_NODES = "ann,bob:endpoint-independent,cat:symmetric"
+
+
+@app.command("demo")
+def demo(nodes: Nodes = DEFAULT_NODES) -> None:
+    """Build a mesh, ping by name through its NATs, measure it, and remove it again.
+
+    sudo gw lab demo
+
+    Ends with 0 only if every step held. Nothing outside its own namespaces is touched. Next: gw lab up.
+    """
+    from gw.lab.demo import demo as run
+    from gw.lab.unprivileged import ensure_root
+
+    _stop_in_order()
+    ensure_root(["lab", "demo", "--nodes", nodes])
+    run(shell.say, tuple(_parse(nodes)))
+
+
+@app.command("up")
+def up(nodes: Nodes = DEFAULT_NODES) -> None:
+    """Build a mesh and leave it running.
+
+    sudo gw lab up --nodes ann,bob:symmetric
+
+    Next: sudo gw lab exec ann gw tui, and at the end: sudo gw lab down.
+    """
+    from gw.lab import Lab
+
+    _stop_in_order()
+    lab = Lab(_parse(nodes), say=shell.note)
+    lab.up()
+    lab.leave()
+    first = lab.nodes[0].name
+    shell.say(f"up: {', '.join(node.name for node in lab.nodes)}; logs in {lab.folder}")
+    shell.say(f"step in:     sudo gw lab exec {first} bash")
+    shell.say(f"look at it:  sudo gw lab exec {first} gw tui")
+    shell.say("remove it:   sudo gw lab down")
+
+
+@app.command("down")
+def down() -> None:
+    """Remove the lab that is up, or what a killed one left. Harmless when there is none."""
+    from gw.lab.ledger import Ledger, lab_folder
+
+    ledger = Ledger.open(lab_folder())
+    if ledger is None:
+        shell.note("no lab is up")
+        return
+    ledger.remove_all()
+    shell.note("the lab is gone")
+
+
+@app.command("status")
+def status() -> None:
+    """The nodes of the lab that is up, with addresses and paths as the first one sees them."""
+    from gw.lab import Lab
+
+    lab = Lab.standing()
+    if shell.settings().json:
+        shell.print_json({node.name: lab.status(node.name) for node in lab.nodes})
+        return
+    for node in lab.nodes:
+        shell.say(f"{node.name}:")
+        for line in lab.run(node.name, "gw", "status").splitlines():
+            shell.say(f"    {line}")
+
+
+@app.command("exec", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def exec_(context: typer.Context, node: Annotated[str, typer.Argument(help="A node, or hub.")]) -> None:
+    """Run a command inside a node of the lab.
+
+    sudo gw lab exec ann gw status
+    """
+    import os
+
+    from gw.errors import NotFound
+    from gw.lab import Lab
+
+    if not context.args:
+        raise UsageError("no command given", hint=f"gw lab exec {node} bash")
+    lab = Lab.standing()
+    if node not in ("hub", *(each.name for each in lab.nodes)):
+        raise NotFound(f"no such node: `{node}`", hint="gw lab status")
+    argv = lab.argv(node, *context.args)
+    sys.stdout.flush()
+    os.execvpe(argv[0], argv, lab.environment(node))
+
+
+def _parse(text: str) -> list[NodeSpec]:
+    from gw.lab import Nat, NodeSpec
+
+    specs = []
+    for part in text.split(","):
+        name, _, nat = part.strip().partition(":")
+        try:
+            specs.append(NodeSpec(name, Nat(nat or "none")))
+        except ValueError:
+            kinds = ", ".join(kind.value for kind in Nat)
+            raise UsageError(f"no such NAT: `{nat}`", hint=f"one of {kinds}") from None
+    return specs
+
+
+def _stop_in_order() -> None:
+    """SIGTERM and SIGHUP end the lab as Ctrl-C does: with everything taken down."""
+
+    def stop(_number: int, _frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, stop)

@@ -1,0 +1,50 @@
+"""A lab without root: the same program again, root of a user namespace of its own.
+
+There it has its own /run, /etc (a layer above the host's) and network: nothing of the host can be changed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from gw.errors import PermissionNeeded
+
+INSIDE: Final = "GW_LAB_INSIDE"
+SETUP: Final = """
+set -e
+mount -t tmpfs tmpfs /run
+mkdir -p "$0/upper" "$0/work"
+mount -t overlay overlay -o "lowerdir=/etc,upperdir=$0/upper,workdir=$0/work,userxattr" /etc
+exec "$@"
+"""
+
+
+def ensure_root(arguments: list[str]) -> None:
+    """Return as root; otherwise run `gw` with these arguments in a user namespace and end with its status.
+
+    Raises PermissionNeeded where the kernel does not allow that.
+    """
+    if os.geteuid() == 0:
+        return
+    unshare = shutil.which("unshare")
+    base = [unshare or "unshare", "--user", "--map-root-user", "--mount", "--net", "--pid", "--fork", "--kill-child"]
+    refused = PermissionNeeded("a lab needs root, or a kernel that allows user namespaces", hint="sudo gw lab demo")
+    if unshare is None or os.environ.get(INSIDE):
+        raise refused
+    probe = subprocess.run([*base, "--mount-proc", "true"], capture_output=True, check=False)
+    if probe.returncode:
+        raise refused
+    script = Path(sys.executable).parent / "gw"
+    with tempfile.TemporaryDirectory(prefix="gwlab-") as folder:
+        done = subprocess.run(
+            [*base, "--mount-proc", "sh", "-c", SETUP, folder, str(script), *arguments],
+            env={**os.environ, INSIDE: "1", "GW_LAB_DIR": f"{folder}/lab"},
+            check=False,
+        )
+    raise SystemExit(done.returncode)
