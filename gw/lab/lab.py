@@ -92,14 +92,17 @@ class Lab:
             for node in self.nodes:
                 topology.add_node(node)
             self._start_hub()
+            members = [node for node in self.nodes if node.daemon]
             for node in self.nodes:
-                self._start_node(node.name)
-            for node in self.nodes:
-                self._await_ready(f"gwd-{node.name}")
-            for node in self.nodes:
+                self.state(node.name).mkdir(exist_ok=True)
+            for node in members:
+                self.start(node.name, f"gwd-{node.name}", "gwd", "run", "--log-level", self._log_level)
+            for node in members:
+                self.await_ready(f"gwd-{node.name}")
+            for node in members:
                 self._say(f"{node.name}: gw up ({node.nat.value})")
                 self.run(
-                    node.name, "gw", "up", "--login-server", URL, "--auth-key", f"file:{self._key_file}",
+                    node.name, "gw", "up", "--login-server", URL, "--auth-key", f"file:{self.key_file}",
                     "--hostname", node.name, "--timeout", str(UP_S),
                 )  # fmt: skip
         except BaseException as error:
@@ -184,7 +187,8 @@ class Lab:
     # Inside
 
     @property
-    def _key_file(self) -> Path:
+    def key_file(self) -> Path:
+        """A reusable login key of the lab's user (0600)."""
         return self.folder / "auth.key"
 
     def _start_hub(self) -> None:
@@ -194,24 +198,20 @@ class Lab:
         config.write_text(config.read_text() + CONFIG)
         self.run(HUB, "gwctl", "users", "create", "lab")
         key = json.loads(self.run(HUB, "gwctl", "preauthkeys", "create", "-u", "lab", "--reusable", "-o", "json"))
-        descriptor = os.open(self._key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(self.key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "w") as file:
             file.write(key["key"] + "\n")
         self.start(HUB, "gwctl", "gwctl", "serve", "--log-level", self._log_level)
-        self._await_ready("gwctl")
+        self.await_ready("gwctl")
         self.start(
             HUB, "gwrelay", "gwrelay", "serve", "--hostname", HUB_ADDRESS, "--self-signed",
             "--log-level", self._log_level,
         )  # fmt: skip
         self.start(HUB, "gwdns", "gwdns", "serve", "--log-level", self._log_level)
-        self._await_ready("gwrelay")
-        self._await_ready("gwdns")
+        self.await_ready("gwrelay")
+        self.await_ready("gwdns")
 
-    def _start_node(self, name: str) -> None:
-        self.state(name).mkdir(exist_ok=True)
-        self.start(name, f"gwd-{name}", "gwd", "run", "--log-level", self._log_level)
-
-    def _await_ready(self, label: str) -> None:
+    def await_ready(self, label: str) -> None:
         """Until the service says that it is ready. Raises GwError with its last words where it ends instead."""
         log = self.folder / f"{label}.log"
         deadline = time.monotonic() + READY_S

@@ -35,16 +35,17 @@ class Nat(Enum):
 
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
-    """A node of the lab."""
+    """A node of the lab. daemon: False for a bare host, without gwd and login."""
 
     name: str
     nat: Nat = Nat.NONE
+    daemon: bool = True
 
 
 _NAT_RULES: Final = {
-    Nat.ENDPOINT_INDEPENDENT: ("masquerade", "accept"),
-    Nat.SYMMETRIC: ("masquerade fully-random", "accept"),
-    Nat.UDP_BLOCKED: ("masquerade", "meta l4proto udp udp dport != 53 udp sport != 53 drop"),
+    Nat.ENDPOINT_INDEPENDENT: ("masquerade", ""),
+    Nat.SYMMETRIC: ("masquerade fully-random", ""),
+    Nat.UDP_BLOCKED: ("masquerade", "udp dport != 53 drop"),
 }
 
 
@@ -56,8 +57,8 @@ table inet lab {{
   chain out {{ type nat hook postrouting priority srcnat; oifname "wan" {mapping}; }}
   chain pass {{
     type filter hook forward priority filter; policy drop;
-    {extra if extra != "accept" else ""}
     ct state established,related accept
+    {extra}
     iifname "lan" oifname "wan" accept
   }}
 }}

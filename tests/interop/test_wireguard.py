@@ -18,8 +18,7 @@ from pathlib import Path
 import pytest
 
 from gw.wire.x25519 import clamp, public_key
-
-from .netns import Namespaces, needs_namespaces
+from tests.netns.namespaces import Namespaces, needs_namespaces
 
 pytestmark = [
     needs_namespaces(),

@@ -1,0 +1,249 @@
+"""`gwctl` as a person and a script see it: stdout, stderr and exit codes, with and without a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GWCTL = Path(sys.executable).parent / "gwctl"
+START_TIMEOUT_S = 20.0
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "s"
+
+
+@pytest.fixture
+def gwctl(state: Path) -> Run:
+    """Run gwctl on the test's own state directory."""
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "GW_STATE_DIR": str(state), "TZ": "UTC", "COLUMNS": "100"}
+        env.pop("GW_RUNTIME_DIR", None)
+        return subprocess.run(
+            [GWCTL, *words], capture_output=True, text=True, env=env, check=False, stdin=subprocess.DEVNULL, timeout=60
+        )
+
+    return run
+
+
+@pytest.fixture
+def ready(gwctl: Run) -> Run:
+    """The same on an initialised directory; a port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert gwctl("init", "--server-url", f"http://127.0.0.1:{port}", "--listen", f"127.0.0.1:{port}").returncode == 0
+    return gwctl
+
+
+@pytest.fixture
+def served(ready: Run, state: Path) -> Iterator[Run]:
+    """The same with a server running."""
+    env = {**os.environ, "GW_STATE_DIR": str(state)}
+    env.pop("GW_RUNTIME_DIR", None)
+    with subprocess.Popen([GWCTL, "serve"], env=env, stderr=subprocess.PIPE, text=True) as server:
+        until = time.monotonic() + START_TIMEOUT_S
+        while ready("health").returncode != 0:
+            assert server.poll() is None
+            assert time.monotonic() < until
+        yield ready
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=10) == 0
+
+
+def good(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def data(result: subprocess.CompletedProcess[str]) -> Any:
+    return json.loads(good(result))
+
+
+def bad(result: subprocess.CompletedProcess[str], code: int) -> str:
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_init_writes_a_short_config_and_a_commented_policy(gwctl: Run, state: Path) -> None:
+    result = gwctl("init", "--server-url", "https://mesh.example.org", "--listen", "0.0.0.0:8443")
+    assert good(result) == f"wrote {state}/config.toml\nwrote {state}/policy.hujson: own devices only\n"
+    lines = (state / "config.toml").read_text().splitlines()
+    assert len(lines) <= 10
+    assert 'listen = "0.0.0.0:8443"' in lines
+    policy = (state / "policy.hujson").read_text()
+    assert "autogroup:self:*" in policy
+    assert policy.startswith("//")
+
+
+def test_init_refuses_to_overwrite(ready: Run, state: Path) -> None:
+    before = (state / "config.toml").read_bytes()
+    assert bad(ready("init", "--server-url", "https://other.test"), 8) == (
+        f"error: `{state}` is set up already\nhint: edit `{state}/config.toml`, or choose another `--state-dir`\n"
+    )
+    assert (state / "config.toml").read_bytes() == before
+
+
+def test_init_refuses_a_bad_url_and_writes_nothing(gwctl: Run, state: Path) -> None:
+    message = "error: `server_url`: not an http or https URL: `mesh`\nhint: see `gwctl init --help`\n"
+    assert bad(gwctl("init", "--server-url", "mesh"), 2) == message
+    assert not state.exists()
+
+
+def test_init_open_lets_every_device_reach_every_other_one(gwctl: Run, state: Path) -> None:
+    assert "every device" in good(gwctl("init", "--server-url", "http://x.test", "--open"))
+    rules = [line for line in (state / "policy.hujson").read_text().splitlines() if not line.strip().startswith("//")]
+    assert '"dst": ["*:*"]' in "".join(rules)
+
+
+def test_a_wrong_directory_is_named(gwctl: Run, state: Path) -> None:
+    assert bad(gwctl("nodes", "list"), 4).startswith(f"error: no state directory: `{state}`\nhint: gwctl init")
+    state.mkdir()
+    assert bad(gwctl("nodes", "list"), 4).startswith(f"error: no control server in `{state}`: there is no config.toml")
+
+
+def test_a_broken_config_is_named_with_line_and_key(ready: Run, state: Path) -> None:
+    (state / "config.toml").write_text('server_url = "http://x.test"\nlistn = "0.0.0.0:1"\n')
+    for words in (("nodes", "list"), ("serve",)):
+        error = bad(ready(*words), 9)
+        assert error.startswith(f"error: {state}/config.toml:2: `listn`: ")
+        assert len(error.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("mode", ["ready", "served"])
+def test_users_keys_and_nodes_work_with_and_without_a_server(mode: str, request: pytest.FixtureRequest) -> None:
+    run: Run = request.getfixturevalue(mode)
+    assert good(run("users", "create", "alice")) == "user created: alice\n"
+    assert bad(run("users", "create", "alice"), 8) == "error: user exists: `alice`\nhint: see `gwctl users list`\n"
+    (user,) = data(run("user", "ls", "-o", "json"))
+    assert (user["id"], user["name"]) == ("1", "alice")
+    key = data(run("preauthkeys", "create", "-u", "alice", "--reusable", "-e", "24h", "-o", "json"))
+    assert key["key"].startswith("hskey-auth-")
+    assert len(key["key"]) == 88
+    assert good(run("preauthkeys", "create", "--user", "1", "--tags", "tag:a,tag:b")).startswith("hskey-auth-")
+    listed = data(run("--json", "preauthkeys", "list"))
+    assert [each["aclTags"] for each in listed] == [[], ["tag:a", "tag:b"]]
+    assert all(each["key"].endswith("-***") for each in listed)
+    assert good(run("preauthkeys", "expire", key["key"])) == "key expired\n"
+    assert data(run("nodes", "list", "-o", "json")) == []
+    assert bad(run("nodes", "delete", "-i", "7", "--force"), 4).startswith("error: no such node: `7`\n")
+    assert good(run("users", "rename", "alice", "anna")) == "user renamed: alice is anna\n"
+    assert bad(run("users", "destroy", "anna"), 2).endswith("hint: add --force\n")
+    assert good(run("users", "destroy", "anna", "--force")) == "user removed: anna\n"
+    assert data(run("users", "list", "--json")) == []
+
+
+def test_the_same_changes_leave_a_trail_without_secrets(ready: Run, state: Path) -> None:
+    good(ready("users", "create", "alice"))
+    key = good(ready("preauthkeys", "create", "-u", "alice")).strip()
+    (day,) = (state / "events").iterdir()
+    events = [json.loads(line) for line in day.read_text().splitlines()]
+    assert (events[0]["event"], events[0]["subject"]) == ("user-created", "user:alice")
+    assert events[1]["event"] == "preauthkey-created"
+    assert all(event["actor"] == f"uid {os.getuid()}, offline" for event in events)
+    assert key[-64:] not in day.read_text()
+    everything = b"".join(path.read_bytes() for path in state.rglob("*") if path.is_file())
+    assert key[-64:].encode() not in everything
+
+
+def test_a_table_has_headings_and_yaml_quotes_what_it_must(ready: Run) -> None:
+    good(ready("users", "create", "alice"))
+    head, row = good(ready("users", "list")).splitlines()
+    assert head.split() == ["ID", "NAME", "DISPLAY", "NAME", "EMAIL", "CREATED"]
+    assert row.startswith("1   alice  -")
+    assert good(ready("-o", "yaml", "users", "list")).splitlines()[:2] == ['- id: "1"', "  name: alice"]
+    assert good(ready("users", "list", "-o", "json-line")).count("\n") == 1
+    assert bad(ready("users", "list", "-o", "xml"), 2).startswith("error: unknown output format: `xml`\n")
+
+
+def test_logins_need_a_running_server(ready: Run) -> None:
+    assert bad(ready("auth", "list"), 3).endswith("hint: gwctl serve\n")
+    assert bad(ready("health"), 3).startswith("error: the control server is not running\n")
+
+
+def test_an_unknown_login_is_named(served: Run) -> None:
+    unknown = "hskey-authreq-" + "0" * 24
+    assert good(served("health")) == "pass\n"
+    assert bad(served("auth", "approve", unknown), 4).startswith(f"error: no login waits under `{unknown}`\n")
+    assert data(served("auth", "list", "-o", "json")) == []
+
+
+def test_two_servers_on_one_directory_are_refused(served: Run, state: Path) -> None:
+    assert bad(served("serve"), 8).startswith(f"error: another server holds `{state}`: process ")
+
+
+def test_a_port_in_use_is_named(ready: Run) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        assert f"error: address is in use: `127.0.0.1:{port}`\n" in bad(
+            ready("serve", "--listen", f"127.0.0.1:{port}"), 8
+        )
+
+
+def test_a_stranger_may_read_the_feed_and_administer_nothing(served: Run, state: Path) -> None:
+    """The kernel says who calls: a relay or DNS server in the socket's group gets no further than the feed."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    for folder in (state, *state.parents):
+        if folder.owner() == "root" and folder != Path("/tmp"):
+            folder.chmod(folder.stat().st_mode | 0o011)
+    (state / "run" / "gwctl.sock").chmod(0o666)
+    program = (
+        "import os,sys,socket\nos.setgid(65534);os.setuid(65534)\n"
+        "s=socket.socket(socket.AF_UNIX);s.connect(sys.argv[1])\n"
+        "s.sendall(f'GET {sys.argv[2]} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n'.encode());print(s.recv(9999).decode())"
+    )
+
+    def ask(target: str) -> str:
+        words = [sys.executable, "-P", "-c", program, str(state / "run" / "gwctl.sock"), target]
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout
+
+    assert "HTTP/1.1 200" in ask("/feed")
+    refused = ask("/api/v1/user")
+    assert "HTTP/1.1 403" in refused
+    assert "permission-needed" in refused
+
+
+def test_settings_are_read_and_changed_with_their_comments(ready: Run, state: Path) -> None:
+    path = state / "config.toml"
+    path.write_text(path.read_text() + "# a note\n")
+    assert good(ready("config", "get", "domain")) == "ghost.internal\n"
+    assert good(ready("config", "set", "dns.nameservers", '["1.1.1.1"]')) == 'dns.nameservers = ["1.1.1.1"]\n'
+    assert data(ready("config", "get", "dns.nameservers")) == ["1.1.1.1"]
+    assert "# a note\n" in path.read_text()
+    before = path.read_text()
+    assert "`domain`: not a domain name" in bad(ready("config", "set", "domain", "a b"), 9)
+    assert bad(ready("config", "set", "domian", "x.test"), 4).startswith("error: no such setting: `domian`\n")
+    assert path.read_text() == before
+    rows = {row["key"]: row for row in data(ready("config", "explain", "-o", "json"))}
+    assert rows["dns.nameservers"]["source"] == "config.toml"
+    assert rows["dns.magic"] == {"key": "dns.magic", "value": True, "source": "default"}
+
+
+@pytest.mark.parametrize(
+    "words", [("users",), ("nodes",), ("preauthkeys",), ("auth",), ("routes",), ("config",), ("init",), ("serve",)]
+)
+def test_every_noun_has_help(gwctl: Run, words: tuple[str, ...]) -> None:
+    assert good(gwctl(*words, "--help")).startswith(f"Usage: gwctl {words[0]}")
+
+
+def test_an_unknown_verb_is_refused(gwctl: Run) -> None:
+    assert bad(gwctl("nodez"), 2).startswith("error: no such command 'nodez'")

@@ -1,0 +1,201 @@
+"""`gw lab` itself: NATs are what they say, and nothing is ever left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gw.errors import Conflict, UsageError
+from gw.lab import Lab, Nat, NodeSpec
+from gw.lab.ledger import Ledger
+from gw.lab.topology import HUB_ADDRESS, Topology, namespace
+
+from .namespaces import needs_namespaces
+
+pytestmark = [needs_namespaces(), pytest.mark.timeout(180)]
+
+GW = str(Path(sys.executable).parent / "gw")
+
+ECHO = """
+import socket,select,sys
+socks=[]
+for p in (7001,7002):
+    s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM);s.bind(('198.51.100.1',p));socks.append(s)
+print('ready',flush=True)
+while True:
+    for s in select.select(socks,[],[])[0]:
+        d,a=s.recvfrom(100)
+        s.sendto(('%s:%d'%a).encode(),a)
+"""
+ASK = """
+import socket
+s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM);s.settimeout(2);s.bind(('',5555))
+for p in (7001,7002):
+    try:
+        s.sendto(b'x',('198.51.100.1',p));print(s.recv(100).decode())
+    except TimeoutError:
+        print('nothing')
+"""
+
+
+def left_over() -> list[str]:
+    found = [
+        line.split()[0] for line in subprocess.run(["ip", "netns"], capture_output=True, text=True).stdout.splitlines()
+    ]
+    links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout
+    names = [name for name in found if name.startswith("gwlab-")]
+    names += [line for line in links.splitlines() if "p-" in line.split(":")[1] or "gw0" in line]
+    names += [path.name for path in Path("/etc/netns").glob("gwlab-*")] if Path("/etc/netns").exists() else []
+    return names
+
+
+def test_each_nat_maps_as_its_name_says(lab_folder: Path) -> None:
+    ledger = Ledger.begin(lab_folder)
+    try:
+        topology = Topology(ledger)
+        topology.build_internet()
+        kinds = {"plain": Nat.NONE, "cone": Nat.ENDPOINT_INDEPENDENT, "sym": Nat.SYMMETRIC, "block": Nat.UDP_BLOCKED}
+        for name, nat in kinds.items():
+            topology.add_node(NodeSpec(name, nat))
+        inside = ["ip", "netns", "exec"]
+        echo = subprocess.Popen(
+            [*inside, namespace("hub"), sys.executable, "-c", ECHO], stdout=subprocess.PIPE, text=True
+        )
+        with echo:
+            assert echo.stdout is not None
+            assert echo.stdout.readline() == "ready\n"
+            seen = {
+                name: subprocess.run(
+                    [*inside, namespace(name), sys.executable, "-c", ASK], capture_output=True, text=True, check=True
+                ).stdout.split()
+                for name in kinds
+            }
+            echo.kill()
+        assert seen["plain"] == ["198.51.100.11:5555"] * 2
+        assert seen["cone"][0] == seen["cone"][1]
+        assert seen["cone"][0].startswith("198.51.100.102:")
+        assert seen["sym"][0] != seen["sym"][1]
+        assert seen["block"] == ["nothing", "nothing"]
+        pinged = [*inside, namespace("block"), "ping", "-c", "1", "-W", "1", HUB_ADDRESS]
+        assert subprocess.run(pinged, capture_output=True, check=False).returncode == 0
+    finally:
+        ledger.remove_all()
+    assert left_over() == []
+
+
+def test_the_demo_holds_twice_in_a_row_and_leaves_nothing(lab_folder: Path) -> None:
+    for _ in range(2):
+        done = subprocess.run([GW, "lab", "demo"], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Gb/s" in done.stdout
+        assert "every step held" in done.stdout
+        assert left_over() == []
+    assert not lab_folder.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing(lab_folder: Path, number: signal.Signals) -> None:
+    process = subprocess.Popen([GW, "lab", "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(3.0)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert left_over() == []
+
+
+def test_the_next_run_cleans_up_after_a_killed_one(lab_folder: Path) -> None:
+    process = subprocess.Popen([GW, "lab", "demo"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(4.0)
+    process.kill()
+    process.wait()
+    assert left_over() != []
+    done = subprocess.run([GW, "lab", "demo"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert left_over() == []
+
+
+def test_a_lab_stands_until_it_is_taken_down(lab_folder: Path) -> None:
+    up = subprocess.run(
+        [GW, "lab", "up", "--nodes", "ann,bob"], capture_output=True, text=True, timeout=90, check=False
+    )
+    assert up.returncode == 0, up.stderr
+    try:
+        assert "gw lab exec ann" in up.stdout
+        again = subprocess.run([GW, "lab", "demo"], capture_output=True, text=True, check=False)
+        assert again.returncode == Conflict.exit_code
+        assert "gw lab down" in again.stderr
+        pinged = subprocess.run(
+            [GW, "lab", "exec", "ann", "ping", "-c", "1", "-W", "5", "bob"], capture_output=True, text=True, check=False
+        )
+        assert pinged.returncode == 0, pinged.stdout + pinged.stderr
+        status = subprocess.run([GW, "lab", "status", "--json"], capture_output=True, text=True, check=True)
+        assert {node["BackendState"] for node in json.loads(status.stdout).values()} == {"Running"}
+        assert subprocess.run([GW, "lab", "exec", "nobody", "true"], capture_output=True, check=False).returncode == 4
+    finally:
+        down = subprocess.run([GW, "lab", "down"], capture_output=True, text=True, check=False)
+    assert down.returncode == 0, down.stderr
+    assert left_over() == []
+
+
+def test_a_step_that_fails_fails_the_demo_and_keeps_the_logs(lab_folder: Path, tmp_path: Path) -> None:
+    """A `ping` that always fails stands first on the path of the nodes."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "ping").write_text("#!/bin/sh\necho no answer >&2\nexit 1\n")
+    (tools / "ping").chmod(0o755)
+    script = f"""
+import sys
+import gw.lab.demo as demo
+from gw.errors import GwError
+from gw.lab import Lab
+
+real = Lab.argv
+
+def argv(self, name, *words):
+    return real(self, name, "{tools}/ping" if words[0] == "ping" else words[0], *words[1:])
+
+Lab.argv = argv
+try:
+    demo.demo(print)
+except GwError as error:
+    print(error.hint)
+    sys.exit(3)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert str(lab_folder) in done.stdout
+    assert (lab_folder / "gwctl.log").exists()
+    assert left_over() == []
+
+
+def test_names_that_cannot_be_nodes_are_refused() -> None:
+    for name in ("", "Ann", "a-b", "hub", "toolongname"):
+        with pytest.raises(UsageError):
+            Lab([NodeSpec(name)])
+    with pytest.raises(UsageError):
+        Lab([NodeSpec("ann"), NodeSpec("ann")])
+
+
+def test_without_root_it_runs_in_a_user_namespace_or_says_why_not(tmp_path: Path) -> None:
+    """As `nobody`: either the whole demo holds, or one line tells what to do."""
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]
+    if subprocess.run([*nobody, GW, "--version"], capture_output=True, check=False).returncode:
+        pytest.skip("this interpreter lies where other users may not go")
+    done = subprocess.run(
+        [*nobody, GW, "lab", "demo", "--nodes", "ann,bob"],
+        capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "HOME": str(tmp_path), "TMPDIR": "/tmp"},
+    )  # fmt: skip
+    if done.returncode:
+        assert done.returncode == 5, done.stdout + done.stderr
+        assert "user namespaces" in done.stderr
+    else:
+        assert "every step held" in done.stdout
+    assert left_over() == []

@@ -1,0 +1,59 @@
+"""`gw tui` in a real terminal against a real mesh."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from gw.lab import Lab
+
+from .namespaces import needs_namespaces
+
+pytestmark = [
+    needs_namespaces(),
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux"),
+    pytest.mark.timeout(120),
+]
+
+
+def test_the_dashboard_shows_live_peers_and_pings_one(mesh: Lab) -> None:
+    socket = f"gwt-{os.getpid()}"
+    tmux = ["tmux", "-L", socket]
+
+    def screen() -> str:
+        return subprocess.run([*tmux, "capture-pane", "-p"], capture_output=True, text=True, check=True).stdout
+
+    def until(*words: str) -> str:
+        deadline = time.monotonic() + 20
+        while True:
+            text = screen()
+            if all(word in text for word in words):
+                return text
+            assert time.monotonic() < deadline, text
+            time.sleep(0.2)
+
+    argv = mesh.argv("ann", "gw", "tui")
+    subprocess.run(
+        [*tmux, "-f", "/dev/null", "new-session", "-d", "-x", "120", "-y", "40", *argv],
+        env={**mesh.environment("ann"), "TERM": "xterm-256color"},
+        check=True,
+    )
+    try:
+        until("bob", "cat", "dan")
+        ping = subprocess.Popen(
+            mesh.argv("ann", "ping", "-n", "-i", "0.2", "-c", "25", "bob"), stdout=subprocess.DEVNULL
+        )
+        until("bob", "direct")
+        ping.wait(timeout=20)
+        subprocess.run([*tmux, "send-keys", "/"], check=True)
+        subprocess.run([*tmux, "send-keys", "bob", "Enter"], check=True)
+        until("bob")
+        subprocess.run([*tmux, "send-keys", "p"], check=True)
+        until("pong from bob")
+        subprocess.run([*tmux, "send-keys", "q"], check=True)
+    finally:
+        subprocess.run([*tmux, "kill-server"], capture_output=True, check=False)

@@ -1,0 +1,145 @@
+"""Hand edits on a running server: taken over, or refused with the last good state kept."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from gw.control.records import ChangeKind
+from gw.control.watching import load_policy, take_over
+from gw.errors import ConfigError
+from gw.policy.document import ALLOW_ALL_TEXT, OWN_DEVICES_TEXT, Policy
+from gw.state.changes import ExternalChange
+from gw.state.config import Config, DnsSettings
+from gw.state.documents import RelayNode, RelayRegionDoc
+from gw.state.paths import StatePaths
+
+PATHS = StatePaths(Path("/state"))
+
+
+def edit(world: Any, kind: Any, key: Any, doc: Any = None) -> None:
+    take_over(ExternalChange(kind, key, doc), world.tailnet, PATHS)
+
+
+def test_a_missing_policy_allows_nothing_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert load_policy(tmp_path / "policy.hujson") is Policy.NOTHING
+    assert "nothing is allowed" in caplog.text
+
+
+def test_a_broken_policy_at_start_denies_all_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "policy.hujson"
+    path.write_text(ALLOW_ALL_TEXT.replace("]", ""))
+    assert load_policy(path) is Policy.NOTHING
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert f"{path}:6:42: " in caplog.text
+
+
+def test_a_good_policy_is_in_force_from_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "policy.hujson"
+    path.write_text(OWN_DEVICES_TEXT)
+    assert load_policy(path) is Policy.OWN_DEVICES
+
+
+async def test_an_edited_policy_is_in_force_at_once(world: Any) -> None:
+    edit(world, "policy", "policy.hujson", ALLOW_ALL_TEXT)
+    assert world.tailnet.policy.policy is Policy.ALLOW_ALL
+    assert [change.kind for change in world.changes] == [ChangeKind.POLICY]
+    edit(world, "policy", "policy.hujson", ALLOW_ALL_TEXT + " ")
+    assert len(world.changes) == 1
+
+
+async def test_a_broken_edit_of_the_policy_keeps_the_last_good_one(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit(world, "policy", "policy.hujson", '{"acls": [{}]}')
+    assert world.tailnet.policy.policy is Policy.OWN_DEVICES
+    assert "/state/policy.hujson:1:11: a rule needs `action`" in caplog.text
+    assert "the last good policy (own devices) stays" in caplog.text
+    assert world.events[-1].event == "policy-refused"
+
+
+async def test_a_removed_policy_allows_nothing(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    edit(world, "policy", "policy.hujson")
+    assert world.tailnet.policy.policy is Policy.NOTHING
+    assert "nothing is allowed" in caplog.text
+
+
+async def test_a_relay_appears_and_goes(world: Any) -> None:
+    doc = RelayRegionDoc(region_id=900, code="gw", name="GW", nodes=[RelayNode(name="900a", host_name="r.test")])
+    edit(world, "relay", 900, doc)
+    regions = world.tailnet.derp_map().regions
+    assert regions[900].nodes[0].host_name == "r.test"
+    assert regions[900].nodes[0].region_id == 900
+    edit(world, "relay", 900, doc)
+    edit(world, "relay", 900)
+    assert world.tailnet.derp_map().regions == {}
+    assert [change.kind for change in world.changes] == [ChangeKind.RELAYS] * 2
+
+
+async def test_changed_settings_are_taken_over_or_wait_for_a_restart(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    config = Config(server_url="http://mesh.test", domain="other.test", dns=DnsSettings(nameservers=["1.1.1.1"]))
+    edit(world, "config", "config.toml", config)
+    assert [resolver.addr for resolver in world.tailnet.dns_config().resolvers] == ["1.1.1.1"]
+    assert world.tailnet.domain == "ghost.internal"
+    assert "restart for: domain" in caplog.text
+    assert [change.kind for change in world.changes] == [ChangeKind.DNS]
+
+
+async def test_an_edited_node_is_shown_to_its_peers(world: Any) -> None:
+    node = await world.node()
+    edit(world, "node", 1, node.doc.edited(given_name="nas"))
+    assert world.tailnet.find_node("nas") is node
+    assert world.changes[-1].kind is ChangeKind.CHANGED
+    edit(world, "node", 1)
+    assert not world.tailnet.nodes
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"given_name": "other"}, "name `other` belongs to node 2"),
+        ({"addresses": ["100.64.0.2"]}, "address `100.64.0.2` belongs to another node"),
+        ({"user": "nobody"}, "no such user: `nobody`"),
+        ({"machine_key": "mkey:x"}, "`machine_key` cannot be changed"),
+        ({"id": 5}, "`id` is 5"),
+    ],
+)
+async def test_an_edit_that_clashes_is_refused_and_nothing_changes(
+    world: Any, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], fault: str
+) -> None:
+    node, other = await world.node(), await world.node(hostname="other")
+    before = node.doc
+    edit(world, "node", 1, msgspec.structs.replace(before, **changes))
+    assert fault in caplog.text
+    assert node.doc is before
+    assert world.tailnet.by_name == {"box": node, "other": other}
+    assert (await world.node()).addresses[0] == "100.64.0.3"
+
+
+async def test_a_written_node_file_makes_a_node(world: Any) -> None:
+    node = await world.node()
+    doc = node.doc.edited(id=9, node_key="nodekey:" + "9" * 64, given_name="hand", addresses=["100.64.0.9"])
+    edit(world, "node", 9, doc)
+    assert world.changes[-1].kind is ChangeKind.ADDED
+    assert (await world.node()).id == 10
+
+
+async def test_users_are_edited_and_one_with_nodes_is_kept(world: Any, caplog: pytest.LogCaptureFixture) -> None:
+    await world.node()
+    user = world.tailnet.user("ann")
+    edit(world, "user", "ann")
+    assert "the user still has nodes" in caplog.text
+    edit(world, "user", "ann", user.edited(display_name="Ann"))
+    assert world.tailnet.user("ann").display_name == "Ann"
+
+
+async def test_a_file_that_the_store_refused_is_in_the_trail(world: Any) -> None:
+    take_over(ExternalChange("node", 1, error=ConfigError("broken")), world.tailnet, PATHS)
+    assert (world.events[-1].event, world.events[-1].subject) == ("edit-refused", "node:1")
