@@ -11,7 +11,7 @@ SOURCES := $(shell find gw -name '*.py' -o -name '*.tcss') $(wildcard setup.py) 
 STAMP := $(VENV)/installed-$(GW_NATIVE)
 TESTS ?=
 
-.PHONY: test test-long test-deps install lint format bench wheel generated lock clean
+.PHONY: demo test test-long test-deps install lint format bench wheel generated lock clean
 
 install: $(STAMP)
 
@@ -30,12 +30,16 @@ $(VENV)/dev: pyproject.toml | $(STAMP)
 	$(BIN)/python -m pip install -q --group dev
 	@touch $@
 
+# A whole mesh on this machine, in network namespaces (root, or a kernel with user namespaces).
+demo: test-deps $(STAMP)
+	$(BIN)/gw lab demo
+
 test-deps:
 	sh .ci/system-packages
 
 test: test-deps $(STAMP) $(VENV)/dev lint
-	cd tests && $(BIN)/pytest unit cli tui -n 2 -q $(TESTS)
-	cd tests && $(BIN)/pytest interop -m "not long" $(TESTS)
+	cd tests && $(BIN)/pytest unit sim cli tui -n 2 -q $(TESTS)
+	cd tests && $(BIN)/pytest netns interop -m "not long" $(TESTS)
 
 test-long: test-deps $(STAMP) $(VENV)/dev
 	cd tests && $(BIN)/pytest . -m long --timeout 1800 $(TESTS)

@@ -14,7 +14,7 @@ from typing import Any, Final
 import typer
 from typer.completion import get_completion_script
 
-SCRIPTS: Final = ("gw", "gwctl", "gwrelay")
+SCRIPTS: Final = ("gw", "gwd", "gwctl", "gwrelay", "gwdns")
 SHELLS: Final = {"bash": "completions/bash/{}", "zsh": "completions/zsh/_{}", "fish": "completions/fish/{}.fish"}
 EXIT_CODES: Final = (
     ("0", "done"), ("1", "failed"), ("2", "wrong usage"), ("3", "the daemon or server is not running"),

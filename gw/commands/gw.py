@@ -11,7 +11,7 @@ import typer
 from gw.commands import shell
 
 HELP: Final = "A node of the mesh: gw up, gw status, gw ping NAME, gw tui."
-VERBS: Final = ("up", "down", "status", "ping", "ip", "logout", "tui", "lab", "service")
+VERBS: Final = ("up", "down", "status", "ping", "ip", "logout", "tui", "lab", "service", "uninstall")
 
 
 def build(verbs: tuple[str, ...] = VERBS) -> typer.Typer:

@@ -11,8 +11,8 @@ import typer
 from gw.commands import shell
 from gw.errors import PermissionNeeded, UsageError
 
-app = shell.group("service", "Let systemd run the daemons: gw service install control relay.")
-Roles = Annotated[list[str] | None, typer.Argument(metavar="[control|relay]…", help="Default: both.")]
+app = shell.group("service", "Let systemd run the daemons: gw service install control relay dns node.")
+Roles = Annotated[list[str] | None, typer.Argument(metavar="[control|relay|dns|node]…", help="Default: node.")]
 Root = Annotated[Path, typer.Option("--root", help="Write below this directory and start nothing.")]
 
 
@@ -24,15 +24,15 @@ def _check(roles: list[str] | None, root: Path) -> list[str]:
             raise UsageError(f"unknown role: `{role}`", hint=f"one of {', '.join(ROLES)}")
     if root == Path("/") and os.geteuid() != 0:
         raise PermissionNeeded("installing services needs root", hint="sudo gw service install …")
-    return roles or list(ROLES)
+    return roles or ["node"]
 
 
 @app.command("install")
 def install(roles: Roles = None, root: Root = Path("/")) -> None:
     """Install, enable and start the units of these roles.
 
-    The control server and the relay each get a user of their own in the group `ghostwire`.
-    Run `gwctl init` first where the control server is among them. Next: gwctl health.
+    The control server, the relay and the DNS server each get a user of their own in the group `ghostwire`.
+    Run `gwctl init` first where the control server is among them. Next: gwctl health, or gw up.
     """
     from gw.commands import services
 
@@ -52,7 +52,7 @@ def install(roles: Roles = None, root: Root = Path("/")) -> None:
 
 @app.command("remove")
 def remove(root: Root = Path("/")) -> None:
-    """Stop the daemons and remove their units; keys and settings stay."""
+    """Stop the daemons and remove their units; keys and settings stay. See also `gw uninstall`."""
     from gw.commands import services
 
     _check(None, root)

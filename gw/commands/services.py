@@ -16,8 +16,8 @@ from typing import Final
 
 from gw.errors import GwError, NotFound
 
-ROLES: Final = {"control": "gwctl", "relay": "gwrelay"}
-USERS: Final = ("gwctl", "gwrelay")
+ROLES: Final = {"control": "gwctl", "relay": "gwrelay", "dns": "gwdns", "node": "gwd"}
+USERS: Final = ("gwctl", "gwrelay", "gwdns")
 GROUP: Final = "ghostwire"
 UNIT_DIR: Final = "etc/systemd/system"
 SYSUSERS_FILE: Final = "etc/sysusers.d/ghostwire.conf"
@@ -67,9 +67,7 @@ def manager(*words: str) -> None:
     """Run one command of the service manager. Raises GwError with what it said."""
     program = shutil.which(words[0])
     if program is None:
-        raise NotFound(
-            f"`{words[0]}` is not on this host", hint="start them by your own init: gwctl serve, gwrelay serve"
-        )
+        raise NotFound(f"`{words[0]}` is not on this host", hint="start the daemons by your own init: gwd run, …")
     result = subprocess.run([program, *words[1:]], capture_output=True, text=True, check=False)
     if result.returncode != 0:
         last = (result.stderr or result.stdout).strip().splitlines()[-1:] or [f"exit {result.returncode}"]

@@ -51,6 +51,12 @@ class RouterConfig:
     mtu: int = 1280
 
 
+def remove_leftovers() -> None:
+    """Remove the rules of a router that was killed and does not start again. Raises GwError."""
+    router = Router("")
+    router.remove_rules()
+
+
 @final
 class Router:
     """One interface. Methods are quick and block; call them on the loop."""
@@ -63,6 +69,7 @@ class Router:
         self._families: tuple[int, ...] = ()
 
         self._thread: ThreadPoolExecutor | None = None
+        self._netlink: Any
 
     def start(self) -> None:
         """Bring the interface up and make the rules, after removing those of a killed run. Raises GwError."""
@@ -89,6 +96,19 @@ class Router:
             self._thread.shutdown()
             self._thread = None
 
+    def remove_rules(self) -> None:
+        """Without having been started: only the rules, by their marks."""
+        with ThreadPoolExecutor(1, "router") as thread:
+            thread.submit(self._remove_rules_alone).result()
+
+    def _remove_rules_alone(self) -> None:
+        self._netlink = IPRoute()
+        try:
+            self._remove_rules()
+        finally:
+            self._netlink.close()
+            del self._netlink
+
     def _there(self, action: Callable[[], None]) -> None:
         """In a thread of its own: pyroute2 runs an event loop, which the caller's thread has already."""
         if self._thread is None:
@@ -96,7 +116,7 @@ class Router:
         self._thread.submit(action).result()
 
     def _start(self) -> None:
-        self._netlink: Any = IPRoute()
+        self._netlink = IPRoute()
         found = self._netlink.link_lookup(ifname=self._name)
         if not found:
             raise GwError(f"no interface `{self._name}`")

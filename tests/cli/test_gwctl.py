@@ -180,6 +180,7 @@ def test_logins_need_a_running_server(ready: Run) -> None:
 def test_an_unknown_login_is_named(served: Run) -> None:
     unknown = "hskey-authreq-" + "0" * 24
     assert good(served("health")) == "pass\n"
+    good(served("users", "create", "ann"))
     assert bad(served("auth", "approve", unknown), 4).startswith(f"error: no login waits under `{unknown}`\n")
     assert data(served("auth", "list", "-o", "json")) == []
 

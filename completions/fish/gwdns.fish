@@ -1,0 +1,1 @@
+complete --command gwdns --no-files --arguments "(env _GWDNS_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) gwdns)" --condition "env _GWDNS_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) gwdns"

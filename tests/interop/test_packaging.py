@@ -1,0 +1,134 @@
+"""The package as a stranger gets it: built once, installed where no compiler is, upgraded, removed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPTS = ("gw", "gwd", "gwctl", "gwrelay", "gwdns")
+pytestmark = [pytest.mark.timeout(600)]
+
+
+def run(*words: object, **environment: str) -> str:
+    """Run a command from a neutral directory; returns stdout, fails the test with both outputs."""
+    result = subprocess.run(
+        [str(word) for word in words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={**os.environ, **environment},
+        timeout=550,
+    )
+    assert result.returncode == 0, f"{words}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def build(target: Path, source: Path = REPOSITORY, **environment: str) -> Path:
+    """A wheel of the checkout, by the build requirements of this environment."""
+    run(
+        sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", target, source,
+        **environment,
+    )  # fmt: skip
+    (wheel,) = target.glob("*.whl")
+    return wheel
+
+
+def environment_without_compiler(path: Path) -> Path:
+    """A virtual environment that sees this one's dependencies but not its GhostWire; returns its python."""
+    run(sys.executable, "-m", "venv", path)
+    python = path / "bin" / "python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed and uncommitted sources without build leftovers, so that a build cannot reuse any."""
+    target = tmp_path_factory.mktemp("source")
+    files = run("git", "-C", REPOSITORY, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    for name in files:
+        source = REPOSITORY / name
+        if source.is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(source.read_bytes())
+    return target
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory, copy: Path) -> Path:
+    return build(tmp_path_factory.mktemp("wheel"), copy, GW_NATIVE="require")
+
+
+def test_a_wheel_installs_without_a_compiler_and_its_core_is_compiled(wheel: Path, tmp_path: Path) -> None:
+    python = environment_without_compiler(tmp_path / "venv")
+    run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel, PATH=str(tmp_path / "venv/bin"))
+    told = run(python, "-P", "-c", "import gw, gw.native; print(gw.native.COMPILED, gw.__file__)")
+    assert told.startswith(f"True {tmp_path}"), told
+    for script in SCRIPTS:
+        assert "compiled core" in run(tmp_path / "venv/bin" / script, "--version")
+
+
+def test_the_wheel_carries_units_man_pages_and_completions(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for script in SCRIPTS:
+        for end in (f"man/man1/{script}.1", f"completions/{script}", f"site-functions/_{script}"):
+            assert any(name.endswith(end) for name in names), end
+    for unit in ("gwctl", "gwrelay", "gwdns", "gwd"):
+        assert any(name.endswith(f"systemd/{unit}.service") for name in names), unit
+    assert any(name.endswith("gw/py.typed") for name in names)
+    assert not any("tests/" in name for name in names)
+
+
+def test_reinstalling_upgrades_in_place_and_removing_leaves_nothing(wheel: Path, tmp_path: Path) -> None:
+    python = environment_without_compiler(tmp_path / "venv")
+    for _ in range(2):
+        run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--force-reinstall", wheel)
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    assert (site / "gw").is_dir()
+    run(python, "-m", "pip", "uninstall", "-q", "-y", "ghostwire-mesh")
+    left = [
+        path for path in (tmp_path / "venv").rglob("*") if "ghostwire" in path.name or path.name in (*SCRIPTS, "gw")
+    ]
+    assert left == []
+
+
+def test_a_compiler_that_fails_half_way_leaves_a_package_that_runs(copy: Path, tmp_path: Path) -> None:
+    """mypyc's group file can fail while its shims build: then no extension may stay."""
+    compiler = tmp_path / "cc"
+    compiler.write_text('#!/bin/sh\nfor word; do case "$word" in *__native*) exit 1;; esac; done\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    (tmp_path / "out").mkdir()
+    wheel = build(tmp_path / "out", copy, GW_NATIVE="auto", CC=str(compiler))
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+    python = environment_without_compiler(tmp_path / "venv")
+    run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel)
+    assert run(python, "-P", "-c", "import gw.native; print(gw.native.COMPILED)").strip() == "False"
+    assert "interpreted core" in run(tmp_path / "venv/bin/gwd", "--version")
+
+
+def test_require_fails_where_the_core_does_not_compile(copy: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    result = subprocess.run(
+        [*command, str(copy)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        env={**os.environ, "GW_NATIVE": "require", "CC": "/bin/false"},
+        timeout=300,
+    )
+    assert result.returncode != 0
+    assert not list(tmp_path.glob("*.whl"))
+
+
+def test_man_pages_and_completions_are_those_of_the_command_line() -> None:
+    run(sys.executable, "-P", REPOSITORY / "packaging" / "generate.py", "--check")
