@@ -89,6 +89,8 @@ class Sandbox:
         except subprocess.TimeoutExpired:
             self.keeper.kill()
             self.keeper.wait()
+        if self.keeper.stdout is not None:
+            self.keeper.stdout.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, text: str, *, check: bool = True, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
