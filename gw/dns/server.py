@@ -10,6 +10,7 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, cast, final
 
 from gw.dns.forward import Forwarder, NoAnswer
@@ -26,6 +27,8 @@ TCP_IDLE_S: Final = 45.0
 MAX_TCP: Final = 256
 MAX_WAITING: Final = 512
 FIRST_FEED_S: Final = 10.0
+RESOLV_CONF: Final = Path("/etc/resolv.conf")
+WRITTEN_BY_NODE: Final = "# written by gwd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +189,22 @@ class _Tcp:
 
 
 def _forwarder(config: Config) -> Forwarder:
-    return Forwarder(config.dns_server.upstreams, config.dns.routes)
+    upstreams = config.dns_server.upstreams or host_servers(RESOLV_CONF, not_these=set(config.dns.nameservers))
+    if not upstreams:
+        log.warning("no upstreams: names outside the mesh have no answer; set `upstreams` of `[dns_server]`")
+    return Forwarder(upstreams, config.dns.routes)
+
+
+def host_servers(path: Path, not_these: set[str]) -> list[str]:
+    """The host's own name servers, without those that are this server or one of the mesh (`not_these`)."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return []
+    if text.startswith(WRITTEN_BY_NODE):
+        return []  # the host is a node of the mesh: its resolver leads back here
+    words = [line.split() for line in text.splitlines() if line.startswith("nameserver")]
+    return [word[1] for word in words if len(word) > 1 and word[1] not in not_these and "%" not in word[1]]
 
 
 def _bind(host: str, port: int, kind: socket.SocketKind) -> socket.socket:

@@ -26,7 +26,7 @@ from urllib.parse import parse_qs, urlsplit
 import h11
 import msgspec
 
-from gw.errors import GwError, NotFound, PermissionNeeded, UsageError
+from gw.errors import Conflict, GwError, NotFound, PermissionNeeded, UsageError
 from gw.localapi.notify import Notify, PingResult
 from gw.localapi.prefs import Prefs
 from gw.localapi.status import Status
@@ -94,7 +94,7 @@ def _listen(path: Path, mode: int) -> socket.socket:
     except OSError:
         pass
     else:
-        raise GwError(f"another gwd answers on `{path}`", hint="stop it first")
+        raise Conflict(f"another gwd answers on `{path}`", hint="stop it first")
     finally:
         probe.close()
     path.unlink(missing_ok=True)

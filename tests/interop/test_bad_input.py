@@ -214,3 +214,79 @@ def test_a_full_disk_refuses_and_leaves_nothing_half_done(tmp_path: Path, port: 
         assert run("gwctl", "users", "create", "second", state=state).returncode == 0
     finally:
         subprocess.run(["umount", "-l", str(state)], check=True)
+
+
+def gwd(state: Path, *words: str, user: int | None = None) -> subprocess.CompletedProcess[str]:
+    """`gwd run` that is expected to end by itself, in a network of its own."""
+    return subprocess.run(
+        ["unshare", "--net", str(BIN / "gwd"), "run", *words],
+        capture_output=True, text=True, check=False, timeout=30, user=user, cwd="/",
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GW_STATE_DIR": str(state)},
+    )  # fmt: skip
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@needs_root
+def test_a_node_daemon_with_a_strange_interface_name(state: Path) -> None:
+    assert_refused(gwd(state, "--tun", "muchtoolongforaninterface"), 1, "not an interface name", "--tun")
+
+
+@needs_root
+def test_a_node_daemon_with_broken_preferences(state: Path) -> None:
+    (state / "node").mkdir(parents=True, mode=0o700)
+    (state / "node" / "prefs.toml").write_text("x = = 1")
+    assert_refused(gwd(state), 9, "prefs.toml", "line 1")
+
+
+@needs_root
+def test_a_node_daemon_with_a_key_that_others_may_read(state: Path) -> None:
+    (state / "node").mkdir(parents=True, mode=0o700)
+    (state / "node" / "machine.key").write_text("privkey:" + "1" * 64)
+    (state / "node" / "machine.key").chmod(0o644)
+    assert_refused(gwd(state), 5, "readable by others", "chmod 600")
+
+
+@needs_root
+def test_a_node_daemon_without_a_tun_device(state: Path) -> None:
+    result = subprocess.run(
+        ["unshare", "--net", "--mount", "sh", "-c", f"mount -t tmpfs none /dev/net && exec {BIN / 'gwd'} run"],
+        capture_output=True, text=True, check=False, timeout=30, cwd="/",
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GW_STATE_DIR": str(state)},
+    )  # fmt: skip
+    assert_refused(result, 1, "no `/dev/net/tun`", "modprobe tun")
+
+
+@needs_root
+def test_a_udp_port_in_use_is_named_and_a_second_daemon_refused(state: Path, tmp_path: Path) -> None:
+    first = subprocess.Popen(
+        ["unshare", "--net", str(BIN / "gwd"), "run", "--port", "5000"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GW_STATE_DIR": str(state)},
+    )  # fmt: skip
+    try:
+        for _ in range(200):
+            if (state / "run" / "gwd.sock").exists() and (state / "node" / "port").exists():
+                break
+            time.sleep(0.05)
+        inside = ["nsenter", "-t", str(first.pid), "--net", str(BIN / "gwd"), "run"]
+        environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+        for words, folder, said in (
+            (["--port", "5000"], tmp_path / "other", "UDP port 5000"),
+            ([], tmp_path / "third", "`gw0`"),
+            ([], state, "another gwd"),
+        ):
+            result = subprocess.run(
+                [*inside, *words], capture_output=True, text=True, check=False, timeout=30, cwd="/",
+                env={**environment, "GW_STATE_DIR": str(folder)},
+            )  # fmt: skip
+            assert_refused(result, 8, said)
+    finally:
+        first.terminate()
+        first.wait(timeout=10)
+
+
+def test_commands_without_a_daemon_say_how_to_start_it(state: Path) -> None:
+    for words in (("status",), ("up", "--login-server", "http://192.0.2.1"), ("ping", "nas"), ("ip",), ("down",)):
+        assert_refused(run("gw", *words, state=state), 3, "gwd is not running", "gwd run")
