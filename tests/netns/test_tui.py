@@ -27,11 +27,11 @@ def test_the_dashboard_shows_live_peers_and_pings_one(mesh: Lab) -> None:
     def screen() -> str:
         return subprocess.run([*tmux, "capture-pane", "-p"], capture_output=True, text=True, check=True).stdout
 
-    def until(*words: str) -> str:
+    def until(*words: str, without: str = "\0") -> str:
         deadline = time.monotonic() + 20
         while True:
             text = screen()
-            if all(word in text for word in words):
+            if all(word in text for word in words) and without not in text:
                 return text
             assert time.monotonic() < deadline, text
             time.sleep(0.2)
@@ -50,8 +50,11 @@ def test_the_dashboard_shows_live_peers_and_pings_one(mesh: Lab) -> None:
         until("bob", "direct")
         ping.wait(timeout=20)
         subprocess.run([*tmux, "send-keys", "/"], check=True)
-        subprocess.run([*tmux, "send-keys", "bob", "Enter"], check=True)
-        until("bob")
+        until("Clear")
+        subprocess.run([*tmux, "send-keys", "bob"], check=True)
+        until("bob", without="cat")
+        subprocess.run([*tmux, "send-keys", "Enter"], check=True)
+        until("Ping")
         subprocess.run([*tmux, "send-keys", "p"], check=True)
         until("pong from bob")
         subprocess.run([*tmux, "send-keys", "q"], check=True)
