@@ -21,6 +21,8 @@ set -e
 mount -t tmpfs tmpfs /run
 mkdir -p "$0/upper" "$0/work"
 mount -t overlay overlay -o "lowerdir=/etc,upperdir=$0/upper,workdir=$0/work,userxattr" /etc
+mkdir -p /etc/netns
+mount -t tmpfs tmpfs /etc/netns
 exec "$@"
 """
 
