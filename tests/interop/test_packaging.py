@@ -132,3 +132,27 @@ def test_require_fails_where_the_core_does_not_compile(copy: Path, tmp_path: Pat
 
 def test_man_pages_and_completions_are_those_of_the_command_line() -> None:
     run(sys.executable, "-P", REPOSITORY / "packaging" / "generate.py", "--check")
+
+
+@pytest.mark.parametrize("tool", ["pipx", "uv"])
+def test_an_application_installer_installs_upgrades_and_removes_it(wheel: Path, tmp_path: Path, tool: str) -> None:
+    """As docs/install.md says, with the wheel in place of the name on the index."""
+    program = Path(sys.executable).parent / tool
+    if not program.exists():
+        pytest.skip(f"needs {tool} (it is in the dev group)")
+    here = {
+        "PIPX_HOME": str(tmp_path / "home"),
+        "PIPX_BIN_DIR": str(tmp_path / "bin"),
+        "PIPX_MAN_DIR": str(tmp_path / "man"),
+        "UV_TOOL_DIR": str(tmp_path / "home"),
+        "UV_TOOL_BIN_DIR": str(tmp_path / "bin"),
+        "UV_PYTHON": sys.executable,
+    }
+    verb = [program, "tool"] if tool == "uv" else [program]
+    run(*verb, "install", wheel, **here)
+    for script in SCRIPTS:
+        assert "compiled core" in run(tmp_path / "bin" / script, "--version")
+    run(*verb, "install", "--force", wheel, **here)
+    assert "compiled core" in run(tmp_path / "bin" / "gw", "--version")
+    run(*verb, "uninstall", "ghostwire-mesh", **here)
+    assert not [path for path in (tmp_path / "bin").iterdir() if path.name in SCRIPTS]
