@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -32,7 +33,8 @@ def run(*words: object, **environment: str) -> str:
 
 
 def build(target: Path, source: Path = REPOSITORY, **environment: str) -> Path:
-    """A wheel of the checkout, by the build requirements of this environment."""
+    """A wheel of the checkout, by the build requirements of this environment; nothing of an earlier build is used."""
+    shutil.rmtree(source / "build", ignore_errors=True)
     run(
         sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", target, source,
         **environment,
@@ -70,7 +72,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory, copy: Path) -> Path:
 
 def test_a_wheel_installs_without_a_compiler_and_its_core_is_compiled(wheel: Path, tmp_path: Path) -> None:
     python = environment_without_compiler(tmp_path / "venv")
-    run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel, PATH=str(tmp_path / "venv/bin"))
+    run(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--ignore-installed",
+        wheel,
+        PATH=str(tmp_path / "venv/bin"),
+    )
     told = run(python, "-P", "-c", "import gw, gw.native; print(gw.native.COMPILED, gw.__file__)")
     assert told.startswith(f"True {tmp_path}"), told
     for script in SCRIPTS:
@@ -91,12 +104,14 @@ def test_the_wheel_carries_units_man_pages_and_completions(wheel: Path) -> None:
 def test_reinstalling_upgrades_in_place_and_removing_leaves_nothing(wheel: Path, tmp_path: Path) -> None:
     python = environment_without_compiler(tmp_path / "venv")
     for _ in range(2):
-        run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--force-reinstall", wheel)
+        run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--ignore-installed", wheel)
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     assert (site / "gw").is_dir()
     run(python, "-m", "pip", "uninstall", "-q", "-y", "ghostwire-mesh")
     left = [
-        path for path in (tmp_path / "venv").rglob("*") if "ghostwire" in path.name or path.name in (*SCRIPTS, "gw")
+        path
+        for path in (tmp_path / "venv").rglob("*")
+        if path.is_file() and ("ghostwire" in str(path.relative_to(tmp_path)) or path.name in SCRIPTS)
     ]
     assert left == []
 
@@ -110,12 +125,13 @@ def test_a_compiler_that_fails_half_way_leaves_a_package_that_runs(copy: Path, t
     wheel = build(tmp_path / "out", copy, GW_NATIVE="auto", CC=str(compiler))
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
     python = environment_without_compiler(tmp_path / "venv")
-    run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel)
+    run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--ignore-installed", wheel)
     assert run(python, "-P", "-c", "import gw.native; print(gw.native.COMPILED)").strip() == "False"
     assert "interpreted core" in run(tmp_path / "venv/bin/gwd", "--version")
 
 
 def test_require_fails_where_the_core_does_not_compile(copy: Path, tmp_path: Path) -> None:
+    shutil.rmtree(copy / "build", ignore_errors=True)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     result = subprocess.run(
         [*command, str(copy)],
