@@ -70,7 +70,7 @@ def serve(
             key=tls_key or (kept.tls_key_file if own else ""),
             plain=plain,
         )
-        await run(paths, settings, service.ready)
+        await run(paths, settings, service.ready, service.on_reload)
 
     shell.service_main(start)
 

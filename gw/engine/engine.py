@@ -442,7 +442,7 @@ class Engine:
             try:
                 async with asyncio.timeout(5.0):
                     report.https[region] = await self._relays.latency_check(region)
-            except (TimeoutError, GwError) as error:
+            except (TimeoutError, OSError, GwError) as error:
                 log.debug("relay %d over HTTPS: %s", region, error)
 
         async with asyncio.TaskGroup() as group:

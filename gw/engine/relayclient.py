@@ -223,13 +223,13 @@ class _Line:
             pause = 0.0
             try:
                 pause = await self._once(turn - 1)
-                backoff = FIRST_BACKOFF_S
             except GwError as error:
                 log.info("relay region %d, %s: %s", self.region, node.host_name, error.message)
             except (OSError, WireError) as error:
                 log.info("relay region %d, %s: %s", self.region, node.host_name, error)
             finally:
-                if self.is_up:
+                if self.is_up:  # a relay that only upgrades and closes has refused us: it is asked ever more seldom
+                    backoff = FIRST_BACKOFF_S
                     self.is_up = False
                     self._unlearn(self.region, None)
                     self._events.disconnected(self.region)

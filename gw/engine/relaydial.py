@@ -46,7 +46,7 @@ async def probe_latency(node: DERPNode) -> float:
         began = time.monotonic()
         writer.write(f"GET /derp/latency-check HTTP/1.1\r\nHost: {node.host_name}\r\n\r\n".encode())
         head = await _head(reader, node)
-        if not head.split(b" ", 2)[1].startswith(b"2"):
+        if not (head.startswith(b"HTTP/1.") and head[8:10] == b" 2"):
             raise GwError(f"relay `{node.host_name}` refuses the latency check")
         return time.monotonic() - began
     finally:

@@ -15,6 +15,7 @@ import random
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections import deque
@@ -23,7 +24,7 @@ from typing import Final, final
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.wire import stun
-from gw.wire.derp.frames import KEEP_ALIVE_FRAME, KEEPALIVE_JITTER_S, KEEPALIVE_S
+from gw.wire.derp.frames import KEEP_ALIVE_FRAME, KEEPALIVE_JITTER_S, KEEPALIVE_S, RESTARTING, encode
 from gw.wire.derp.server import Client, Relay
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,9 @@ READ_BYTES: Final = 128 << 10
 TLS_READ_BYTES: Final = 16 << 10
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 WRITE_TIMEOUT_S: Final = 2.0
+ACCEPT_PAUSE_S: Final = 0.01
+RESTART_SPREAD_MS: Final = 1000
+RESTART_TRY_MS: Final = 60_000
 ACCEPTS_A_TURN: Final = 64
 DATAGRAMS_A_TURN: Final = 64
 EVENTS_A_TURN: Final = 512
@@ -52,6 +56,7 @@ class _Connection:
         self.tls = None if context is None else context.wrap_bio(self.incoming, self.outgoing, server_side=True)
         self.is_up = self.tls is None
         self.unsent = b""
+        self.progress_at = now  # when the peer last took bytes
         self.is_closing = False
         self.keep_alive_s = KEEPALIVE_S + random.random() * KEEPALIVE_JITTER_S
 
@@ -111,10 +116,19 @@ class Plane:
             while not self._stopping.is_set():
                 self._turn()
         finally:
+            self._say_goodbye()
             for connection in list(self._connections.values()):
                 self._close(connection)
             self._epoll.close()
             os.close(self._wake)
+
+    def _say_goodbye(self) -> None:
+        """Tell clients that we stop: they come back by themselves, not all at once."""
+        for connection in list(self._connections.values()):
+            if connection.client.key and not connection.client.is_blocked:
+                after_ms = random.randrange(RESTART_SPREAD_MS)
+                connection.client.push(encode(RESTARTING, struct.pack(">II", after_ms, RESTART_TRY_MS)))
+        self._write_all()
 
     def _turn(self) -> None:
         wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1
@@ -144,6 +158,7 @@ class Plane:
                 return
             except OSError as error:
                 logger.warning("cannot accept: %s", error.strerror)
+                time.sleep(ACCEPT_PAUSE_S)  # out of descriptors: the listener stays readable, do not spin on it
                 return
             channel.setblocking(False)
             channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -198,8 +213,13 @@ class Plane:
                 connection.unsent += data
             else:
                 view = memoryview(data)
-                while view:
-                    view = view[connection.tls.write(view) :]
+                try:
+                    while view:
+                        view = view[connection.tls.write(view) :]
+                except ssl.SSLError as error:  # one broken session must not end the thread for everybody
+                    logger.debug("TLS: %s", error)
+                    self._close(connection)
+                    continue
             self._send(connection)
 
     def _send(self, connection: _Connection) -> None:
@@ -213,6 +233,8 @@ class Plane:
             self._close(connection)
             return
         connection.unsent = data[sent:]
+        if sent:
+            connection.progress_at = time.monotonic()
         if connection.unsent and not connection.client.is_blocked:
             connection.client.is_blocked = True
             self._epoll.modify(connection.number, _IN | _OUT)
@@ -283,5 +305,8 @@ class Plane:
                     client.push(KEEP_ALIVE_FRAME)
                 self._arm(now + connection.keep_alive_s, "keep-alive", connection)
             elif client.is_blocked:
-                self._close(connection)  # two seconds without taking a byte
+                if connection.progress_at + WRITE_TIMEOUT_S > now:  # slow, but it reads
+                    self._arm(connection.progress_at + WRITE_TIMEOUT_S, "write", connection)
+                else:
+                    self._close(connection)  # two seconds without taking a byte
         self._write_all()

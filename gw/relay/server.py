@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import resource
 import secrets
 import socket
 import ssl
@@ -50,7 +51,12 @@ class Settings:
     plain: bool = False
 
 
-async def serve(paths: StatePaths, settings: Settings, ready: Callable[[str], None]) -> None:
+async def serve(
+    paths: StatePaths,
+    settings: Settings,
+    ready: Callable[[str], None],
+    on_reload: Callable[[Callable[[], None]], None] = lambda callback: None,
+) -> None:
     """Serve until cancelled."""
     secret = relay_secret(paths)
     url_admission = None if settings.admit in ("state", "all") else UrlAdmission(settings.admit)
@@ -63,7 +69,30 @@ async def serve(paths: StatePaths, settings: Settings, ready: Callable[[str], No
     relay = Relay(secret, admit, lambda: secrets.token_bytes(24))
     plane = Plane(relay, listener, context, stun_sockets)
     _enter_map(paths, settings, certificate_pin)
-    thread = threading.Thread(target=plane.run, name="forwarding", daemon=True)
+
+    def reload() -> None:
+        """A renewed certificate, for connections from now on; those that stand keep theirs."""
+        try:
+            plane.context, pin = _tls(paths, settings, public_key(secret.raw))
+            _enter_map(paths, settings, pin)
+        except GwError as error:
+            logger.error("the certificate stays as it was: %s", error.message)
+
+    on_reload(reload)
+    _more_descriptors()
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def forward() -> None:
+        try:
+            plane.run()
+        except Exception:
+            logger.exception("forwarding failed")
+        finally:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(ended.set)
+
+    thread = threading.Thread(target=forward, name="forwarding", daemon=True)
     thread.start()
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -72,12 +101,20 @@ async def serve(paths: StatePaths, settings: Settings, ready: Callable[[str], No
             elif url_admission is not None:
                 tasks.create_task(url_admission.follow(plane.look_again))
             ready(f"relay `{settings.region_code}` on {settings.listen}, STUN on {settings.stun}")
-            await asyncio.Event().wait()
+            await ended.wait()
+            raise GwError("forwarding ended unexpectedly", hint="the log above says why; please report it")
     finally:
         plane.stop()
         await asyncio.to_thread(thread.join, 3.0)
         for channel in (listener, *stun_sockets):
             channel.close()
+
+
+def _more_descriptors() -> None:
+    """A client is a descriptor: take as many as the host allows without asking."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def relay_secret(paths: StatePaths) -> RelaySecret:
