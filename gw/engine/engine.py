@@ -388,7 +388,10 @@ class Engine:
         """Netchecks: at once when asked, often while there is traffic, seldom else."""
         while True:
             if self._map.regions:
-                await self._look_once()
+                try:
+                    await self._look_once()
+                except GwError as error:  # the host does not tell its interfaces: what was known stays
+                    log.warning("netcheck: %s", error.message)
             report = self._netcheck.last
             wait = random.uniform(*RESTUN_S) if time.monotonic() - self._last_active < 45.0 else IDLE_RESTUN_S
             if report is not None and not report.has_udp:
