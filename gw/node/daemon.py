@@ -438,8 +438,9 @@ class Daemon:
         if config is None or node.expired:
             self._remove_peer(node)
             return
-        config = translate.engine_allowed(config, accept_routes=self._prefs.route_all)
         old = self._configs.get(node.id)
+        config = translate.keep_known(config, old)
+        config = translate.engine_allowed(config, accept_routes=self._prefs.route_all)
         if old is not None and config.key != old.key:
             self._remove_peer(node)
             old = None

@@ -89,6 +89,24 @@ def allowed_networks(node: Node) -> list[Network]:
     return found
 
 
+def keep_known(new: PeerConfig, old: PeerConfig | None) -> PeerConfig:
+    """The peer with what an older map said of it where the new one is silent.
+
+    A control server that was restarted knows no endpoints, relay or disco key of a node until that node is back; the
+    peer itself has not changed.
+    """
+    if old is None or old.key != new.key:
+        return new
+    return PeerConfig(
+        new.key,
+        new.disco or old.disco,
+        new.home or old.home,
+        new.endpoints or old.endpoints,
+        new.allowed,
+        new.addresses,
+    )
+
+
 def engine_allowed(config: PeerConfig, *, accept_routes: bool) -> PeerConfig:
     """The peer without subnet routes where the person does not take them."""
     if accept_routes:

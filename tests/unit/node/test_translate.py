@@ -1,0 +1,58 @@
+"""What the map means for the engine."""
+
+from __future__ import annotations
+
+from gw.model.addresses import AddrPort
+from gw.model.dnsconfig import DNSConfig, Resolver
+from gw.model.filterrule import FilterRule, NetPortRange
+from gw.model.node import Node
+from gw.node.translate import engine_allowed, keep_known, peer_config, resolv_config, resolved_filter, router_config
+
+KEY, OTHER = "nodekey:" + "1" * 64, "nodekey:" + "2" * 64
+DISCO = "discokey:" + "3" * 64
+
+
+def node(**fields: object) -> Node:
+    values: dict[str, object] = {"id": 1, "key": KEY, "addresses": ["100.64.0.1/32", "fd7a:115c:a1e0::1/128"], **fields}
+    return Node(**values)  # type: ignore[arg-type]
+
+
+def test_a_peer_without_a_usable_key_is_no_peer() -> None:
+    assert peer_config(node(key="nodekey:zz")) is None
+
+
+def test_a_map_that_is_silent_takes_nothing_away() -> None:
+    old = peer_config(node(disco_key=DISCO, home_derp=900, endpoints=["192.0.2.1:5", "nonsense"]))
+    new = peer_config(node())
+    assert old is not None
+    assert new is not None
+    kept = keep_known(new, old)
+    assert (kept.disco, kept.home, kept.endpoints) == (old.disco, 900, (AddrPort("192.0.2.1", 5),))
+    other = peer_config(node(key=OTHER))
+    assert other is not None
+    assert keep_known(other, old) == other
+
+
+def test_subnet_routes_are_taken_only_when_wanted_and_default_routes_never() -> None:
+    config = peer_config(node(allowed_ips=["100.64.0.1/32", "10.0.0.0/8", "0.0.0.0/0"]))
+    assert config is not None
+    assert sorted(map(str, config.allowed)) == ["10.0.0.0/8", "100.64.0.1/32"]
+    assert sorted(map(str, engine_allowed(config, accept_routes=False).allowed)) == ["100.64.0.1/32"]
+    routed = router_config(node(), [config], 1280)
+    assert sorted(map(str, routed.addresses)) == ["100.64.0.1/32", "fd7a:115c:a1e0::1/128"]
+
+
+def test_capability_sources_become_addresses() -> None:
+    rule = FilterRule(src_ips=["cap:x", "100.64.0.9"], dst_ports=[NetPortRange()])
+    (found,) = resolved_filter([rule], [node(cap_map={"x": None}), node(id=2, addresses=["100.64.0.2/32"])])
+    assert found.src_ips == ["100.64.0.9", "100.64.0.1", "fd7a:115c:a1e0::1"]
+
+
+def test_only_plain_servers_on_port_53_reach_resolv_conf() -> None:
+    dns = DNSConfig(
+        resolvers=[Resolver(addr="192.0.2.1"), Resolver(addr="192.0.2.2:5353"), Resolver(addr="https://dns.example")],
+        domains=["ghost.internal."],
+    )
+    assert resolv_config(dns, accept=True).nameservers == ("192.0.2.1",)
+    assert resolv_config(dns, accept=True).search == ("ghost.internal",)
+    assert resolv_config(dns, accept=False).nameservers == ()
