@@ -1,0 +1,206 @@
+"""`gwdns serve` with a real directory, a real control server, and an upstream that answers, lies or dies."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dns.flags
+import dns.message
+import dns.query
+import dns.rcode
+import dns.rrset
+import pytest
+
+from .controlclient import Node, opened
+from .test_bad_input import free_port, initialise, run, serving
+from .test_control_server import key
+
+
+class Upstream:
+    """A name server on loopback: everything under example.com is 192.0.2.80; big.example.com only fits TCP."""
+
+    def __init__(self) -> None:
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.udp.bind(("127.0.0.1", 0))
+        self.port = self.udp.getsockname()[1]
+        self.tcp = socket.create_server(("127.0.0.1", self.port))
+        self.asked: list[str] = []
+        for target in (self._serve_udp, self._serve_tcp):
+            threading.Thread(target=target, daemon=True).start()
+
+    def _answer(self, raw: bytes, *, tcp: bool) -> bytes:
+        query = dns.message.from_wire(raw)
+        name = query.question[0].name
+        self.asked.append(str(name))
+        answer = dns.message.make_response(query)
+        if str(name).startswith("refused."):
+            answer.set_rcode(dns.rcode.REFUSED)
+        elif str(name).startswith("big.") and not tcp:
+            answer.flags |= dns.flags.TC
+        else:
+            count = 100 if str(name).startswith("big.") else 1
+            answer.answer.append(
+                dns.rrset.from_text(name, 300, "IN", "A", *(f"192.0.2.{80 + n}" for n in range(count)))
+            )
+        return answer.to_wire()
+
+    def _serve_udp(self) -> None:
+        try:
+            while True:
+                raw, source = self.udp.recvfrom(4096)
+                if not raw:
+                    return
+                forged = bytearray(self._answer(raw, tcp=False))
+                forged[0] ^= 1  # an answer to another question comes first
+                self.udp.sendto(bytes(forged), source)
+                self.udp.sendto(self._answer(raw, tcp=False), source)
+        except OSError:
+            return  # closed
+
+    def _serve_tcp(self) -> None:
+        while True:
+            try:
+                flow, _ = self.tcp.accept()
+            except OSError:
+                return
+            with flow:
+                size = int.from_bytes(flow.recv(2), "big")
+                answer = self._answer(flow.recv(size), tcp=True)
+                flow.sendall(len(answer).to_bytes(2, "big") + answer)
+
+    def close(self) -> None:
+        if self.tcp.fileno() >= 0:
+            self.tcp.shutdown(socket.SHUT_RDWR)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+                last.sendto(b"", ("127.0.0.1", self.port))  # closing alone does not wake the reader
+        self.tcp.close()
+        self.udp.close()
+
+
+@pytest.fixture(autouse=True)
+def closed_sockets() -> Iterator[None]:
+    yield
+    while opened:
+        opened.pop().close()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    initialise(tmp_path / "s", free_port())
+    assert run("gwctl", "users", "create", "ann", state=tmp_path / "s").returncode == 0
+    return tmp_path / "s"
+
+
+@contextmanager
+def naming(state: Path, port: int, upstreams: list[int]) -> Iterator[subprocess.Popen[bytes]]:
+    """`gwdns serve` until the block ends."""
+    config = state / "config.toml"
+    if "[dns_server]" not in config.read_text():
+        servers = ", ".join(f'"127.0.0.1:{upstream}"' for upstream in upstreams)
+        config.write_text(config.read_text() + f"\n[dns_server]\nupstreams = [{servers}]\nttl = 7\n")
+    server = subprocess.Popen(
+        [str(Path(sys.executable).parent / "gwdns"), "serve", "--listen", f"127.0.0.1:{port}"],
+        stderr=subprocess.PIPE, cwd="/", env={"PATH": os.environ["PATH"], "GW_STATE_DIR": str(state)},
+    )  # fmt: skip
+    assert server.stderr is not None
+    try:
+        for line in server.stderr:
+            if b"listens on" in line:
+                break
+        yield server
+    finally:
+        began = time.monotonic()
+        server.terminate()
+        server.wait(timeout=10)
+        assert time.monotonic() - began < 5
+        server.stderr.close()
+
+
+def ask(port: int, name: str, kind: str = "A", *, tcp: bool = False) -> dns.message.Message:
+    question = dns.message.make_query(name, kind)
+    send = dns.query.tcp if tcp else dns.query.udp
+    return send(question, "127.0.0.1", port=port, timeout=8)
+
+
+def data(answer: dns.message.Message) -> list[str]:
+    return sorted(record.to_text() for rrset in answer.answer for record in rrset)
+
+
+def test_names_follow_the_nodes_live_and_without_a_server(state: Path) -> None:
+    control, port = int((state / "config.toml").read_text().split("127.0.0.1:")[1].split('"')[0]), free_port()
+    with serving(state, control), naming(state, port, [free_port()]):
+        auth = key(state, "--reusable")
+        laptop = Node(control, "laptop")
+        assert laptop.register(auth)["Error"] == ""
+        for _ in range(100):
+            if ask(port, "laptop.ghost.internal").answer:
+                break
+            time.sleep(0.05)
+        answer = ask(port, "LapTop.ghost.internal")
+        assert data(answer) == ["100.64.0.1"]
+        assert answer.answer[0].ttl == 7
+        assert answer.flags & dns.flags.AA
+        assert data(ask(port, "laptop")) == ["100.64.0.1"]
+        assert data(ask(port, "laptop.ghost.internal", "AAAA", tcp=True)) == ["fd7a:115c:a1e0::1"]
+        assert data(ask(port, "1.0.64.100.in-addr.arpa", "PTR")) == ["laptop.ghost.internal."]
+        assert ask(port, "laptop.ghost.internal", "MX").rcode() == dns.rcode.NOERROR
+        assert ask(port, "nobody.ghost.internal").rcode() == dns.rcode.NXDOMAIN
+        assert ask(port, "example.com").rcode() == dns.rcode.SERVFAIL
+        assert run("gwctl", "nodes", "rename", "-i", "1", "desk", state=state).returncode == 0
+        for _ in range(100):
+            if ask(port, "desk.ghost.internal").answer:
+                break
+            time.sleep(0.05)
+        assert data(ask(port, "1.0.64.100.in-addr.arpa", "PTR")) == ["desk.ghost.internal."]
+        assert ask(port, "laptop.ghost.internal").rcode() == dns.rcode.NXDOMAIN
+    with naming(state, port, []):  # no control server: the directory itself tells
+        assert data(ask(port, "desk.ghost.internal")) == ["100.64.0.1"]
+
+
+def test_the_rest_is_forwarded_and_kept_for_a_while(state: Path) -> None:
+    upstream, port = Upstream(), free_port()
+    try:
+        with naming(state, port, [upstream.port]):
+            assert data(ask(port, "www.Example.com")) == ["192.0.2.80"]
+            assert data(ask(port, "www.example.com")) == ["192.0.2.80"]
+            assert (
+                len([name for name in upstream.asked if name.lower() == "www.example.com."]) == 2
+            )  # one question, twice answered
+            assert len(data(ask(port, "big.example.com", tcp=True))) == 100
+            assert ask(port, "refused.example.com").rcode() == dns.rcode.REFUSED
+            assert data(ask(port, "tcp.example.com", tcp=True)) == ["192.0.2.80"]
+    finally:
+        upstream.close()
+
+
+def test_a_dead_upstream_is_waited_for_by_nobody_where_another_lives(state: Path) -> None:
+    upstream, port, dead = Upstream(), free_port(), free_port()
+    try:
+        with naming(state, port, [dead, upstream.port]):
+            began = time.monotonic()
+            assert data(ask(port, "a.example.com")) == ["192.0.2.80"]
+            assert time.monotonic() - began < 2
+            upstream.close()
+            assert ask(port, "b.example.com").rcode() == dns.rcode.SERVFAIL
+    finally:
+        upstream.close()
+
+
+def test_nonsense_does_not_end_it(state: Path) -> None:
+    port = free_port()
+    with naming(state, port, []) as server:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for size in (0, 1, 11, 12, 13, 100, 5000):
+                sock.sendto(os.urandom(size), ("127.0.0.1", port))
+        with socket.create_connection(("127.0.0.1", port)) as flow:
+            flow.sendall(b"\xff\xff" + bytes(100))
+        assert ask(port, "nobody.ghost.internal").rcode() == dns.rcode.NXDOMAIN
+        assert server.poll() is None
