@@ -79,13 +79,18 @@ def _checked_url(url: str) -> str:
 
 def _bring_up(client: Client, changes: dict[str, Any], key: str, force: bool, timeout: float) -> None:
     """Watch the daemon while it starts, and say what it needs until it runs."""
-    shown_url = ""
+    shown_url = problem = ""
     for note in client.watch(timeout_s=timeout or None, ready=lambda: client.start(changes, key, force)):
         if note.err_message:
             raise AuthRequired(note.err_message, hint="check the key and the server: gwctl preauthkeys list")
         if note.browse_to_url and note.browse_to_url != shown_url:
             shown_url = note.browse_to_url
             shell.note(f"To log in, open:\n\n    {shown_url}\n\nor type on the control server what that page says.")
+        if note.state_name == "Starting":
+            found = next(iter(client.status().health or []), "")
+            if found and found != problem:
+                problem = found
+                shell.note(f"not yet: {problem}; trying again")
         if note.state_name == "NeedsMachineAuth":
             shell.note("waiting: an administrator has to approve this machine")
         if note.state_name == "Running":
@@ -93,4 +98,6 @@ def _bring_up(client: Client, changes: dict[str, Any], key: str, force: bool, ti
             name = status.self_.dns_name.rstrip(".") if status.self_ else ""
             shell.note(f"up: {name} {' '.join(status.tailscale_ips or [])}")
             return
+    if problem:
+        raise TimedOut(f"the node did not come up in time: {problem}", hint="check --login-server and the network")
     raise TimedOut("the node did not come up in time", hint="gw status; the daemon's log says more")

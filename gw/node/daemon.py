@@ -207,6 +207,8 @@ class Daemon:
         auth_key, self._auth_key = self._auth_key, ""
         fresh, self._fresh = self._fresh, False
         asked, self._login_asked = self._login_asked, False
+        if asked:
+            self._problem = None  # what went wrong with an earlier login is over
         if not asked and (self._prefs.logged_out or not self._identity.has_node_key):
             self._go_down()
             self._set_state("NeedsLogin")
@@ -268,6 +270,8 @@ class Daemon:
 
     def problem(self, text: str | None) -> None:
         self._problem = text
+        if text is not None:
+            self._notes.publish(Notify(state=STATES.index(self._state)))  # who waits for us looks at the health
 
     def netmap(self, netmap: Netmap, change: NetmapChange) -> None:
         engine = self._running()

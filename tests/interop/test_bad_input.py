@@ -290,3 +290,28 @@ def test_a_udp_port_in_use_is_named_and_a_second_daemon_refused(state: Path, tmp
 def test_commands_without_a_daemon_say_how_to_start_it(state: Path) -> None:
     for words in (("status",), ("up", "--login-server", "http://192.0.2.1"), ("ping", "nas"), ("ip",), ("down",)):
         assert_refused(run("gw", *words, state=state), 3, "gwd is not running", "gwd run")
+
+
+@needs_root
+def test_an_unknown_control_server_is_named_by_gw_up(state: Path) -> None:
+    daemon = subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", f"ip link set lo up; exec {BIN / 'gwd'} run"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GW_STATE_DIR": str(state)},
+    )  # fmt: skip
+    try:
+        for _ in range(200):
+            if (state / "node" / "port").exists():
+                break
+            time.sleep(0.05)
+        for server, said in (
+            ("http://127.0.0.1:9", "cannot reach 127.0.0.1:9"),
+            ("http://no-such.invalid", "no such host"),
+        ):
+            result = run(
+                "gw", "up", "--login-server", server, "--auth-key", "x", "--timeout", "4", state=state, timeout_s=20
+            )
+            assert_refused(result, 7, said, "--login-server")
+    finally:
+        daemon.terminate()
+        daemon.wait(timeout=10)
