@@ -1,7 +1,7 @@
 """One source, many listeners, none of whom can slow it down or make it grow.
 
 A listener that falls behind by more than its queue loses what waits and gets what `catch_up` gives instead: the whole
-state in one item.
+state in one item. An item that is the whole state itself takes the place of all that waits.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ class Broadcast(Generic[T]):
         """True while somebody listens."""
         return bool(self._listeners)
 
-    def publish(self, item: T) -> None:
+    def publish(self, item: T, *, whole: bool = False) -> None:
+        """whole: the item says everything, so what was not heard yet need not be."""
         for listener in self._listeners:
+            if whole:
+                listener.items.clear()
+                listener.lost = False
             listener.put(item)
 
     async def listen(self, first: Callable[[], list[T]], catch_up: Callable[[], list[T]]) -> AsyncIterator[T]:

@@ -12,12 +12,13 @@ Ref: control protocol §10; tailscale ipn/localapi
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import pwd
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar, final
@@ -38,6 +39,8 @@ MAX_BODY_BYTES: Final = 1 << 20
 REQUEST_S: Final = 30.0
 PING_S: Final = 60.0
 WRITE_S: Final = 30.0
+PROBE_S: Final = 1.0
+INITIAL_STATE: Final = 2  # bit of the mask of watch-ipn-bus
 T = TypeVar("T")
 _STATUS_OF: Final = {"not-found": 404, "permission-needed": 403, "usage": 400, "conflict": 409, "timed-out": 504}
 
@@ -87,29 +90,50 @@ async def local_api(backend: Backend, path: Path, *, operator: str = "") -> Asyn
 
 
 def _listen(path: Path, mode: int) -> socket.socket:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    probe = socket.socket(socket.AF_UNIX)
-    try:
-        probe.connect(str(path))
-    except OSError:
-        pass
-    else:
-        raise Conflict(f"another gwd answers on `{path}`", hint="stop it first")
-    finally:
-        probe.close()
-    path.unlink(missing_ok=True)
+    """A socket bound to `path`. What a dead daemon left there is replaced; what is no socket stays."""
     listener = socket.socket(socket.AF_UNIX)
-    before = os.umask(0o177)
     try:
-        listener.bind(str(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_socket():
+            if _answers(path):
+                raise Conflict(f"another gwd answers on `{path}`", hint="stop it first")
+            path.unlink()
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
         path.chmod(mode)
+        listener.setblocking(False)
     except OSError as error:
         listener.close()
-        raise PermissionNeeded(f"cannot make `{path}`: {error.strerror}", hint="run `gwd` as root") from error
-    finally:
-        os.umask(before)
-    listener.setblocking(False)
+        raise _translate(error, path) from error
+    except BaseException:
+        listener.close()
+        raise
     return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(PROBE_S)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except (BlockingIOError, TimeoutError):
+            return True  # its queue is full: somebody lives there
+        return True
+
+
+def _translate(error: OSError, path: Path) -> GwError:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return PermissionNeeded(f"may not make `{path}`", hint="run `gwd` as root")
+    if error.errno == errno.EADDRINUSE:
+        return Conflict(f"`{path}` is there and is no socket", hint="gwd run --socket PATH")
+    if error.errno is None:  # Python's own check of the length
+        return GwError(f"path of the socket is too long: `{path}`", hint="set GW_RUNTIME_DIR")
+    return GwError(f"cannot make `{path}`: {error.strerror}")
 
 
 @final
@@ -132,6 +156,7 @@ class _Call:
             log.debug("local API: %s", error)
         except Exception:
             log.exception("a call of the local API failed")  # a bug of ours must not take the tunnel down
+            await self._apologise()
         finally:
             self._writer.close()
 
@@ -148,6 +173,14 @@ class _Call:
         except GwError as error:
             status = _STATUS_OF.get(error.code, 500)
             await self._answer(status, {"error": error.message, "code": error.code, "hint": error.hint})
+
+    async def _apologise(self) -> None:
+        if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return
+        try:
+            await self._answer(500, {"error": "gwd failed at this", "code": "failed", "hint": "its log says why"})
+        except (OSError, h11.ProtocolError, TimeoutError) as error:
+            log.debug("local API: %s", error)
 
     async def _read(self) -> tuple[h11.Request, bytes]:
         request: h11.Request | None = None
@@ -178,8 +211,11 @@ class _Call:
             raise PermissionNeeded("only root and the operator may talk to gwd", hint="use sudo, or gwd run --operator")
 
     async def _dispatch(self, request: h11.Request, body: bytes) -> None:
-        parts = urlsplit(request.target.decode("ascii", "replace"))
-        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        try:
+            parts = urlsplit(request.target.decode("ascii", "replace"))
+            query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        except ValueError:
+            raise UsageError("not a request target") from None
         if not parts.path.startswith(PREFIX):
             raise NotFound(f"no such path: `{parts.path}`")
         verb = (request.method.decode(), parts.path.removeprefix(PREFIX))
@@ -192,15 +228,17 @@ class _Call:
             case ("PATCH", "prefs"):
                 await self._answer(200, await backend.edit_prefs(_object(body)))
             case ("POST", "check-prefs"):
-                await self._answer(200, {"Error": ""})
+                await self._answer(200, {"Error": _objection(body)})
             case ("GET", "gw/health"):
                 await self._answer(200, backend.health())
             case ("GET", "whois"):
                 await self._answer(200, backend.whois(query.get("addr", "")))
             case ("POST", "start"):
                 options = _object(body)
-                if options.get("UpdatePrefs"):
-                    await backend.edit_prefs(_all_set(options["UpdatePrefs"]))
+                if prefs := options.get("UpdatePrefs"):
+                    if not isinstance(prefs, dict):
+                        raise UsageError("`UpdatePrefs` is not a JSON object")
+                    await backend.edit_prefs(_all_set(prefs))
                 await backend.start(str(options.get("AuthKey") or ""), fresh=bool(options.get("ForceReauth")))
                 await self._answer(204, None)
             case ("POST", "login-interactive"):
@@ -210,43 +248,61 @@ class _Call:
                 await backend.logout()
                 await self._answer(204, None)
             case ("POST", "ping"):
+                if query.get("type", "disco") != "disco":
+                    raise UsageError(f"no such kind of ping here: `{query['type']}`", hint="type=disco")
                 async with asyncio.timeout(PING_S):
                     await self._answer(200, await self._while_connected(lambda: backend.ping(query.get("ip", ""))))
             case ("GET", "watch-ipn-bus"):
-                mask = int(query.get("mask", "0")) if query.get("mask", "0").isdigit() else 0
-                await self._stream(backend.notifications(initial=bool(mask & 2)))
+                await self._stream(backend.notifications(initial=bool(_mask(query) & INITIAL_STATE)))
             case ("GET", "gw/events"):
                 await self._stream(backend.events())
             case _:
                 raise NotFound(f"no such call: `{verb[0]} {parts.path}`")
 
     async def _while_connected(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The call's result; given up when the caller hangs up."""
-        outcome: T | GwError | None = None
+        """The call's result; given up with ConnectionResetError when the caller hangs up."""
+        result: list[T] = []
+        failure: Exception = ConnectionResetError("the caller hung up")
 
         async def work() -> None:
-            nonlocal outcome
+            nonlocal failure
             try:
-                outcome = await call()
-            except GwError as error:
-                outcome = error
+                result.append(await call())
+            except Exception as error:  # raised below, not as a group
+                failure = error
             watching.cancel()
 
-        async with asyncio.TaskGroup() as group:
-            watching = group.create_task(self._reader.read(1))
-            working = group.create_task(work())
-            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        async def watch() -> None:
+            try:
+                await self._reader.read(1)
+            except OSError:
+                pass
             working.cancel()
-        if isinstance(outcome, GwError):
-            raise outcome
-        if outcome is None:
-            raise ConnectionResetError("the caller hung up")
-        return outcome
+
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(watch())
+            working = group.create_task(work())
+        if not result:
+            raise failure
+        return result[0]
 
     async def _stream(self, lines: AsyncIterator[Any]) -> None:
-        await self._send(h11.Response(status_code=200, headers=[("Content-Type", "application/json")]))
-        async for line in lines:
-            await self._send(h11.Data(data=msgspec.json.encode(line) + b"\n"))
+        """A JSON line for each item until there are no more or the caller leaves.
+
+        A caller that reads slowly holds up nobody else; one that takes nothing for WRITE_S is cut off.
+        """
+
+        async def pump() -> None:
+            async for line in lines:
+                await self._send(h11.Data(data=msgspec.json.encode(line) + b"\n"))
+            await self._send(h11.EndOfMessage())
+
+        try:
+            await self._send(h11.Response(status_code=200, headers=[("Content-Type", "application/json")]))
+            await self._while_connected(pump)
+        finally:
+            if isinstance(lines, AsyncGenerator):
+                await lines.aclose()
 
     async def _answer(self, status: int, value: object) -> None:
         raw = b"" if value is None else msgspec.json.encode(value)
@@ -269,6 +325,22 @@ def _object(body: bytes) -> dict[str, Any]:
         return msgspec.json.decode(body or b"{}", type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError):
         raise UsageError("not a JSON object") from None
+
+
+def _objection(body: bytes) -> str:
+    """What is wrong with whole preferences, "" for nothing."""
+    try:
+        msgspec.convert(_object(body), Prefs)
+    except msgspec.ValidationError as error:
+        return str(error)
+    return ""
+
+
+def _mask(query: dict[str, str]) -> int:
+    text = query.get("mask", "0")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise UsageError(f"not a mask: `{text}`")
+    return int(text)
 
 
 def _all_set(prefs: dict[str, Any]) -> dict[str, Any]:

@@ -543,7 +543,7 @@ class Daemon:
             log.info("state: %s", state)
         self._notes.publish(Notify(state=STATES.index(state)))
         if self._events:
-            self._events.publish({"Status": self.status()})
+            self._events.publish({"Status": self.status()}, whole=True)
 
     def _publish_structure(self, change: NetmapChange) -> None:
         if not self._events:
@@ -551,7 +551,7 @@ class Daemon:
         if change.removed and not change.upserted and not change.self_changed:
             self._events.publish({"Removed": [node.key for node in change.removed]})
             return
-        self._events.publish({"Status": self.status()})
+        self._events.publish({"Status": self.status()}, whole=True)
 
     async def _publish_moving(self) -> None:
         """Once a second tell listeners what moved; nobody listening costs nothing."""
