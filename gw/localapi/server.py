@@ -64,13 +64,14 @@ class Backend(Protocol):
 @asynccontextmanager
 async def local_api(backend: Backend, path: Path, *, operator: str = "") -> AsyncIterator[None]:
     """Serve until the block is left. operator: a user who may do all that root may. Raises GwError."""
-    allowed = {0, os.geteuid()}
+    owner = os.geteuid()
     if operator:
         try:
-            allowed.add(pwd.getpwnam(operator).pw_uid)
+            owner = pwd.getpwnam(operator).pw_uid
         except KeyError:
             raise NotFound(f"no such user: `{operator}`", hint="check --operator") from None
-    listener = _listen(path, 0o666 if operator else 0o600)
+    allowed = {0, os.geteuid(), owner}
+    listener = _listen(path, owner)
     async with asyncio.TaskGroup() as group:
 
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -89,8 +90,8 @@ async def local_api(backend: Backend, path: Path, *, operator: str = "") -> Asyn
             path.unlink(missing_ok=True)
 
 
-def _listen(path: Path, mode: int) -> socket.socket:
-    """A socket bound to `path`. What a dead daemon left there is replaced; what is no socket stays."""
+def _listen(path: Path, owner: int) -> socket.socket:
+    """A socket at `path` for root and `owner`. What a dead daemon left there is replaced; what is no socket stays."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,9 @@ def _listen(path: Path, mode: int) -> socket.socket:
             listener.bind(str(path))
         finally:
             os.umask(before)
-        path.chmod(mode)
+        path.chmod(0o600)
+        if owner != os.geteuid():
+            os.chown(path, owner, -1)
         listener.setblocking(False)
     except OSError as error:
         listener.close()

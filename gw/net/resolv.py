@@ -2,7 +2,7 @@
 
     systemd-resolved   per-link settings by `resolvectl`
     resolvconf         a record of ours by `resolvconf -a`
-    direct             /etc/resolv.conf itself, the old one kept in the state directory until we stop
+    direct             /etc/resolv.conf itself; the host's own (file, link, or none) kept until we stop
 
 Ref: spec dataplane §4.1
 """
@@ -23,8 +23,11 @@ from gw.errors import GwError, PermissionNeeded
 log: Final = logging.getLogger(__name__)
 
 RESOLV_CONF: Final = Path("/etc/resolv.conf")
+MOUNTS: Final = Path("/proc/self/mountinfo")
 BACKUP_NAME: Final = "resolv.conf.backup"
-HEADER: Final = "# written by gwd of GhostWire; the host's own settings are in {backup} and come back when it stops\n"
+ABSENT: Final = b"# there was no resolv.conf\n"
+OURS: Final = b"# written by gwd of GhostWire"
+HEADER: Final = OURS.decode() + "; the host's own settings are in {backup} and come back when it stops\n"
 COMMAND_S: Final = 5
 
 
@@ -41,6 +44,9 @@ class Resolver(Protocol):
 
     def apply(self, config: ResolvConfig) -> None:
         """Raises GwError. An empty configuration restores the host's own."""
+
+    def heal(self) -> None:
+        """Another program (a DHCP client) may have put its own settings over ours. Raises GwError."""
 
     def stop(self) -> None:
         """Restore the host's own settings; safe to call twice."""
@@ -67,7 +73,7 @@ def choose(tun_name: str, keep: Path, path: Path = RESOLV_CONF) -> Resolver:
 
 @final
 class Direct:
-    """resolv.conf rewritten, in one step where the file system allows it."""
+    """resolv.conf replaced in one step, so that a reader never sees half of it."""
 
     def __init__(self, path: Path, backup: Path) -> None:
         self._path = path
@@ -77,24 +83,21 @@ class Direct:
     def apply(self, config: ResolvConfig) -> None:
         if config == self._applied:
             return
-        if not config.nameservers and not config.search:
+        if config == ResolvConfig():
             self.stop()
             return
-        if not self._backup.exists():
-            self._save()
         try:
-            lines = [HEADER.format(backup=self._backup)]
-            if config.nameservers:
-                lines += [f"nameserver {server}\n" for server in config.nameservers]
-            else:  # only search domains: the host's own servers stay
-                own = self._backup.read_text(errors="replace").splitlines()
-                lines += [f"{line}\n" for line in own if line.startswith("nameserver")]
-            if config.search:
-                lines.append(f"search {' '.join(config.search)}\n")
-            _replace(self._path, "".join(lines).encode())
+            self._write(config)
         except OSError as error:
             raise _translate(error, self._path) from error
         self._applied = config
+
+    def heal(self) -> None:
+        """What another program wrote is the host's own from now on; ours goes over it again."""
+        if self._applied != ResolvConfig() and not self._is_ours():
+            log.warning("another program wrote `%s`; mesh names are put back", self._path)
+            config, self._applied = self._applied, ResolvConfig()
+            self.apply(config)
 
     def stop(self) -> None:
         self._applied = ResolvConfig()
@@ -104,28 +107,65 @@ class Direct:
             log.warning("%s", error.message)
 
     def restore(self) -> None:
-        """Put the saved file back, if there is one."""
-        try:
-            saved = self._backup.read_bytes()
-        except FileNotFoundError:
+        """Put back what was kept, if anything was. Raises GwError."""
+        if not os.path.lexists(self._backup):
             return
-        except OSError as error:
-            raise _translate(error, self._backup) from error
         try:
-            current = self._path.read_bytes() if self._path.exists() else b""
-            if current.startswith(b"# written by gwd"):  # else somebody replaced it since: theirs stays
-                _replace(self._path, saved)
+            if self._is_ours():  # else somebody replaced it since: theirs stays
+                self._put_back()
             self._backup.unlink()
         except OSError as error:
             raise _translate(error, self._path) from error
 
-    def _save(self) -> None:
+    def _write(self, config: ResolvConfig) -> None:
+        if not self._is_ours():
+            self._keep()
+        lines = [HEADER.format(backup=self._backup)]
+        if config.nameservers:
+            lines += [f"nameserver {server}\n" for server in config.nameservers]
+        else:  # only search domains: the host's own servers stay
+            lines += [line for line in self._kept_lines() if line.startswith("nameserver")]
+        lines += [line for line in self._kept_lines() if line.startswith("options")]
+        if config.search:
+            lines.append(f"search {' '.join(config.search)}\n")
+        _replace(self._path, "".join(lines).encode())
+
+    def _is_ours(self) -> bool:
         try:
-            saved = self._path.read_bytes() if self._path.exists() else b""
-            self._backup.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self._backup, saved)
-        except OSError as error:
-            raise _translate(error, self._backup) from error
+            return self._path.read_bytes().startswith(OURS)
+        except FileNotFoundError:
+            return False
+
+    def _keep(self) -> None:
+        """A link is kept as a link: where it points is another program's business."""
+        self._backup.parent.mkdir(parents=True, exist_ok=True)
+        self._backup.unlink(missing_ok=True)
+        if self._path.is_symlink() and not _is_mounted(self._path.resolve()):
+            self._backup.symlink_to(self._path.readlink())
+        else:
+            _replace(self._backup, self._path.read_bytes() if self._path.exists() else ABSENT)
+
+    def _kept_lines(self) -> list[str]:
+        kept = self._backup
+        if kept.is_symlink():
+            kept = self._path.parent / kept.readlink()
+        try:
+            return [f"{line}\n" for line in kept.read_text(errors="replace").splitlines()]
+        except FileNotFoundError:  # a link to nothing
+            return []
+
+    def _put_back(self) -> None:
+        if self._backup.is_symlink():
+            temporary = _temporary(self._path)
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(self._backup.readlink())
+            os.replace(temporary, self._path)
+            return
+        kept = self._backup.read_bytes()
+        if kept == ABSENT:
+            self._path.unlink()
+        else:
+            _replace(self._path, kept)
 
 
 @final
@@ -139,7 +179,7 @@ class SystemdResolved:
     def apply(self, config: ResolvConfig) -> None:
         if config == self._applied:
             return
-        if not config.nameservers and not config.search:
+        if config == ResolvConfig():
             self.stop()
             return
         _run("resolvectl", "dns", self._link, *(config.nameservers or [""]))
@@ -147,13 +187,13 @@ class SystemdResolved:
         _run("resolvectl", "default-route", self._link, "yes" if config.nameservers else "no")
         self._applied = config
 
+    def heal(self) -> None:
+        """Nothing to do: resolved keeps a link's settings, even when it starts anew."""
+
     def stop(self) -> None:
         if self._applied != ResolvConfig():
             self._applied = ResolvConfig()
-            try:
-                _run("resolvectl", "revert", self._link)
-            except GwError as error:
-                log.warning("%s", error.message)
+            _try("resolvectl", "revert", self._link)
 
 
 @final
@@ -163,11 +203,12 @@ class Resolvconf:
     def __init__(self, tun_name: str) -> None:
         self._record = f"{tun_name}.ghostwire"
         self._applied = ResolvConfig()
+        _try("resolvconf", "-d", self._record)  # a killed run may have left it
 
     def apply(self, config: ResolvConfig) -> None:
         if config == self._applied:
             return
-        if not config.nameservers and not config.search:
+        if config == ResolvConfig():
             self.stop()
             return
         lines = [f"nameserver {server}\n" for server in config.nameservers]
@@ -175,27 +216,50 @@ class Resolvconf:
         _run("resolvconf", "-a", self._record, text="".join(lines))
         self._applied = config
 
+    def heal(self) -> None:
+        """Nothing to do: records stay until they are removed."""
+
     def stop(self) -> None:
         if self._applied != ResolvConfig():
             self._applied = ResolvConfig()
-            try:
-                _run("resolvconf", "-d", self._record)
-            except GwError as error:
-                log.warning("%s", error.message)
+            _try("resolvconf", "-d", self._record)
 
 
 def _replace(path: Path, raw: bytes) -> None:
-    """By rename; where the file is a mount point of its own, in place."""
-    temporary = path.with_name(f".{path.name}.gwd-{os.getpid()}")
+    """By rename; where the file is a mount point of its own, or its folder may not change, in place."""
+    if _is_mounted(path.resolve()):
+        path.write_bytes(raw)
+        return
+    temporary = _temporary(path)
     try:
         temporary.write_bytes(raw)
         temporary.chmod(0o644)
-        os.replace(temporary, path.resolve() if path.is_symlink() else path)
+        os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         if error.errno not in (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
         path.write_bytes(raw)
+
+
+def _is_mounted(path: Path) -> bool:
+    """Whether a file system, such as a container's resolv.conf, is mounted on just this file."""
+    try:
+        lines = MOUNTS.read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.split()[4] == str(path) for line in lines)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.gwd-{os.getpid()}")
+
+
+def _try(*argv: str) -> None:
+    try:
+        _run(*argv)
+    except GwError as error:
+        log.debug("%s", error.message)
 
 
 def _run(*argv: str, text: str = "") -> None:

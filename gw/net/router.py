@@ -4,10 +4,11 @@
     5250         and never the tunnel
     5270         everything else looks in table 52 first
 
-Only what this router made is ever removed. The interface takes its addresses and routes with it when it goes; rules
-stay after a kill, so they are removed at the next start.
+Rules and routes carry our protocol number; only what has it is ever removed. The interface takes its addresses and
+routes with it when it goes. The rules are the same for every gwd of a host: the last one to stop removes them, and the
+next one to start takes over those of a killed one.
 
-Ref: spec dataplane §3.6; pyroute2
+Ref: spec dataplane §3.6; rtnetlink(7); pyroute2
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import errno
 import ipaddress
 import logging
 import socket
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, final
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from gw.errors import GwError, PermissionNeeded, StateError
+from gw.errors import Conflict, GwError, PermissionNeeded
 
 log: Final = logging.getLogger(__name__)
 
@@ -34,206 +35,298 @@ MASK: Final = 0xFF0000
 PROTOCOL: Final = 0x57  # marks what is ours in `ip rule` and `ip route`
 MAIN: Final = 254
 DEFAULT: Final = 253
-PRIORITIES: Final = (5210, 5230, 5250, 5270)
+_LOOK_UP: Final = 1  # FR_ACT_TO_TBL
+_UNREACHABLE: Final = 7
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 _GONE: Final = (errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL)
+_NO_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
 
 InterfaceAddress = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
-class RouterConfig:
-    """addresses: of this node, /32 and /128. routes: what goes into the tunnel. mtu: bytes."""
+class _Rule:
+    """One line of `ip rule`. table: 0 for an unreachable rule."""
 
-    addresses: frozenset[InterfaceAddress] = frozenset()
-    routes: frozenset[Network] = frozenset()
-    mtu: int = 1280
+    priority: int
+    action: int
+    table: int
+    mark: int
+    mask: int
+
+    def request(self) -> dict[str, Any]:
+        """As pyroute2 takes it."""
+        request: dict[str, Any] = {"priority": self.priority, "protocol": PROTOCOL, "action": self.action}
+        if self.table:
+            request["table"] = self.table
+        if self.mark:
+            request |= {"fwmark": self.mark, "fwmask": self.mask}
+        return request
+
+
+RULES: Final = (
+    _Rule(5210, _LOOK_UP, MAIN, MARK, MASK),
+    _Rule(5230, _LOOK_UP, DEFAULT, MARK, MASK),
+    _Rule(5250, _UNREACHABLE, 0, MARK, MASK),
+    _Rule(5270, _LOOK_UP, TABLE, 0, 0),
+)
 
 
 def remove_leftovers() -> None:
     """Remove the rules of a router that was killed and does not start again. Raises GwError."""
-    router = Router("")
-    router.remove_rules()
+    with IPRoute() as netlink:
+        _remove_rules(netlink)
 
 
 @final
 class Router:
-    """One interface. Methods are quick and block; call them on the loop."""
+    """One interface. Methods block, and belong to one thread that runs no event loop: pyroute2 has its own.
+
+    Whatever the kernel refuses, the rest is done; then the first refusal is raised.
+    """
 
     def __init__(self, tun_name: str) -> None:
         self._name = tun_name
         self._mtu = 0
-        self._addresses: set[InterfaceAddress] = set()
-        self._routes: set[Network] = set()
+        self._wanted_addresses: frozenset[InterfaceAddress] = frozenset()
+        self._wanted_routes: set[Network] = set()
+        self._addresses: set[InterfaceAddress] = set()  # that we made
+        self._routes: set[Network] = set()  # that we made
         self._families: tuple[int, ...] = ()
+        self._netlink: Any = None
 
-        self._thread: ThreadPoolExecutor | None = None
-        self._netlink: Any
+    @property
+    def complete(self) -> bool:
+        """Whether all that was asked for is there."""
+        return self._wanted_addresses == self._addresses and self._wanted_routes == self._routes
 
-    def start(self) -> None:
-        """Bring the interface up and make the rules, after removing those of a killed run. Raises GwError."""
-        self._thread = ThreadPoolExecutor(1, "router")
-        self._there(self._start)
-
-    def apply(self, config: RouterConfig) -> None:
-        """Make the host as `config` says; only the difference is touched. Raises GwError at the first refusal."""
-        self._there(lambda: self._apply(config))
-
-    def change(self, add: Iterable[Network], remove: Iterable[Network]) -> None:
-        """Routes of some peers came or went; costs what it changes. Raises GwError at the first refusal."""
-        self._there(lambda: self._change(add, remove))
-
-    def stop(self) -> None:
-        """Remove all that was made. Safe to call twice, and when the interface is gone."""
-        if self._thread is None:
-            return
-        try:
-            self._there(self._stop)
-        except GwError as error:
-            log.warning("%s", error.message)
-        finally:
-            self._thread.shutdown()
-            self._thread = None
-
-    def remove_rules(self) -> None:
-        """Without having been started: only the rules, by their marks."""
-        with ThreadPoolExecutor(1, "router") as thread:
-            thread.submit(self._remove_rules_alone).result()
-
-    def _remove_rules_alone(self) -> None:
-        self._netlink = IPRoute()
-        try:
-            self._remove_rules()
-        finally:
-            self._netlink.close()
-            del self._netlink
-
-    def _there(self, action: Callable[[], None]) -> None:
-        """In a thread of its own: pyroute2 runs an event loop, which the caller's thread has already."""
-        if self._thread is None:
-            raise StateError("the router is not started")
-        self._thread.submit(action).result()
-
-    def _start(self) -> None:
+    def start(self, mtu: int) -> None:
+        """Bring the interface up and make the rules. mtu: bytes. Raises GwError."""
         self._netlink = IPRoute()
         found = self._netlink.link_lookup(ifname=self._name)
         if not found:
             raise GwError(f"no interface `{self._name}`")
         self._index: int = found[0]
-        self._remove_rules()
-        _call(lambda: self._netlink.link("set", index=self._index, state="up"), f"bring `{self._name}` up")
-        self._families = tuple(family for family in _FAMILIES if self._make_rules(family))
+        with _translated(f"bring `{self._name}` up"):
+            self._netlink.link("set", index=self._index, state="up", mtu=mtu)
+        self._families = tuple(family for family in _FAMILIES if self._settle_rules(family))
 
-    def _apply(self, config: RouterConfig) -> None:
-        if config.mtu != self._mtu:
-            _call(lambda: self._netlink.link("set", index=self._index, mtu=config.mtu), "set the MTU")
-            self._mtu = config.mtu
-        for address in self._addresses - config.addresses:
-            self._address("del", address)
-        for address in config.addresses - self._addresses:
-            self._address("replace", address)
-        self._change(config.routes - self._routes, self._routes - config.routes)
+    def set_addresses(self, addresses: Iterable[InterfaceAddress]) -> None:
+        """The node's own addresses, /32 and /128. Raises GwError."""
+        self._wanted_addresses = frozenset(each for each in addresses if _family(each) in self._families)
+        refusals = _Refusals()
+        for address in self._addresses - self._wanted_addresses:
+            with refusals.noted(f"remove address {address}", ignore=_GONE):
+                self._address("del", address)
+            self._addresses.discard(address)
+        for address in self._wanted_addresses - self._addresses:
+            with refusals.noted(f"add address {address}"):
+                self._address("replace", address)
+                self._addresses.add(address)
+        refusals.raise_first()
 
-    def _change(self, add: Iterable[Network], remove: Iterable[Network]) -> None:
-        for route in remove:
-            if route in self._routes:
-                self._route("del", route)
-                self._routes.discard(route)
+    def change_routes(self, add: Iterable[Network], remove: Iterable[Network]) -> None:
+        """What goes into the tunnel from now on, and what no longer does; costs what it changes. Raises GwError."""
+        add = [route for route in add if _family(route) in self._families]
+        remove = list(remove)
+        self._wanted_routes.difference_update(remove)
+        self._wanted_routes.update(add)
+        refusals = _Refusals()
         for route in add:
             if route not in self._routes:
-                self._route("replace", route)
-                self._routes.add(route)
+                with refusals.noted(f"add route {route}"):
+                    self._add_route(route)
+                    self._routes.add(route)
+        for route in remove:
+            if route in self._routes:
+                with refusals.noted(f"remove route {route}", ignore=_GONE):
+                    self._route("del", route)
+                self._routes.discard(route)
+        refusals.raise_first()
 
-    def _stop(self) -> None:
-        if not hasattr(self, "_netlink"):
+    def heal(self) -> None:
+        """Make again what somebody took away: rules deleted by another program, routes by a link that was down."""
+        self._families = tuple(family for family in _FAMILIES if self._settle_rules(family))
+        with _translated("list addresses and routes"):
+            self._addresses &= self._present_addresses()
+            self._routes &= self._present_routes()
+        self.set_addresses(self._wanted_addresses)
+        self.change_routes(self._wanted_routes - self._routes, [])
+
+    def stop(self) -> None:
+        """Remove all that was made. Safe to call twice, and when the interface is gone."""
+        if self._netlink is None:
             return
         try:
-            self._apply(RouterConfig(mtu=self._mtu))
-            self._remove_rules()
+            for action in (self._clear_routes, self._clear_addresses, self._clear_rules):
+                try:
+                    action()
+                except GwError as error:
+                    log.warning("%s", error.message)
         finally:
             self._netlink.close()
-            del self._netlink
+            self._netlink = None
+
+    def _clear_routes(self) -> None:
+        self.change_routes([], [*self._routes])
+
+    def _clear_addresses(self) -> None:
+        self.set_addresses([])
+
+    def _clear_rules(self) -> None:
+        if not self._has_company():
+            _remove_rules(self._netlink)
 
     def _address(self, verb: str, address: InterfaceAddress) -> None:
-        if _family(address) not in self._families:
-            return
-        _call(
-            lambda: self._netlink.addr(
-                verb,
-                index=self._index,
-                address=str(address.ip),
-                prefixlen=address.network.prefixlen,
-                family=_family(address),
-            ),
-            f"{verb} address {address}",
-            ignore=_GONE if verb == "del" else (errno.EEXIST,),
-        )
-        (self._addresses.discard if verb == "del" else self._addresses.add)(address)
+        length = address.network.prefixlen
+        self._netlink.addr(verb, index=self._index, address=str(address.ip), prefixlen=length, family=_family(address))
+
+    def _add_route(self, route: Network) -> None:
+        try:
+            self._route("add", route)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+            holder = self._holder_of(route)
+            if holder == self._index:
+                return
+            raise Conflict(
+                f"interface {holder} has a route to {route} in table {TABLE} already",
+                hint="does another VPN (tailscaled?) run on this host?",
+            ) from error
 
     def _route(self, verb: str, route: Network) -> None:
-        if _family(route) not in self._families:
-            return
-        _call(
-            lambda: self._netlink.route(
-                verb, dst=str(route), oif=self._index, table=TABLE, family=_family(route), proto=PROTOCOL
-            ),
-            f"{verb} route {route}",
-            ignore=_GONE if verb == "del" else (),
-        )
+        self._netlink.route(verb, dst=str(route), oif=self._index, table=TABLE, family=_family(route), proto=PROTOCOL)
 
-    def _make_rules(self, family: int) -> bool:
-        """False where the host has no such family."""
-        marked = {"fwmark": MARK, "fwmask": MASK}
-        rules: list[dict[str, Any]] = [
-            {"priority": 5210, "table": MAIN, **marked},
-            {"priority": 5230, "table": DEFAULT, **marked},
-            {"priority": 5250, "action": "FR_ACT_UNREACHABLE", **marked},
-            {"priority": 5270, "table": TABLE},
-        ]
+    def _holder_of(self, route: Network) -> int:
+        """The index of the interface whose route it is, 0 if it has gone meanwhile."""
+        for found in self._netlink.get_routes(table=TABLE, family=_family(route)):
+            if _destination(found) == route:
+                return int(found.get_attr("RTA_OIF") or 0)
+        return 0
+
+    def _settle_rules(self, family: int) -> bool:
+        """Our rules, no more and no less. False where the host has no such family."""
         try:
-            for rule in rules:
-                self._netlink.rule("add", family=family, protocol=PROTOCOL, **rule)
+            present = set(_our_rules(self._netlink, family))
+            for rule in present.difference(RULES):  # of an earlier version
+                _remove_rule(self._netlink, family, rule)
+            for rule in RULES:
+                if rule not in present:
+                    self._make_rule(family, rule)
         except NetlinkError as error:
-            if error.code == errno.EEXIST:
-                return True
-            if family == socket.AF_INET6 and error.code in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+            if family == socket.AF_INET6 and error.code in _NO_FAMILY:
                 return False
             raise _translate(error, "make routing rules") from error
-        if family == socket.AF_INET6:
-            return _has_v6(self._name)
-        return True
+        return family == socket.AF_INET or _has_v6(self._name)
 
-    def _remove_rules(self) -> None:
-        for family in _FAMILIES:
-            try:
-                found = list(self._netlink.get_rules(family=family))
-            except NetlinkError:
-                continue
-            for rule in found:
-                attributes = dict(rule["attrs"])
-                if attributes.get("FRA_PRIORITY") not in PRIORITIES or attributes.get("FRA_PROTOCOL") != PROTOCOL:
-                    continue
-                request: dict[str, Any] = {"priority": attributes["FRA_PRIORITY"], "protocol": PROTOCOL}
-                if rule["action"] != 1:
-                    request["action"] = rule["action"]
-                elif "FRA_TABLE" in attributes:
-                    request["table"] = attributes["FRA_TABLE"]
-                if "FRA_FWMARK" in attributes:
-                    request |= {"fwmark": attributes["FRA_FWMARK"], "fwmask": attributes.get("FRA_FWMASK", MASK)}
-                _call(
-                    lambda request=request, family=family: self._netlink.rule("del", family=family, **request),  # type: ignore[misc]
-                    "remove a routing rule",
-                    ignore=_GONE,
-                )
+    def _make_rule(self, family: int, rule: _Rule) -> None:
+        try:
+            self._netlink.rule("add", family=family, **rule.request())
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:  # another program's rule of the same meaning does as well
+                raise
+
+    def _has_company(self) -> bool:
+        """Whether another gwd routes on this host."""
+        with _translated("list routes"):
+            return any(
+                found["proto"] == PROTOCOL and found.get_attr("RTA_OIF") != self._index
+                for family in _FAMILIES
+                for found in self._netlink.get_routes(table=TABLE, family=family)
+            )
+
+    def _present_addresses(self) -> set[InterfaceAddress]:
+        return {_interface_address(found) for found in self._netlink.get_addr(index=self._index)}
+
+    def _present_routes(self) -> set[Network]:
+        return {
+            _destination(found)
+            for family in self._families
+            for found in self._netlink.get_routes(table=TABLE, family=family)
+            if found.get_attr("RTA_OIF") == self._index
+        }
 
 
-def _call(action: Callable[[], Any], what: str, *, ignore: tuple[int, ...] = ()) -> None:
+@final
+class _Refusals:
+    """What the kernel did not do, while the rest goes on."""
+
+    def __init__(self) -> None:
+        self._first: GwError | None = None
+        self._count = 0
+
+    @contextmanager
+    def noted(self, what: str, *, ignore: tuple[int, ...] = ()) -> Iterator[None]:
+        try:
+            yield
+        except GwError as error:
+            self._note(error)
+        except NetlinkError as error:
+            if error.code not in ignore:
+                self._note(_translate(error, what))
+
+    def raise_first(self) -> None:
+        first = self._first
+        if first is not None:
+            more = f", and {self._count - 1} more" if self._count > 1 else ""
+            raise type(first)(first.message + more, hint=first.hint)
+
+    def _note(self, error: GwError) -> None:
+        self._first = self._first or error
+        self._count += 1
+
+
+def _our_rules(netlink: Any, family: int) -> Iterator[_Rule]:
     try:
-        action()
+        found = list(netlink.get_rules(family=family))
     except NetlinkError as error:
-        if error.code not in ignore:
-            raise _translate(error, what) from error
+        if error.code in _NO_FAMILY:
+            return
+        raise
+    for rule in found:
+        if rule.get_attr("FRA_PROTOCOL") == PROTOCOL:
+            yield _Rule(
+                rule.get_attr("FRA_PRIORITY") or 0,
+                rule["action"],
+                (rule.get_attr("FRA_TABLE") or 0) if rule["action"] == _LOOK_UP else 0,
+                rule.get_attr("FRA_FWMARK") or 0,
+                rule.get_attr("FRA_FWMASK") or 0 if rule.get_attr("FRA_FWMARK") else 0,
+            )
+
+
+def _remove_rules(netlink: Any) -> None:
+    with _translated("list routing rules"):
+        found = [(family, rule) for family in _FAMILIES for rule in _our_rules(netlink, family)]
+    for family, rule in found:
+        _remove_rule(netlink, family, rule)
+
+
+def _remove_rule(netlink: Any, family: int, rule: _Rule) -> None:
+    try:
+        netlink.rule("del", family=family, **rule.request())
+    except NetlinkError as error:
+        if error.code not in _GONE:
+            raise _translate(error, "remove a routing rule") from error
+
+
+def _destination(route: Any) -> Network:
+    if not route["dst_len"]:
+        return ipaddress.ip_network((0, 0)) if route["family"] == socket.AF_INET else ipaddress.IPv6Network("::/0")
+    return ipaddress.ip_network(f"{route.get_attr('RTA_DST')}/{route['dst_len']}")
+
+
+def _interface_address(found: Any) -> InterfaceAddress:
+    return ipaddress.ip_interface((found.get_attr("IFA_LOCAL") or found.get_attr("IFA_ADDRESS"), found["prefixlen"]))
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        raise _translate(error, what) from error
 
 
 def _translate(error: NetlinkError, what: str) -> GwError:

@@ -22,22 +22,22 @@ import msgspec
 
 from gw import __version__
 from gw.engine.engine import Engine, PeerConfig
-from gw.engine.filterrules import Network
 from gw.errors import AuthRequired, Conflict, GwError, NotFound, StateError, TimedOut, UsageError
 from gw.localapi.broadcast import Broadcast
 from gw.localapi.notify import STATES, Notify, PingResult
 from gw.localapi.prefs import Prefs
 from gw.localapi.server import local_api
 from gw.localapi.status import PeerStatus, Status
-from gw.model.addresses import TAILNET_MTU, AddrPort
+from gw.model.addresses import AddrPort
 from gw.model.hostinfo import NetInfo
 from gw.model.keys import DiscoKey, DiscoSecret, NodeKey, NodeSecret
 from gw.model.node import Node
 from gw.native import COMPILED
-from gw.net import interfaces, resolv
-from gw.net.router import Router, RouterConfig
+from gw.net import interfaces
+from gw.net.resolv import ResolvConfig
 from gw.node import statusview, translate
 from gw.node.control import ControlClient
+from gw.node.host import Host
 from gw.node.hostinfo import gather
 from gw.node.identity import Identity
 from gw.node.netmap import Netmap, NetmapChange
@@ -147,13 +147,11 @@ class Daemon:
         self._disco = DiscoKey(public_key(disco.raw))
         self._netmap = Netmap()
         self._engine: Engine | None = None
-        self._router: Router | None = None
-        self._resolver: resolv.Resolver | None = None
+        self._host: Host | None = None
         self._session: ControlSession | None = None
         self._state = "NoState"
         self._auth_url = ""
         self._problem: str | None = None
-        self._host_problem: str | None = None
         self._auth_key = ""
         self._fresh = False
         self._login_asked = False  # by a person; a node without a key does not log in by itself
@@ -168,26 +166,18 @@ class Daemon:
         self._shown: dict[str, PeerStatus] = {}
         self._ids: dict[NodeKey, int] = {}
         self._resume: list[NodeKey] = []  # busy peers when we went down: their sessions begin anew when we are back
-        self._routes_add: set[Network] = set()
-        self._routes_remove: set[Network] = set()
+        self._mapped = False  # the map's peers are in the engine
 
     async def serve(self, engine: Engine, ready: Callable[[str], None]) -> None:
         """Run until cancelled."""
         self._engine = engine
-        self._router = router = Router(engine.tun_name)
-        self._resolver = resolv.choose(engine.tun_name, self._paths.node_dir)
-        try:
-            router.start()
-            router.apply(RouterConfig(mtu=TAILNET_MTU))
+        async with Host(engine.tun_name, self._paths.node_dir) as host, asyncio.TaskGroup() as group:
+            self._host = host
             ready(f"gwd is running: {engine.tun_name}, UDP port {engine.port}")
-            async with asyncio.TaskGroup() as group:
-                group.create_task(engine.run())
-                group.create_task(self._follow_host())
-                group.create_task(self._publish_moving())
-                await self._follow_wishes()
-        finally:
-            self._resolver.stop()
-            router.stop()
+            group.create_task(engine.run())
+            group.create_task(host.run(engine.network_changed))
+            group.create_task(self._publish_moving())
+            await self._follow_wishes()
 
     async def _follow_wishes(self) -> None:
         """One session after another, as preferences and logins ask for them."""
@@ -201,6 +191,7 @@ class Daemon:
     async def _one_session(self) -> None:
         if not self._prefs.want_running or not self._prefs.control_url:
             self._go_down()
+            await self._on_host().followed()
             has_login = self._prefs.control_url and self._identity.has_node_key and not self._prefs.logged_out
             self._set_state("Stopped" if has_login else "NeedsLogin")
             return
@@ -211,6 +202,7 @@ class Daemon:
             self._problem = None  # what went wrong with an earlier login is over
         if not asked and (self._prefs.logged_out or not self._identity.has_node_key):
             self._go_down()
+            await self._on_host().followed()
             self._set_state("NeedsLogin")
             return
         async with ControlClient(self._prefs.control_url, self._identity.machine) as client:
@@ -230,17 +222,6 @@ class Daemon:
                 self._session = None
                 if not self._login_asked:  # else the next one is that login
                     self._logging_in = False
-
-    async def _follow_host(self) -> None:
-        """Notice changes of the host's own network."""
-        engine = self._running()
-        before = interfaces.fingerprint(interfaces.interfaces(), without=engine.tun_name)
-        async for _ in interfaces.changes():
-            now = interfaces.fingerprint(interfaces.interfaces(), without=engine.tun_name)
-            if now != before:
-                before = now
-                log.info("the network changed")
-                engine.network_changed()
 
     # SessionEvents
 
@@ -276,28 +257,28 @@ class Daemon:
     def netmap(self, netmap: Netmap, change: NetmapChange) -> None:
         engine = self._running()
         structural = change.self_changed or bool(change.upserted) or bool(change.removed)
-        if change.derp_changed or self._state != "Running":
+        first = not self._mapped
+        if change.derp_changed or first:
             engine.set_derp_map(netmap.derp_map)
         for node in change.removed:
             self._remove_peer(node)
-        first = self._state != "Running"
         for id_ in list(netmap.peers) if first else change.upserted:
             self._set_peer(netmap.peers[id_])
         if first or change.self_changed or change.filter_changed or (structural and self._has_cap_rules()):
             self._apply_filter()
         if first or change.self_changed:
             self._apply_addresses()
-        self._apply_routes()
         if first or change.dns_changed:
-            self._apply_resolver()
+            self._apply_names()
+        self._mapped = True
         if first:
             for key in self._resume:
                 if key in self._ids:
                     engine.begin_session(key)
             self._resume = []
-            self._set_state("Running")
-        elif structural:
+        elif structural and self._state == "Running":
             self._publish_structure(change)
+        self._on_host().when_followed(self._arrived if self._state != "Running" else lambda: None)
 
     # EngineEvents
 
@@ -351,12 +332,11 @@ class Daemon:
         session = self._session
         if after.hostname != before.hostname and session is not None:
             session.set_hostinfo(gather(after.hostname))
-        if after.corp_dns != before.corp_dns and self._state == "Running":
-            self._apply_resolver()
-        if after.route_all != before.route_all and self._state == "Running":
+        if after.corp_dns != before.corp_dns and self._mapped:
+            self._apply_names()
+        if after.route_all != before.route_all and self._mapped:
             for node in self._netmap.peers.values():
                 self._set_peer(node)
-            self._apply_routes()
         if (after.want_running, after.control_url) != (before.want_running, before.control_url):
             self._wish.set()
         return after
@@ -449,8 +429,9 @@ class Daemon:
             self._remove_peer(node)
             old = None
         before = old.allowed if old is not None else frozenset()
-        self._routes_remove |= before - config.allowed
-        self._routes_add |= config.allowed - before
+        routes = self._on_host().routes
+        routes.remove(before - config.allowed)
+        routes.add(config.allowed - before)
         self._configs[node.id] = config
         self._ids[config.key] = node.id
         self._running().set_peer(config)
@@ -459,8 +440,7 @@ class Daemon:
         config = self._configs.pop(node.id, None)
         if config is not None:
             self._ids.pop(config.key, None)
-            self._routes_remove |= config.allowed
-            self._routes_add -= config.allowed
+            self._on_host().routes.remove(config.allowed)
             self._running().remove_peer(config.key)
 
     def _has_cap_rules(self) -> bool:
@@ -477,35 +457,17 @@ class Daemon:
             self._running().set_filter(rules, translate.addresses(node), [])
 
     def _apply_addresses(self) -> None:
-        """Our own addresses; the routes there are stay."""
         node = self._netmap.self_node
         if node is not None:
-            config = translate.router_config(node, self._configs.values(), TAILNET_MTU)
-            self._routes_add.clear()
-            self._routes_remove.clear()
-            self._on_host("routes", lambda: self._host().apply(config))
+            self._on_host().set_addresses(ipaddress.ip_interface(address) for address in translate.addresses(node))
 
-    def _apply_routes(self) -> None:
-        """What the last changes of peers mean for the routes; a route that only changed hands stays."""
-        add, remove = self._routes_add, self._routes_remove - self._routes_add
-        self._routes_add, self._routes_remove = set(), set()
-        if add or remove:
-            self._on_host("routes", lambda: self._host().change(add, remove))
+    def _apply_names(self) -> None:
+        self._on_host().set_names(translate.resolv_config(self._netmap.dns_config, accept=self._prefs.corp_dns))
 
-    def _apply_resolver(self) -> None:
-        config = translate.resolv_config(self._netmap.dns_config, accept=self._prefs.corp_dns)
-        self._on_host("names", lambda: self._names().apply(config))
-
-    def _on_host(self, what: str, action: Callable[[], None]) -> None:
-        """Do something to the host; where it refuses, go on and say so in the status."""
-        try:
-            action()
-        except GwError as error:
-            self._host_problem = f"{what}: {error.message}"
-            log.error("%s", self._host_problem)
-        else:
-            if self._host_problem is not None and self._host_problem.startswith(f"{what}:"):
-                self._host_problem = None
+    def _arrived(self) -> None:
+        """The host has what the first map asked for."""
+        if self._mapped and self._state != "Running":
+            self._set_state("Running")
 
     def _follow_key(self) -> None:
         """The node key may have been rotated by the login."""
@@ -515,17 +477,19 @@ class Daemon:
 
     def _go_down(self) -> None:
         """Take away all that the map brought; the engine stays."""
-        engine = self._engine
-        if engine is None:
+        engine, host = self._engine, self._host
+        if engine is None or host is None:
             return
         self._resume = engine.active_peers() or self._resume
         for config in self._configs.values():
             engine.remove_peer(config.key)
+            host.routes.remove(config.allowed)
+        self._mapped = False
         self._configs.clear()
         self._ids.clear()
         engine.set_filter([], [], [])
-        self._on_host("names", lambda: self._names().apply(resolv.ResolvConfig()))
-        self._on_host("routes", lambda: self._host().apply(RouterConfig(mtu=TAILNET_MTU)))
+        host.set_names(ResolvConfig())
+        host.set_addresses([])
 
     def _forget_server(self) -> None:
         """Another server, or none: nothing of the old map holds."""
@@ -580,7 +544,8 @@ class Daemon:
             self._events.publish({"Peers": changes})
 
     def _health(self) -> list[str]:
-        return [text for text in (self._problem, self._host_problem, *self._netmap.health) if text]
+        host = self._host.problems if self._host is not None else []
+        return [text for text in (self._problem, *host, *self._netmap.health) if text]
 
     # Inside: small things
 
@@ -588,15 +553,10 @@ class Daemon:
         save_prefs(self._paths.node_dir, prefs)
         self._prefs = prefs
 
-    def _host(self) -> Router:
-        if self._router is None:
-            raise StateError("the router is not there yet")
-        return self._router
-
-    def _names(self) -> resolv.Resolver:
-        if self._resolver is None:
-            raise StateError("the resolver is not there yet")
-        return self._resolver
+    def _on_host(self) -> Host:
+        if self._host is None:
+            raise StateError("the host is not there yet")
+        return self._host
 
     def _running(self) -> Engine:
         if self._engine is None:

@@ -19,7 +19,6 @@ from gw.model.filterrule import FilterRule
 from gw.model.keys import DiscoKey, NodeKey
 from gw.model.node import Node
 from gw.net.resolv import ResolvConfig
-from gw.net.router import RouterConfig
 
 log: Final = logging.getLogger(__name__)
 
@@ -113,12 +112,6 @@ def engine_allowed(config: PeerConfig, *, accept_routes: bool) -> PeerConfig:
         return config
     own = frozenset(network for network in config.allowed if network.prefixlen == network.max_prefixlen)
     return PeerConfig(config.key, config.disco, config.home, config.endpoints, own, config.addresses)
-
-
-def router_config(self_node: Node, peers: Iterable[PeerConfig], mtu: int) -> RouterConfig:
-    """Addresses and routes of the TUN."""
-    own = frozenset(ipaddress.ip_interface(address) for address in addresses(self_node))
-    return RouterConfig(own, frozenset(network for peer in peers for network in peer.allowed), mtu)
 
 
 def resolved_filter(rules: Iterable[FilterRule], peers: Iterable[Node]) -> list[FilterRule]:

@@ -434,9 +434,10 @@ def request_as(uid: int, where: Path, target: str) -> bytes:
     return b"".join(parts)
 
 
-async def test_other_user_gets_403_where_an_operator_opened_the_socket(node: Node, open_folder: Path) -> None:
+async def test_other_user_gets_403_where_somebody_opened_the_socket(node: Node, open_folder: Path) -> None:
     where = open_folder / "gwd.sock"
     async with local_api(node, where, operator="daemon"):
+        where.chmod(0o666)
         answer = await call(lambda: request_as(NOBODY, where, "/status"))
     assert answer.startswith(b"HTTP/1.1 403 ")
     assert msgspec.json.decode(answer.partition(b"\r\n\r\n")[2])["code"] == "permission-needed"
@@ -449,8 +450,9 @@ async def test_operator_may_do_what_root_may(node: Node, open_folder: Path) -> N
         assert (await call(lambda: request_as(NOBODY, where, "/status"))).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_other_user_cannot_even_connect_without_an_operator(node: Node, open_folder: Path) -> None:
+@pytest.mark.parametrize("operator", ["", "daemon"])
+async def test_other_user_cannot_even_connect(node: Node, open_folder: Path, operator: str) -> None:
     where = open_folder / "gwd.sock"
-    async with local_api(node, where):
+    async with local_api(node, where, operator=operator):
         with pytest.raises(PermissionError):
             await call(lambda: request_as(NOBODY, where, "/status"))

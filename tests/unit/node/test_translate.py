@@ -6,7 +6,7 @@ from gw.model.addresses import AddrPort
 from gw.model.dnsconfig import DNSConfig, Resolver
 from gw.model.filterrule import FilterRule, NetPortRange
 from gw.model.node import Node
-from gw.node.translate import engine_allowed, keep_known, peer_config, resolv_config, resolved_filter, router_config
+from gw.node.translate import engine_allowed, keep_known, peer_config, resolv_config, resolved_filter
 
 KEY, OTHER = "nodekey:" + "1" * 64, "nodekey:" + "2" * 64
 DISCO = "discokey:" + "3" * 64
@@ -38,8 +38,6 @@ def test_subnet_routes_are_taken_only_when_wanted_and_default_routes_never() -> 
     assert config is not None
     assert sorted(map(str, config.allowed)) == ["10.0.0.0/8", "100.64.0.1/32"]
     assert sorted(map(str, engine_allowed(config, accept_routes=False).allowed)) == ["100.64.0.1/32"]
-    routed = router_config(node(), [config], 1280)
-    assert sorted(map(str, routed.addresses)) == ["100.64.0.1/32", "fd7a:115c:a1e0::1/128"]
 
 
 def test_capability_sources_become_addresses() -> None:
