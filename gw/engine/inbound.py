@@ -1,17 +1,15 @@
-"""The inbound packet worker's process: `gw.native.inbound` between UDP, TUN and the engine."""
+"""The inbound plane: `gw.native.inbound` between UDP, TUN and the engine."""
 
 from __future__ import annotations
 
-import select
 import socket
 import time
-from typing import Final
+from typing import Final, final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from gw.engine.link import (
-    MESSAGE_BYTES,
     AddPeer,
     EndSession,
     FilterRules,
@@ -25,9 +23,8 @@ from gw.engine.link import (
     Sender,
     ToWorker,
     Tsmp,
-    read_to_worker,
 )
-from gw.engine.worker import read_setup, share, udp_socket
+from gw.engine.worker import Setup, listen, share, udp_socket
 from gw.native.coalesce import Coalescer
 from gw.native.filter import Filter, Rule
 from gw.native.flows import FlowTable
@@ -38,87 +35,94 @@ ROUNDS: Final = 8  # reads of a socket before the engine is listened to again
 FOREIGN_BATCH: Final = 64
 
 
-def main() -> None:
-    setup = read_setup()
-    counters, flows = share(setup)
-    table = FlowTable(flows)
-    link = socket.socket(fileno=setup.link)
-    sockets: dict[int, socket.socket] = {}
-    for descriptor, family in ((setup.udp4, socket.AF_INET), (setup.udp6, socket.AF_INET6)):
-        sock = udp_socket(descriptor, family)
-        if sock is not None:
-            sockets[descriptor] = sock
-    core = Inbound(
-        counters,
-        Filter([], PrefixMap(), table),
-        Coalescer(setup.tun, setup.tcp_offload, setup.udp_offload),
-    )
-    core.invalid_tag = InvalidTag
-    rules = _Rules(table)
-    sender = Sender(link)
-    poller = select.poll()
-    for descriptor in sockets:
-        poller.register(descriptor, select.POLLIN)
-    poller.register(link, select.POLLIN)
-    while True:
-        ready = [descriptor for descriptor, _events in poller.poll(50 if sender.is_behind else None)]
-        # the engine first: a datagram may be of a session that it is just telling of
-        if setup.link in ready and not _listen(link, core, rules):
-            return
-        for descriptor in ready:
-            sock = sockets.get(descriptor)
-            if sock is not None:
+@final
+class InboundPlane:
+    """UDP -> `gw.native.inbound` -> TUN, and word to the engine."""
+
+    def __init__(self, setup: Setup, link: socket.socket) -> None:
+        counters, flows = share(setup)
+        table = FlowTable(flows)
+        self.sender = Sender(link)
+        self._link = link
+        self._sockets = [
+            sock
+            for descriptor, family in ((setup.udp4, socket.AF_INET), (setup.udp6, socket.AF_INET6))
+            if (sock := udp_socket(descriptor, family)) is not None
+        ]
+        self._core = Inbound(
+            counters,
+            Filter([], PrefixMap(), table),
+            Coalescer(setup.tun, setup.tcp_offload, setup.udp_offload),
+        )
+        self._core.invalid_tag = InvalidTag
+        self._rules = _Rules(table)
+
+    def descriptors(self) -> list[int]:
+        return [sock.fileno() for sock in self._sockets]
+
+    def turn(self, ready: set[int]) -> None:
+        core = self._core
+        for sock in self._sockets:
+            if sock.fileno() in ready:
                 core.pump(sock, ROUNDS)
-        if core.early:
-            if not _listen(link, core, rules):
-                return
+        if core.early:  # of a session that the engine may be just telling of
+            listen(self._link, self)
             core.retry()
         core.flush()
-        _tell(core, sender)
+        self._tell()
+
+    def apply(self, message: ToWorker) -> None:
+        core = self._core
+        match message:
+            case Relayed(datagrams):
+                now_ns = time.monotonic_ns()
+                for datagram in datagrams:
+                    if datagram:
+                        core.receive(datagram, len(datagram), None, now_ns)
+            case AddPeer(slot):
+                core.add_peer(slot)
+            case RemovePeer(slot):
+                core.remove_peer(slot)
+            case Routes(slot, add, remove):
+                for network, length in remove:
+                    core.routes.take(network, length, slot)
+                for network, length in add:
+                    core.routes.put(network, length, slot)
+            case ReceiveSession(slot, session, key, expires_ns, confirm):
+                core.add_session(slot, session, ChaCha20Poly1305(key).decrypt, expires_ns, confirm)
+            case EndSession(_, session):
+                core.end_session(session)
+            case FilterRules():
+                ready = self._rules.add(message)
+                if ready is not None:
+                    core.filter = ready
+            case _:
+                raise ValueError(f"not for the inbound plane: {type(message).__name__}")
+
+    def _tell(self) -> None:
+        core, sender = self._core, self.sender
+        sender.flush()
+        if core.notes:
+            for kind, slot, detail in core.notes:
+                sender.control(Note(kind, slot, detail))
+            core.notes = []
+        if core.heard:
+            for slot, source in core.heard:
+                sender.control(Heard(slot, "", 0) if source is None else Heard(slot, source[0], source[1]))
+            core.heard = []
+        if core.tsmp:
+            for slot, packet in core.tsmp:
+                sender.bulk(Tsmp(slot, packet))
+            core.tsmp = []
+        if core.foreign:
+            found = core.foreign
+            for at in range(0, len(found), FOREIGN_BATCH):
+                batch = [(data, source[0], source[1]) for data, source in found[at : at + FOREIGN_BATCH]]
+                sender.bulk(Foreign(batch))
+            core.foreign = []
 
 
-def _listen(link: socket.socket, core: Inbound, rules: _Rules) -> bool:
-    """Do what the engine says; False when it is gone."""
-    while True:
-        try:
-            raw = link.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        if not raw:
-            return False
-        _apply(read_to_worker(raw), core, rules)
-
-
-def _apply(message: ToWorker, core: Inbound, rules: _Rules) -> None:
-    match message:
-        case Relayed(datagrams):
-            now_ns = time.monotonic_ns()
-            for datagram in datagrams:
-                if datagram:
-                    core.receive(datagram, len(datagram), None, now_ns)
-        case AddPeer(slot):
-            core.add_peer(slot)
-        case RemovePeer(slot):
-            core.remove_peer(slot)
-        case Routes(slot, add, remove):
-            for network, length in remove:
-                core.routes.take(network, length, slot)
-            for network, length in add:
-                core.routes.put(network, length, slot)
-        case ReceiveSession(slot, session, key, expires_ns, confirm):
-            core.add_session(slot, session, ChaCha20Poly1305(key).decrypt, expires_ns, confirm)
-        case EndSession(_, session):
-            core.end_session(session)
-        case FilterRules():
-            ready = rules.add(message)
-            if ready is not None:
-                core.filter = ready
-        case _:
-            raise ValueError(f"not for the inbound worker: {type(message).__name__}")
-
-
+@final
 class _Rules:
     """The next packet filter, gathered from its messages."""
 
@@ -148,28 +152,3 @@ class _Rules:
         ready = Filter(self._rules, self._local, self._table)
         self._rules, self._local = [], PrefixMap()
         return ready
-
-
-def _tell(core: Inbound, sender: Sender) -> None:
-    sender.flush()
-    if core.notes:
-        for kind, slot, detail in core.notes:
-            sender.control(Note(kind, slot, detail))
-        core.notes = []
-    if core.heard:
-        for slot, source in core.heard:
-            sender.control(Heard(slot, "", 0) if source is None else Heard(slot, source[0], source[1]))
-        core.heard = []
-    if core.tsmp:
-        for slot, packet in core.tsmp:
-            sender.bulk(Tsmp(slot, packet))
-        core.tsmp = []
-    if core.foreign:
-        found = core.foreign
-        for at in range(0, len(found), FOREIGN_BATCH):
-            sender.bulk(Foreign([(data, source[0], source[1]) for data, source in found[at : at + FOREIGN_BATCH]]))
-        core.foreign = []
-
-
-if __name__ == "__main__":
-    main()

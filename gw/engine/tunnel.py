@@ -1,4 +1,4 @@
-"""The tunnel: WireGuard sessions with all peers, over two packet workers that move the bulk.
+"""The tunnel: WireGuard sessions with all peers, over packet workers that move the bulk.
 
     TUN ──> outbound worker ──> UDP          handshakes, disco, STUN: inbound worker ──> Tunnel ──> TunnelEvents
     TUN <── inbound worker  <── UDP          relayed packets:         worker <──> Tunnel <──> TunnelEvents
@@ -44,7 +44,7 @@ from gw.engine.link import (
     Tsmp,
 )
 from gw.engine.worker import COUNTER_BYTES, Setup
-from gw.engine.workers import SharedTables, Worker, cores, new_hash_seed
+from gw.engine.workers import SharedTables, Workers
 from gw.errors import GwError, StateError, WireError
 from gw.model.addresses import TAILNET_MTU, AddrPort
 from gw.model.filterrule import FilterRule
@@ -156,8 +156,7 @@ class Tunnel:
         self._active: dict[int, float] = {}  # slot -> when it was last known to have traffic
         self._filter: list[FilterRules] = []
         self._stir = asyncio.Event()
-        self._outbound: Worker | None = None
-        self._inbound: Worker | None = None
+        self._workers: Workers | None = None
         self._deaths: list[float] = []
         self._failure: GwError | None = None
 
@@ -173,18 +172,15 @@ class Tunnel:
             raise
         self._tables = SharedTables.make()
         self._counters = mmap(self._tables.counters, COUNTER_BYTES)
-        self._hash_seed = new_hash_seed()
-        self._start_outbound()
-        self._start_inbound()
+        self._workers = Workers(self._setup(), self._on_message, self._restart)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for worker in (self._outbound, self._inbound):
-            if worker is not None:
-                worker.stop()
-        self._outbound = self._inbound = None
+        if self._workers is not None:
+            self._workers.stop()
+            self._workers = None
         self._udp.close()
         self._tun.close()
         self._counters.close()
@@ -302,9 +298,9 @@ class Tunnel:
     def receive_relayed(self, source: NodeKey, datagrams: list[bytes]) -> None:
         """WireGuard datagrams that a relay brought from `source`."""
         bulk = [datagram for datagram in datagrams if kind_of(datagram) == TRANSPORT]
-        if bulk and self._inbound is not None:
+        if self._workers is not None:
             for at in range(0, len(bulk), RELAY_BATCH):
-                self._inbound.sender.bulk(Relayed(bulk[at : at + RELAY_BATCH]))
+                self._workers.relayed(Relayed(bulk[at : at + RELAY_BATCH]))
         if len(bulk) != len(datagrams):
             for datagram in datagrams:
                 if kind_of(datagram) != TRANSPORT:
@@ -355,17 +351,16 @@ class Tunnel:
             "udp_offload": self._tun.udp_offload,
             "udp_gso": self._udp.gso,
             "udp_gro": self._udp.gro,
-            "workers": {
-                worker.kind: worker.pid for worker in (self._outbound, self._inbound) if worker and worker.is_alive()
-            },
+            "workers": self._workers.pids() if self._workers is not None else {},
             "drops": drops,
         }
 
     # Workers
 
-    def _setup(self, core: int) -> Setup:
+    def _setup(self) -> Setup:
         return Setup(
-            link=-1,
+            outbound=-1,
+            inbound=-1,
             tun=self._tun.fd,
             udp4=self._udp.v4.fileno(),
             udp6=-1 if self._udp.v6 is None else self._udp.v6.fileno(),
@@ -375,14 +370,7 @@ class Tunnel:
             gso=self._udp.gso,
             tcp_offload=self._tun.tcp_offload,
             udp_offload=self._tun.udp_offload,
-            core=core,
         )
-
-    def _start_outbound(self) -> None:
-        self._outbound = Worker("outbound", self._setup(cores()[0]), self._hash_seed, self._on_message, self._restart)
-
-    def _start_inbound(self) -> None:
-        self._inbound = Worker("inbound", self._setup(cores()[1]), self._hash_seed, self._on_message, self._restart)
 
     def _restart(self) -> None:
         """A worker died. No keypair that it held is ever used again: all sessions end, busy peers begin new ones."""
@@ -395,11 +383,9 @@ class Tunnel:
         had_session = [peer for peer in self._by_key.values() if peer.sessions]
         for peer in had_session:
             self._do(self._device.reset(peer.key.raw), None)
-        if self._outbound is None or not self._outbound.is_alive():
-            self._start_outbound()
-        if self._inbound is None or not self._inbound.is_alive():
-            self._start_inbound()
-        # the surviving worker takes what it knows already as it is
+        if self._workers is not None:
+            self._workers.revive()
+        # a surviving worker takes what it knows already as it is
         for peer in self._by_key.values():
             self._tell(AddPeer(peer.slot))
             self._tell_routes(peer, peer.allowed, ())
@@ -413,14 +399,12 @@ class Tunnel:
         self._tell_inbound(message)
 
     def _tell_outbound(self, message: ToWorker) -> None:
-        if self._outbound is not None:
-            self._outbound.sender.control(message)
-            self._outbound.push()
+        if self._workers is not None:
+            self._workers.outbound(message)
 
     def _tell_inbound(self, message: ToWorker) -> None:
-        if self._inbound is not None:
-            self._inbound.sender.control(message)
-            self._inbound.push()
+        if self._workers is not None:
+            self._workers.inbound(message)
 
     def _tell_filter(self) -> None:
         for part in self._filter:

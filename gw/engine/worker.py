@@ -1,30 +1,41 @@
-"""What both packet workers have in common: how the engine starts them, and their descriptors.
+"""A packet worker's process: one plane of packets on a core of its own, or both planes where there is one core.
 
-A worker is `python -P -m gw.engine.outbound` (or `inbound`) with one JSON argument that names inherited descriptors.
-It lives as long as its link: when the engine is gone, so is the worker.
+`python -P -m gw.engine SETUP`, where SETUP is JSON and names inherited descriptors. It lives as long as its
+links: when the engine is gone, so is the worker.
+
+    outbound   TUN -> route -> seal -> UDP      gw.engine.outbound
+    inbound    UDP -> open -> filter -> TUN     gw.engine.inbound
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import sys
 from mmap import mmap
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
+from gw.engine.link import MESSAGE_BYTES, Sender, ToWorker, read_to_worker
 from gw.native import counters, flows
 
 COUNTER_BYTES: Final = counters.SHARED_BYTES
 FLOW_BYTES: Final = flows.SHARED_BYTES
+BEHIND_MS: Final = 50
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """Descriptors by number, and how the device and sockets may be used. core: CPU to be pinned to, -1 for any."""
+    """Descriptors by number, and how the device and sockets may be used.
 
-    link: int
+    outbound, inbound: links of the planes that this process serves, -1 for one that it does not. core: CPU to be pinned
+    to, -1 for any.
+    """
+
+    outbound: int
+    inbound: int
     tun: int
     udp4: int
     udp6: int  # -1 where there is no IPv6
@@ -37,11 +48,29 @@ class Setup(msgspec.Struct, frozen=True):
     core: int = -1
 
     def descriptors(self) -> list[int]:
-        return [fd for fd in (self.link, self.tun, self.udp4, self.udp6, self.counters, self.flows) if fd >= 0]
+        all_ = (self.outbound, self.inbound, self.tun, self.udp4, self.udp6, self.counters, self.flows)
+        return [descriptor for descriptor in all_ if descriptor >= 0]
 
 
-def read_setup() -> Setup:
-    """The worker's own, from its argument; also takes the signals that are the engine's business out of the way."""
+class Plane(Protocol):
+    """One direction of packets. sender: its end of the link to the engine."""
+
+    sender: Sender
+
+    def descriptors(self) -> list[int]:
+        """What to wake for, besides the link."""
+
+    def apply(self, message: ToWorker) -> None:
+        """Do what the engine says."""
+
+    def turn(self, ready: set[int]) -> None:
+        """Move the packets that are there, then tell the engine what it should know."""
+
+
+def main() -> None:
+    from gw.engine.inbound import InboundPlane
+    from gw.engine.outbound import OutboundPlane
+
     setup = msgspec.json.decode(sys.argv[1].encode(), type=Setup)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the engine ends us in order
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -51,7 +80,45 @@ def read_setup() -> Setup:
             os.sched_setaffinity(0, {setup.core})
         except OSError:
             pass  # a core that was taken from us since
-    return setup
+    planes: list[tuple[socket.socket, Plane]] = []
+    if setup.outbound >= 0:
+        link = socket.socket(fileno=setup.outbound)
+        planes.append((link, OutboundPlane(setup, link)))
+    if setup.inbound >= 0:
+        link = socket.socket(fileno=setup.inbound)
+        planes.append((link, InboundPlane(setup, link)))
+    run(planes)
+
+
+def run(planes: list[tuple[socket.socket, Plane]]) -> None:
+    """Until the engine is gone."""
+    poller = select.poll()
+    for link, plane in planes:
+        poller.register(link, select.POLLIN)
+        for descriptor in plane.descriptors():
+            poller.register(descriptor, select.POLLIN)
+    while True:
+        is_behind = any(plane.sender.is_behind for _, plane in planes)
+        ready = {descriptor for descriptor, _events in poller.poll(BEHIND_MS if is_behind else None)}
+        for link, plane in planes:
+            # the engine first: a packet may be waiting for what it has to say
+            if link.fileno() in ready and not listen(link, plane):
+                return
+            plane.turn(ready)
+
+
+def listen(link: socket.socket, plane: Plane) -> bool:
+    """Do what the engine has said; False when it is gone."""
+    while True:
+        try:
+            raw = link.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if not raw:
+            return False
+        plane.apply(read_to_worker(raw))
 
 
 def share(setup: Setup) -> tuple[mmap, mmap]:
@@ -60,4 +127,5 @@ def share(setup: Setup) -> tuple[mmap, mmap]:
 
 
 def udp_socket(descriptor: int, family: socket.AddressFamily) -> socket.socket | None:
-    return None if descriptor < 0 else socket.socket(family, socket.SOCK_DGRAM, 0, descriptor)
+    """The inherited socket, as a descriptor of our own: two planes of one process may both hold it."""
+    return None if descriptor < 0 else socket.socket(family, socket.SOCK_DGRAM, 0, os.dup(descriptor))

@@ -33,7 +33,10 @@ PORT = 51820
 class End:
     """Our end, driven by lines."""
 
-    def __init__(self, spaces: Namespaces, name: str, config: dict[str, object], folder: Path) -> None:
+    def __init__(
+        self, spaces: Namespaces, name: str, config: dict[str, object], folder: Path, *, cores: set[int] | None = None
+    ) -> None:
+        """cores: those it may use."""
         path = folder / f"{name}.json"
         path.write_text(json.dumps(config))
         self.log = (folder / f"{name}.log").open("w")
@@ -43,6 +46,7 @@ class End:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
+            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         )
         assert self.line()["ready"]
 
@@ -71,7 +75,8 @@ class End:
 class Pair:
     """Both ends and the wire between them."""
 
-    def __init__(self, spaces: Namespaces, folder: Path) -> None:
+    def __init__(self, spaces: Namespaces, folder: Path, cores: set[int] | None) -> None:
+        self.cores = cores
         self.spaces = spaces
         self.folder = folder
         self.ours = clamp(os.urandom(32))
@@ -117,6 +122,7 @@ class Pair:
                 ],
             },
             self.folder,
+            cores=self.cores,
         )
 
     def stop(self) -> None:
@@ -133,10 +139,12 @@ class Pair:
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
+    """Ours on all cores of the machine, or on one."""
+    cores = {min(os.sched_getaffinity(0))} if getattr(request, "param", "") == "one core" else None
     with Namespaces("wg", ["ours", "go"]) as spaces:
         spaces.link("ours", "10.9.0.1/24", "go", "10.9.0.2/24")
-        pair = Pair(spaces, tmp_path)
+        pair = Pair(spaces, tmp_path, cores)
         try:
             yield pair
         finally:
@@ -183,6 +191,21 @@ def test_the_peer_moves_and_is_followed(pair: Pair) -> None:
     pair.ping("ours")
 
 
+@pytest.mark.parametrize("pair", ["one core"], indirect=True)
+def test_on_one_core_one_process_serves_both_planes(pair: Pair) -> None:
+    pair.start(we_know=True, they_know=False)
+    pair.ping("ours")
+    assert pair.end is not None
+    before = pair.end.ask("stats")["health"]["workers"]
+    assert before["outbound"] == before["inbound"]
+    pair.end.ask("kill outbound")
+    time.sleep(1.5)
+    pair.ping("ours")
+    pair.ping("go")
+    after = pair.end.ask("stats")["health"]["workers"]
+    assert after["outbound"] == after["inbound"] != before["outbound"]
+
+
 @pytest.mark.parametrize("kind", ["outbound", "inbound"])
 def test_a_killed_worker_is_replaced_and_the_keypair_with_it(pair: Pair, kind: str) -> None:
     pair.start(we_know=True, they_know=True)
@@ -212,6 +235,7 @@ def test_the_filter_denies_what_no_rule_allows(pair: Pair) -> None:
     pair.ping("go")
 
 
+@pytest.mark.parametrize("pair", ["all cores", "one core"], indirect=True)
 def test_bulk_tcp_passes_both_ways_and_whole(pair: Pair) -> None:
     pair.start(we_know=True, they_know=True)
     server = subprocess.Popen(
