@@ -32,13 +32,15 @@ class Dashboard(App[None]):
     CSS = """
     #bar { height: 1; background: $primary; color: $text; padding: 0 1; }
     #filter { display: none; height: 3; }
-    #filter.open { display: block; }
     ContentSwitcher { height: 1fr; }
     #cards { align: center middle; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("p", "ping", "Ping", id="ping", tooltip="Ping the selected peer: direct or by relay, and how long"),
-        Binding("slash", "filter", "Filter", id="filter", tooltip="Show only peers that match all words"),
+        # priority: done before the next key is given to whoever has the focus
+        Binding(
+            "slash", "filter", "Filter", id="filter", tooltip="Show only peers that match all words", priority=True
+        ),
         Binding("escape", "clear_filter", "Clear", id="clear", tooltip="Show all peers again"),
         Binding("q", "quit", "Quit", id="quit", tooltip="Leave"),
     ]
@@ -106,7 +108,7 @@ class Dashboard(App[None]):
         switcher = self.query_one(ContentSwitcher)
         if (switcher.current == "peers") != running:
             switcher.current = "peers" if running else "cards"
-            if running:
+            if running and not self.query_one("#filter", Input).display:
                 self.query_one(PeerTable).focus()
         rx, tx = self.mesh.totals()
         online = sum(1 for row in self.mesh.peers.values() if row.path != "offline")
@@ -138,16 +140,19 @@ class Dashboard(App[None]):
         self.query_one(PeerTable).focus()
 
     def action_filter(self) -> None:
-        """Open the filter line."""
+        """Open the filter line; within it, a slash is a letter."""
         box = self.query_one("#filter", Input)
-        box.add_class("open")
-        box.focus()
+        if box.has_focus:
+            box.insert_text_at_cursor("/")
+            return
+        box.display = True
+        self.screen.set_focus(box)  # at once, not with the next turn: the keys that follow are for it
 
     def action_clear_filter(self) -> None:
         """Close the filter line and show all peers."""
         box = self.query_one("#filter", Input)
         box.value = ""
-        box.remove_class("open")
+        box.display = False
         self.query_one(PeerTable).focus()
 
     def action_ping(self) -> None:

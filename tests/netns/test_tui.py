@@ -49,10 +49,7 @@ def test_the_dashboard_shows_live_peers_and_pings_one(mesh: Lab) -> None:
         )
         until("bob", "direct")
         ping.wait(timeout=20)
-        subprocess.run([*tmux, "send-keys", "/"], check=True)
-        until("Clear")
-        time.sleep(1.0)  # the line is drawn a moment before it takes keys
-        subprocess.run([*tmux, "send-keys", "bob"], check=True)
+        subprocess.run([*tmux, "send-keys", "/bob"], check=True)
         until("bob", without="cat")
         subprocess.run([*tmux, "send-keys", "Enter"], check=True)
         until("Ping")

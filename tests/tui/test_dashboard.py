@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from textual.events import Key
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from gw.errors import GwError, NotRunning, PermissionNeeded
 from gw.tui.app import Dashboard
@@ -150,3 +152,14 @@ async def test_the_feed_is_followed_again_after_the_daemon_left(monkeypatch: pyt
         for _ in range(20):
             await pilot.pause()
         assert app.query_one(PeerTable).row_count == 3
+
+
+async def test_words_typed_in_one_breath_with_the_slash_are_all_taken() -> None:
+    app = dashboard({"Status": STATUS})
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.pause()
+        for key in ("slash", *"phone"):  # as a terminal delivers them: no turn of the loop between
+            app.post_message(Key(key, "/" if key == "slash" else key))
+        await pilot.pause()
+        assert app.query_one("#filter", Input).value == "phone"
+        assert app.mesh.words == "phone"
