@@ -25,7 +25,8 @@ def serve(
     gwdns serve --listen 192.0.2.1:53
 
     It knows the nodes of the state directory it shares with gwctl, live as they come and go; other questions go to
-    `upstreams` of `[dns_server]` in config.toml. Have nodes ask it: `nameservers` of `[dns]`. Next: dig @HOST NODE.
+    `upstreams` of `[dns_server]` in config.toml. Only the mesh, private networks and the networks in `clients` are
+    answered. Have nodes ask it: `nameservers` of `[dns]`. Next: dig @HOST NODE.
     """
     from gw.state.config import load_config, split_listen
     from gw.state.paths import StatePaths

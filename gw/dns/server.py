@@ -11,9 +11,11 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast, final
+from typing import Final, final
 
+from gw.dns.clients import Clients
 from gw.dns.forward import Forwarder, NoAnswer
+from gw.dns.udp import Reply, UdpSocket
 from gw.dns.zone import NEGATIVE_TTL_S, Zone
 from gw.errors import ConfigError, Conflict, GwError, PermissionNeeded, WireError
 from gw.state.config import Config, load_config, split_listen
@@ -45,17 +47,24 @@ class Answers:
     def __init__(self, config: Config) -> None:
         self.zone = Zone([config.prefixes.v4, config.prefixes.v6], config.dns_server.ttl, config.dns.extra_records)
         self.forwarder = _forwarder(config)
+        self.clients = _clients(config)
 
     def reload(self, config: Config) -> None:
         self.forwarder = _forwarder(config)
+        self.clients = _clients(config)
         self.zone.set_extra(config.dns.extra_records)
 
-    def local(self, raw: bytes, *, limit: int) -> tuple[bytes, dns.Query | None]:
-        """(answer, None) from memory, or (b"", the query) for one to forward. limit: bytes over TCP, 0 for UDP."""
+    def local(self, raw: bytes, host: str, *, limit: int) -> tuple[bytes, dns.Query | None]:
+        """(answer, None) from memory, or (b"", the query) for one to forward.
+
+        host: the asker's address. limit: bytes over TCP, 0 for UDP.
+        """
         try:
             query = dns.read_query(raw)
         except WireError:
             return dns.refusal(raw, dns.FORMERR), None
+        if not self.clients.admits(host):
+            return dns.answer(query, [], code=dns.REFUSED, authoritative=False), None
         name = query.name
         if "." not in name and name and self.zone.domain:
             name = f"{name}.{self.zone.domain}"  # a bare host name can only be one of ours
@@ -110,48 +119,39 @@ async def serve(
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_FEED_S):
                 await has_names.wait()
-        loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_datagram_endpoint(lambda: _Udp(answers, group), sock=udp)
+        datagrams = UdpSocket(udp, _Udp(answers, group).heard)
         server = await asyncio.start_server(_Tcp(answers).handle, sock=tcp, limit=1 << 17)
         try:
             ready(f"gwdns listens on {settings.listen}: {len(answers.zone)} nodes of {answers.zone.domain}")
             await asyncio.Event().wait()
         finally:
-            transport.close()
+            datagrams.close()
             server.close()
 
 
 @final
-class _Udp(asyncio.DatagramProtocol):
+class _Udp:
     def __init__(self, answers: Answers, group: asyncio.TaskGroup) -> None:
         self._answers = answers
         self._group = group
         self._waiting = 0
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        answer, query = self._answers.local(data, limit=0)
+    def heard(self, data: bytes, host: str, reply: Reply) -> None:
+        answer, query = self._answers.local(data, host, limit=0)
         if query is None:
             if answer:
-                self._transport.sendto(answer, addr)
+                reply(answer)
         elif self._waiting < MAX_WAITING:
             self._waiting += 1
-            self._group.create_task(self._forward(query, data, addr))
+            self._group.create_task(self._forward(query, data, reply))
 
-    async def _forward(self, query: dns.Query, data: bytes, addr: tuple[str, int]) -> None:
+    async def _forward(self, query: dns.Query, data: bytes, reply: Reply) -> None:
         try:
-            answer = await self._answers.forwarded(query, data, limit=0)
-            if not self._transport.is_closing():
-                self._transport.sendto(answer, addr)
+            reply(await self._answers.forwarded(query, data, limit=0))
         except Exception:
             log.exception("a query failed")  # a bug of ours must not end the server
         finally:
             self._waiting -= 1
-
-    def error_received(self, exc: Exception) -> None:
-        log.debug("UDP: %s", exc)
 
 
 @final
@@ -161,7 +161,8 @@ class _Tcp:
         self._open = 0
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._open >= MAX_TCP:
+        peer = writer.get_extra_info("peername")
+        if peer is None or self._open >= MAX_TCP:
             writer.close()
             return
         self._open += 1
@@ -172,7 +173,7 @@ class _Tcp:
                     if size > dns.MAX_QUERY_BYTES:
                         return
                     raw = await reader.readexactly(size)
-                answer, query = self._answers.local(raw, limit=65535)
+                answer, query = self._answers.local(raw, peer[0], limit=65535)
                 if query is not None:
                     answer = await self._answers.forwarded(query, raw, limit=65535)
                 if not answer:
@@ -186,6 +187,10 @@ class _Tcp:
         finally:
             self._open -= 1
             writer.close()
+
+
+def _clients(config: Config) -> Clients:
+    return Clients([config.prefixes.v4, config.prefixes.v6, *config.dns_server.clients])
 
 
 def _forwarder(config: Config) -> Forwarder:

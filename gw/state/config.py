@@ -9,7 +9,7 @@ written here: keys ending in `_file` name files, relative to the folder of `conf
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -80,6 +80,7 @@ class RelaySettings(_Table, frozen=True, kw_only=True):
 class DnsServerSettings(_Table, frozen=True, kw_only=True):
     listen: str = "0.0.0.0:53"
     upstreams: list[str] = []
+    clients: list[str] = []  # networks to answer besides the mesh and private ones
     ttl: int = 60
 
 
@@ -151,6 +152,11 @@ def _faults(config: Config) -> Iterator[tuple[KeyPath, str]]:
     yield from _listen(("dns_server", "listen"), config.dns_server.listen)
     for index, upstream in enumerate(config.dns_server.upstreams):
         yield from _resolver(("dns_server", "upstreams", index), upstream)
+    for index, client in enumerate(config.dns_server.clients):
+        try:
+            ip_network(client)
+        except ValueError as error:
+            yield ("dns_server", "clients", index), f"not a network: {error}"
     if not 0 <= config.dns_server.ttl <= 604800:
         yield ("dns_server", "ttl"), f"not between 0 and 604800 seconds: `{config.dns_server.ttl}`"
 

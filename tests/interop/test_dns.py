@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +20,8 @@ import dns.query
 import dns.rcode
 import dns.rrset
 import pytest
+
+from tests.netns.namespaces import Namespaces, needs_namespaces
 
 from .controlclient import Node, opened
 from .test_bad_input import free_port, initialise, run, serving
@@ -204,3 +208,128 @@ def test_nonsense_does_not_end_it(state: Path) -> None:
             flow.sendall(b"\xff\xff" + bytes(100))
         assert ask(port, "nobody.ghost.internal").rcode() == dns.rcode.NXDOMAIN
         assert server.poll() is None
+
+
+ZONE = """$TTL 300
+@ IN SOA ns.example.test. admin.example.test. 1 3600 600 86400 60
+@ IN NS ns.example.test.
+@ IN MX 10 mail
+ns IN A 192.0.2.53
+www IN CNAME web
+web IN A 192.0.2.80
+web IN AAAA 2001:db8::80
+mail IN A 192.0.2.25
+* IN A 192.0.2.99
+_sip._udp IN SRV 1 2 5060 web
+text IN TXT "v=spf1 -all" "second string"
+big IN TXT {big}
+"""
+
+
+@contextmanager
+def bind(folder: Path, port: int, more: str) -> Iterator[None]:
+    """BIND on loopback: authoritative for example.test, and whatever `more` says."""
+    folder.mkdir()
+    (folder / "zone").write_text(ZONE.format(big=" ".join(f'"{n:0200d}"' for n in range(12))))
+    (folder / "named.conf").write_text(
+        f"""options {{ directory "{folder}"; listen-on port {port} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }};
+              pid-file "{folder}/pid"; session-keyfile "{folder}/session.key"; dnssec-validation no; recursion yes;
+              empty-zones-enable no; }};
+            controls {{ }};
+            zone "example.test" {{ type primary; file "zone"; }};
+            {more}"""
+    )
+    (folder / "empty").write_text("$TTL 60\n@ IN SOA a. b. 1 3600 600 86400 60\n@ IN NS a.\na. IN A 192.0.2.1\n")
+    server = subprocess.Popen(["named", "-g", "-c", str(folder / "named.conf")], stderr=subprocess.PIPE)
+    assert server.stderr is not None
+    said = []
+    try:
+        for line in server.stderr:
+            said.append(line)
+            if b"running" in line:
+                break
+        else:
+            raise AssertionError(b"".join(said).decode())
+        yield
+    finally:
+        server.terminate()
+        server.stderr.close()
+        server.wait(timeout=10)
+
+
+needs_bind = pytest.mark.skipif(shutil.which("named") is None, reason="needs bind9")
+
+
+@needs_bind
+def test_answers_of_bind_pass_through_unchanged(state: Path, tmp_path: Path) -> None:
+    theirs, port = free_port(), free_port()
+    names = ["www", "web", "mail", "nothing.here", "_sip._udp", "text", "big", "ns"]
+    asked = [(f"{name}.example.test", kind) for name in names for kind in ("A", "AAAA", "TXT", "SRV", "MX")]
+    with bind(tmp_path / "bind", theirs, 'zone "." { type primary; file "empty"; };'), naming(state, port, [theirs]):
+        for name, kind in [*asked, ("example.test", "SOA"), ("example.test", "MX"), ("nowhere.invalid.", "A")]:
+            for tcp in (False, True):
+                ours, real = ask(port, name, kind, tcp=tcp), ask(theirs, name, kind, tcp=tcp)
+                assert (ours.rcode(), data(ours)) == (real.rcode(), data(real)), (name, kind, tcp)
+                assert [each.name for each in ours.authority] == [each.name for each in real.authority]
+                assert bool(ours.flags & dns.flags.TC) == bool(real.flags & dns.flags.TC)
+
+
+@needs_bind
+def test_bind_takes_our_answers_as_a_forwarder(state: Path, tmp_path: Path) -> None:
+    control, port = int((state / "config.toml").read_text().split("127.0.0.1:")[1].split('"')[0]), free_port()
+    theirs = free_port()
+    more = "\n".join(
+        f'zone "{zone}" {{ type forward; forward only; forwarders {{ 127.0.0.1 port {port}; }}; }};'
+        for zone in ("ghost.internal", "64.100.in-addr.arpa")
+    )
+    with serving(state, control), bind(tmp_path / "bind", theirs, more):
+        assert Node(control, "laptop").register(key(state))["Error"] == ""
+        with naming(state, port, []):
+            assert data(ask(theirs, "laptop.ghost.internal")) == ["100.64.0.1"]
+            assert data(ask(theirs, "laptop.ghost.internal", "AAAA", tcp=True)) == ["fd7a:115c:a1e0::1"]
+            assert data(ask(theirs, "1.0.64.100.in-addr.arpa", "PTR")) == ["laptop.ghost.internal."]
+            missing = ask(theirs, "nobody.ghost.internal")
+            assert missing.rcode() == dns.rcode.NXDOMAIN
+            assert [str(each.name) for each in missing.authority] == ["ghost.internal."]
+            empty = ask(theirs, "laptop.ghost.internal", "MX")
+            assert (empty.rcode(), data(empty)) == (dns.rcode.NOERROR, [])
+
+
+@needs_namespaces()
+def test_strangers_are_refused_and_answers_leave_from_the_address_that_was_asked(state: Path) -> None:
+    with Namespaces("dns", ["server", "client"]) as spaces:
+        server_end, _ = spaces.link("server", "5.5.5.1/24", "client", "5.5.5.9/24")
+        spaces.ip("server", f"addr add 5.5.5.2/24 dev {server_end}")
+        spaces.ip("server", f"addr add 10.5.5.2/24 dev {server_end}")
+        spaces.ip("client", "addr add 10.5.5.9/24 dev v1b")
+        process = subprocess.Popen(
+            spaces.argv("server", str(Path(sys.executable).parent / "gwdns"), "serve", "--listen", "0.0.0.0:53"),
+            stderr=subprocess.PIPE, cwd="/", env={"PATH": os.environ["PATH"], "GW_STATE_DIR": str(state)},
+        )  # fmt: skip
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if b"listens on" in line:
+                    break
+
+            def dig(server: str, *more: str) -> str:
+                return spaces.run(
+                    "client", "dig", "+tries=1", "+time=3", *more, f"@{server}", "x.ghost.internal", check=False
+                )
+
+            assert "status: NXDOMAIN" in dig("10.5.5.2")
+            assert "status: REFUSED" in dig("5.5.5.2")
+            assert "status: REFUSED" in dig("5.5.5.2", "+tcp")
+            config = state / "config.toml"
+            config.write_text(config.read_text() + '\n[dns_server]\nclients = ["5.5.5.0/24"]\n')
+            process.send_signal(signal.SIGHUP)
+            for _ in range(50):
+                if "status: NXDOMAIN" in dig("5.5.5.1"):
+                    break
+                time.sleep(0.1)
+            assert "status: NXDOMAIN" in dig("5.5.5.2")  # dig drops what comes from another address
+            assert "status: NXDOMAIN" in dig("5.5.5.2", "+tcp")
+        finally:
+            process.terminate()
+            process.wait(timeout=10)
+            process.stderr.close()

@@ -70,6 +70,7 @@ def test_files_are_relative_to_the_folder_of_the_config() -> None:
         (URL + "[relay]\nadmit = 'nobody'", 3, "relay.admit", "neither"),
         (URL + "[relay]\nstun = 'no'", 3, "relay.stun", "not host:port"),
         (URL + "[dns_server]\nttl = -1", 3, "dns_server.ttl", "between"),
+        (URL + '[dns_server]\nclients = ["198.51.100.1/24"]', 3, "dns_server.clients.0", "not a network"),
         (URL + "listen", 2, None, "not TOML"),
         (URL + 'domain = "unclosed', 2, None, "not TOML"),
         (URL + "a = 1\na = 2", 3, None, "not TOML"),
