@@ -83,6 +83,10 @@ class Tally:
     def store(self) -> None:
         _FOUR.pack_into(self.shared, self.at, self.packets, self.size, self.data_ns, self.any_ns)
 
+    def clear(self) -> None:
+        """The peer is gone; its slot will be another's."""
+        _FOUR.pack_into(self.shared, self.at, 0, 0, 0, 0)
+
 
 @final
 @mypyc_attr(native_class=True)

@@ -97,10 +97,10 @@ class Inbound:
             self.peers[slot] = InPeer(slot, Tally(self.shared, received_at(slot)))
 
     def remove_peer(self, slot: int) -> None:
+        """Its sessions were ended before."""
         peer = self.peers.pop(slot, None)
         if peer is not None:
-            for index in [index for index, session in self.sessions.items() if session.peer is peer]:
-                del self.sessions[index]
+            peer.tally.clear()
 
     def add_session(self, slot: int, index: int, unseal: Any, expires_ns: int, confirm: bool) -> None:
         peer = self.peers.get(slot)

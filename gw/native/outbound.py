@@ -104,7 +104,9 @@ class Outbound:
             self.peers[slot] = OutPeer(slot, Tally(self.shared, sent_at(slot)))
 
     def remove_peer(self, slot: int) -> None:
-        self.peers.pop(slot, None)
+        peer = self.peers.pop(slot, None)
+        if peer is not None:
+            peer.tally.clear()
         self.relayed.pop(slot, None)
 
     def set_plan(self, slot: int, sock: Any, address: Any, relay: bool, wake: bool) -> None:

@@ -9,6 +9,8 @@ import asyncio
 import http.client
 import json
 import logging
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, final
 from urllib.parse import urlsplit
@@ -23,9 +25,14 @@ logger = logging.getLogger(__name__)
 
 VERIFY_TIMEOUT_S: Final = 5.0
 MAX_VERIFY_BYTES: Final = 4096
+ALLOWED_S: Final = 60.0
+DENIED_S: Final = 5.0  # long enough for all that wait, short enough for a node that was just let in
+ASKING: Final = 8  # questions under way at once
+MAX_PENDING: Final = 1024
+MAX_KNOWN: Final = 65536
 
 
-def allow_all(node: bytes) -> Admission:
+def allow_all(node: bytes, source: str) -> Admission:
     return Admission.ALLOWED
 
 
@@ -38,7 +45,7 @@ class StateAdmission:
         self._by_id: dict[int, bytes] = {}
         self._is_known = False
 
-    def admit(self, node: bytes) -> Admission:
+    def admit(self, node: bytes, source: str) -> Admission:
         if node in self._keys:
             return Admission.ALLOWED
         return Admission.DENIED if self._is_known else Admission.UNKNOWN
@@ -48,11 +55,11 @@ class StateAdmission:
         async for message in follow(paths):
             gone = [self._by_id[each] for each in message.removed if each in self._by_id]
             if message.full:
-                gone += [key for number, key in self._by_id.items() if number not in {n.id for n in message.nodes}]
+                listed = {node.id for node in message.nodes}
+                gone += [key for number, key in self._by_id.items() if number not in listed]
+                self._by_id = {number: key for number, key in self._by_id.items() if number in listed}
             for number in message.removed:
                 self._by_id.pop(number, None)
-            if message.full:
-                self._by_id = {number: key for number, key in self._by_id.items() if key not in gone}
             for node in message.nodes:
                 try:
                     key = NodeKey.parse(node.node_key).raw
@@ -77,46 +84,64 @@ class StateAdmission:
 
 @final
 class UrlAdmission:
-    """Asks a /verify URL, on a thread, once a key and connection; a failure to ask denies."""
+    """Asks a /verify URL, a few keys side by side, each once for all connections that wait for it.
+
+    Answers are kept for a while: a node that reconnects is not asked for again, one that was just let in soon is. A
+    failure to ask denies.
+    """
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(f"not an admission URL: `{url}`", hint="`state`, `all` or https://control.example/verify")
         self._url = parts
-        self._asked: dict[bytes, Admission] = {}
-        self._queue: asyncio.Queue[bytes] = asyncio.Queue(1024)
+        self._known: OrderedDict[bytes, tuple[Admission, float]] = OrderedDict()  # key -> verdict, kept until
+        self._pending: set[bytes] = set()
+        self._queue: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue(MAX_PENDING)
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def admit(self, node: bytes) -> Admission:
+    def admit(self, node: bytes, source: str) -> Admission:
         """Called by the forwarding plane's thread."""
-        verdict = self._asked.pop(node, None)
-        if verdict is None and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._enqueue, node)
-        return verdict or Admission.UNKNOWN
-
-    def _enqueue(self, node: bytes) -> None:
-        if not self._queue.full():
-            self._queue.put_nowait(node)
+        verdict, until = self._known.get(node, (Admission.UNKNOWN, 0.0))
+        if time.monotonic() < until:
+            return verdict
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._want, node, source)
+        return Admission.UNKNOWN
 
     async def follow(self, learned: Callable[[], None]) -> None:
         """Ask for what waits, until cancelled."""
         self._loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(ASKING):
+                group.create_task(self._ask_all(learned))
+
+    def _want(self, node: bytes, source: str) -> None:
+        if node not in self._pending and not self._queue.full():
+            self._pending.add(node)
+            self._queue.put_nowait((node, source))
+
+    async def _ask_all(self, learned: Callable[[], None]) -> None:
         while True:
-            node = await self._queue.get()
+            node, source = await self._queue.get()
             try:
-                allowed = await asyncio.to_thread(self._ask, node)
+                is_allowed = await asyncio.to_thread(self._ask, node, source)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 logger.warning("admission could not be asked: %s", error)
-                allowed = False
-            self._asked[node] = Admission.ALLOWED if allowed else Admission.DENIED
+                is_allowed = False
+            verdict, kept_s = (Admission.ALLOWED, ALLOWED_S) if is_allowed else (Admission.DENIED, DENIED_S)
+            self._known[node] = verdict, time.monotonic() + kept_s
+            self._known.move_to_end(node)
+            while len(self._known) > MAX_KNOWN:
+                self._known.popitem(last=False)
+            self._pending.discard(node)
             learned()
 
-    def _ask(self, node: bytes) -> bool:
+    def _ask(self, node: bytes, source: str) -> bool:
         make = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
         connection = make(self._url.hostname or "", self._url.port, timeout=VERIFY_TIMEOUT_S)
         try:
-            body = json.dumps({"NodePublic": str(NodeKey(node)), "Source": ""})
+            body = json.dumps({"NodePublic": str(NodeKey(node)), "Source": source})
             connection.request("POST", self._url.path or "/verify", body, {"Content-Type": "application/json"})
             response = connection.getresponse()
             raw = response.read(MAX_VERIFY_BYTES)

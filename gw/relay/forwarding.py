@@ -33,7 +33,7 @@ READ_BYTES: Final = 128 << 10
 TLS_READ_BYTES: Final = 16 << 10
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 WRITE_TIMEOUT_S: Final = 2.0
-ACCEPT_PAUSE_S: Final = 0.01
+ACCEPT_PAUSE_S: Final = 1.0  # out of descriptors: how long new clients wait in the backlog
 RESTART_SPREAD_MS: Final = 1000
 RESTART_TRY_MS: Final = 60_000
 ACCEPTS_A_TURN: Final = 64
@@ -47,11 +47,13 @@ _OUT: Final = select.EPOLLOUT
 class _Connection:
     """One accepted socket and its client. Implements `gw.wire.derp.server.Owner`."""
 
-    def __init__(self, plane: Plane, channel: socket.socket, context: ssl.SSLContext | None, now: float) -> None:
+    def __init__(
+        self, plane: Plane, channel: socket.socket, source: str, context: ssl.SSLContext | None, now: float
+    ) -> None:
         self.plane = plane
         self.channel = channel
         self.number = channel.fileno()
-        self.client = Client(plane.relay, self, now)
+        self.client = Client(plane.relay, self, now, source)
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = None if context is None else context.wrap_bio(self.incoming, self.outgoing, server_side=True)
         self.is_up = self.tls is None
@@ -80,7 +82,8 @@ class Plane:
         self._listener = listener
         self._stun = {channel.fileno(): channel for channel in stun_sockets}
         self._connections: dict[int, _Connection] = {}
-        self._timers: list[tuple[float, int, str, _Connection]] = []
+        self._waiting: set[_Connection] = set()  # for admission
+        self._timers: list[tuple[float, int, str, _Connection | None]] = []
         self._order = 0
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -139,6 +142,8 @@ class Plane:
                     self._send(connection)
                 if event & ~_OUT and number in self._connections:
                     self._read(connection)
+                    if connection.client.is_waiting:
+                        self._waiting.add(connection)
             elif number in self._stun:
                 self._answer_stun(self._stun[number])
             elif number == self._wake:
@@ -153,16 +158,17 @@ class Plane:
         now = time.monotonic()
         for _ in range(ACCEPTS_A_TURN):
             try:
-                channel, _ = self._listener.accept()
+                channel, source = self._listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
-                logger.warning("cannot accept: %s", error.strerror)
-                time.sleep(ACCEPT_PAUSE_S)  # out of descriptors: the listener stays readable, do not spin on it
+                logger.warning("cannot accept for now, %d are connected: %s", len(self), error.strerror)
+                self._epoll.unregister(self._listener)  # it stays readable: do not spin on it
+                self._arm(now + ACCEPT_PAUSE_S, "listen", None)
                 return
             channel.setblocking(False)
             channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = _Connection(self, channel, self.context, now)
+            connection = _Connection(self, channel, str(source[0]), self.context, now)
             self._connections[connection.number] = connection
             self._epoll.register(channel, _IN)
             self._arm(now + HANDSHAKE_TIMEOUT_S, "handshake", connection)
@@ -249,6 +255,7 @@ class Plane:
     def _close(self, connection: _Connection) -> None:
         if self._connections.pop(connection.number, None) is None:
             return
+        self._waiting.discard(connection)
         self._epoll.unregister(connection.number)
         connection.channel.close()
         self.relay.leave(connection.client)
@@ -269,22 +276,22 @@ class Plane:
             node = self._orders.popleft()
             if node is not None:
                 for client in list(self.relay.clients.get(node, ())):
-                    self._close_client(client)
+                    if isinstance(client.owner, _Connection):
+                        self._close(client.owner)
                 continue
+            waiting, self._waiting = self._waiting, set()
             now = time.monotonic()
-            for connection in list(self._connections.values()):
+            for connection in waiting:
                 try:
                     connection.client.decide(now)
                 except WireError as error:
                     logger.debug("client refused: %s", error)
                     self._close(connection)
+                else:
+                    if connection.client.is_waiting:
+                        self._waiting.add(connection)
 
-    def _close_client(self, client: Client) -> None:
-        for connection in list(self._connections.values()):
-            if connection.client is client:
-                self._close(connection)
-
-    def _arm(self, when: float, what: str, connection: _Connection) -> None:
+    def _arm(self, when: float, what: str, connection: _Connection | None) -> None:
         self._order += 1
         heapq.heappush(self._timers, (when, self._order, what, connection))
 
@@ -292,6 +299,9 @@ class Plane:
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             _, _, what, connection = heapq.heappop(self._timers)
+            if connection is None:
+                self._epoll.register(self._listener, _IN)
+                continue
             if self._connections.get(connection.number) is not connection:
                 continue
             client = connection.client

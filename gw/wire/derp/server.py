@@ -57,8 +57,10 @@ class Owner(Protocol):
 class Relay:
     """All clients of one relay, by node key."""
 
-    def __init__(self, secret: RelaySecret, admit: Callable[[bytes], Admission], nonce: Callable[[], bytes]) -> None:
-        """nonce: 24 fresh random bytes a call."""
+    def __init__(
+        self, secret: RelaySecret, admit: Callable[[bytes, str], Admission], nonce: Callable[[], bytes]
+    ) -> None:
+        """admit: asked for a node key and the address it comes from. nonce: 24 fresh random bytes a call."""
         self.key: Final = public_key(secret.raw)
         self.admit = admit
         self.nonce = nonce
@@ -106,9 +108,11 @@ class Relay:
 class Client:
     """One connection, from its first byte."""
 
-    def __init__(self, relay: Relay, owner: Owner, now: float) -> None:
+    def __init__(self, relay: Relay, owner: Owner, now: float, source: str = "") -> None:
+        """source: the address that the connection comes from."""
         self._relay = relay
-        self._owner = owner
+        self.owner: Final = owner
+        self._source = source
         self.key = b""
         self.out: list[bytes] = []
         self.queue: deque[bytes] = deque()
@@ -199,7 +203,7 @@ class Client:
     def _introduce(self, payload: bytes) -> None:
         node = payload[: frames.KEY_BYTES]
         answer = self._relay.open_info(node, payload[frames.KEY_BYTES :])
-        verdict = self._relay.admit(node)
+        verdict = self._relay.admit(node, self._source)
         if verdict is Admission.UNKNOWN:
             self._pending_info, self.is_waiting = payload, True
             return
@@ -235,7 +239,7 @@ class Client:
     def push(self, data: bytes) -> None:
         """Control bytes: never dropped."""
         if not self.out:
-            self._owner.wants_to_write()
+            self.owner.wants_to_write()
         self.out.append(data)
 
     def deliver(self, frame: bytes) -> None:
@@ -289,7 +293,7 @@ class Client:
             return True
         self.push(page(method, path, fields))
         if fields.get("connection", "").lower() == "close" or fields.get("content-length", "0") != "0":
-            self._owner.must_close()
+            self.owner.must_close()
         return False
 
 

@@ -120,16 +120,8 @@ class Peer:
 
     def observe(self, activity: Activity, now: float) -> tuple[bool, bool]:
         """Follow traffic: (begin a handshake, send a keepalive)."""
-        if activity.sent_data > activity.received_any:
-            if self.unanswered_since is None:
-                self.unanswered_since = activity.sent_data
-        else:
-            self.unanswered_since = None
-        if activity.received_data > activity.sent_any:
-            if self.owed_since is None:
-                self.owed_since = activity.received_data
-        else:
-            self.owed_since = None
+        self.unanswered_since = _waiting_since(self.unanswered_since, activity.sent_data, activity.received_any)
+        self.owed_since = _waiting_since(self.owed_since, activity.received_data, activity.sent_any)
         begin = False
         if self.unanswered_since is not None and now - self.unanswered_since >= NEW_HANDSHAKE_S:
             self.unanswered_since = None
@@ -163,3 +155,10 @@ class Peer:
         self.latest_handshake = keypair.created
         self.rekeyed = False
         self.unanswered_since = None
+
+
+def _waiting_since(since: float | None, asked: float, answered: float) -> float | None:
+    """Since when something has waited for an answer, None for nothing. An answer ends the waiting for all before."""
+    if since is not None and answered < since:
+        return since
+    return asked if asked > answered else None

@@ -50,7 +50,7 @@ class Link:
 
 
 def relay(verdict: Admission = Admission.ALLOWED) -> Relay:
-    return Relay(RelaySecret(clamp(b"\x77" * 32)), lambda node: verdict, lambda: bytes(24))
+    return Relay(RelaySecret(clamp(b"\x77" * 32)), lambda node, source: verdict, lambda: bytes(24))
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -125,7 +125,7 @@ def test_a_key_that_is_not_admitted_is_refused() -> None:
 
 def test_an_unknown_key_waits_and_its_packets_with_it() -> None:
     verdicts = {"now": Admission.UNKNOWN}
-    shared = Relay(RelaySecret(clamp(b"\x77" * 32)), lambda node: verdicts["now"], lambda: bytes(24))
+    shared = Relay(RelaySecret(clamp(b"\x77" * 32)), lambda node, source: verdicts["now"], lambda: bytes(24))
     alice = Link(shared, 1)
     assert alice.end.is_waiting
     alice.client.send(alice.key, [b"to myself"])

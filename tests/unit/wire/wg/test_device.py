@@ -196,6 +196,18 @@ def test_silence_after_sending_begins_a_new_handshake(ends: tuple[End, End]) -> 
     assert [kind_of(output.datagram) for output in outputs if isinstance(output, Transmit)] == [INITIATION]
 
 
+def test_a_peer_that_answers_now_and_then_is_not_silent(ends: tuple[End, End]) -> None:
+    ann, bob = ends
+    connect(ann, bob, 0.0)
+    for step in range(1, 200):  # each look finds something sent after the last answer
+        now = step * 0.5
+        answered = now - now % 2.0 - 0.1
+        activity = Activity(sent_data=now, sent_any=now, received_data=answered, received_any=answered)
+        assert ann.device.observe(bob.device.public, activity, now) == []
+        turned = Activity(sent_data=answered, sent_any=answered, received_data=now, received_any=now)
+        assert bob.device.observe(ann.device.public, turned, now) == []
+
+
 def test_old_keypairs_are_retired(ends: tuple[End, End]) -> None:
     ann, bob = ends
     connect(ann, bob, 0.0)

@@ -1,0 +1,220 @@
+"""The forwarding plane in its thread, clients on loopback: the slow, the broken and the many harm nobody."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gw.model.keys import NodeKey, NodeSecret, RelaySecret
+from gw.relay import certificates
+from gw.relay.forwarding import Plane
+from gw.wire.derp import client as c
+from gw.wire.derp.server import Admission, Relay
+from gw.wire.x25519 import clamp, public_key
+
+UPGRADE = b"GET /derp HTTP/1.1\r\nHost: x\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n"
+
+
+class Running:
+    """A relay on a loopback port."""
+
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self.verdicts: dict[bytes, Admission] = {}
+        self.sources: set[str] = set()
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.port: int = self.listener.getsockname()[1]
+        self.relay = Relay(RelaySecret(clamp(b"\x77" * 32)), self._admit, lambda: os.urandom(24))
+        self.plane = Plane(self.relay, self.listener, context, [])
+        self.failure: BaseException | None = None
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _admit(self, node: bytes, source: str) -> Admission:
+        self.sources.add(source)
+        return self.verdicts.get(node, Admission.ALLOWED)
+
+    def _run(self) -> None:
+        try:
+            self.plane.run()
+        except BaseException as error:  # a test looks at it
+            self.failure = error
+
+    def close(self) -> None:
+        self.plane.stop()
+        self.thread.join(5)
+        self.listener.close()
+        assert self.failure is None
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    running = Running()
+    yield running
+    running.close()
+
+
+class Flow:
+    """One client of the relay over a real socket."""
+
+    def __init__(self, running: Running, number: int, *, receive_buffer: int = 0) -> None:
+        self.secret = NodeSecret(clamp(bytes([number]) * 32))
+        self.key = NodeKey(public_key(self.secret.raw))
+        self.sock = socket.socket()
+        if receive_buffer:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.sock.settimeout(10)
+        self.sock.connect(("127.0.0.1", running.port))
+        self.sock.sendall(UPGRADE)
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += self.sock.recv(4096)
+        assert head.startswith(b"HTTP/1.1 101 ")
+        self.client = c.Client(self.secret, os.urandom(24))
+        self.events: list[c.Event] = []
+        self._take(head.partition(b"\r\n\r\n")[2])
+
+    def _take(self, data: bytes) -> None:
+        self.events += self.client.feed(data)
+        up = self.client.data_to_send()
+        if up:
+            self.sock.sendall(up)
+
+    def until(self, wanted: Callable[[c.Event], bool]) -> c.Event:
+        while True:
+            for event in self.events:
+                if wanted(event):
+                    return event
+            data = self.sock.recv(65536)
+            assert data, "the relay closed"
+            self._take(data)
+
+    def connected(self) -> Flow:
+        self.until(lambda event: isinstance(event, c.Connected))
+        return self
+
+    def send(self, to: NodeKey, packet: bytes) -> None:
+        self.client.send(to, [packet])
+        self.sock.sendall(self.client.data_to_send())
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+@pytest.fixture
+def flows() -> Iterator[list[Flow]]:
+    flows: list[Flow] = []
+    yield flows
+    for flow in flows:
+        flow.close()
+
+
+def received(packet: bytes) -> Callable[[c.Event], bool]:
+    return lambda event: isinstance(event, c.Received) and event.packet == packet
+
+
+def test_a_reader_that_stands_still_costs_others_nothing_and_is_closed(running: Running, flows: list[Flow]) -> None:
+    flows += [Flow(running, 1).connected(), Flow(running, 2).connected()]
+    flows.append(Flow(running, 3, receive_buffer=4096).connected())
+    alice, bob, sloth = flows
+    for n in range(3000):
+        alice.send(sloth.key, bytes(1400))
+        if n % 100 == 0:
+            alice.send(bob.key, b"to bob %d" % n)
+    bob.until(received(b"to bob 2900"))
+    assert running.relay.dropped > 0
+    deadline = time.monotonic() + 10
+    while len(running.plane) > 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(running.plane) == 2
+    alice.send(bob.key, b"still here")
+    bob.until(received(b"still here"))
+
+
+def test_who_waits_for_admission_comes_in_once_it_is_known(running: Running, flows: list[Flow]) -> None:
+    key = public_key(clamp(bytes([5]) * 32))
+    running.verdicts[key] = Admission.UNKNOWN
+    flows.append(Flow(running, 5))
+    waiting = flows[0]
+    time.sleep(0.2)
+    assert not any(isinstance(event, c.Connected) for event in waiting.events)
+    assert running.sources == {"127.0.0.1"}
+    running.verdicts[key] = Admission.ALLOWED
+    running.plane.look_again()
+    waiting.connected()
+    running.plane.drop(key)
+    assert waiting.sock.recv(100) == b""
+
+
+def test_garbage_ends_its_own_connection_only(running: Running, flows: list[Flow]) -> None:
+    flows.append(Flow(running, 1).connected())
+    for garbage in (b"\x00" * 100, b"GET / HTTP/9\r\n\r\n", os.urandom(5000), UPGRADE + b"\xff" * 40):
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as sock:
+            sock.sendall(garbage)
+            sock.shutdown(socket.SHUT_WR)
+            try:
+                while sock.recv(4096):
+                    pass
+            except ConnectionResetError:
+                pass
+    flows.append(Flow(running, 2).connected())
+    flows[0].send(flows[1].key, b"hello")
+    flows[1].until(received(b"hello"))
+
+
+def test_garbage_on_the_tls_port_ends_its_own_connection_only(tmp_path: Path) -> None:
+    from datetime import UTC, datetime
+
+    pem = certificates.self_signed(tmp_path / "self-signed.pem", "localhost", datetime.now(UTC))
+    private = b"-----BEGIN PRIVATE" + pem.partition(b"-----BEGIN PRIVATE")[2]
+    running = Running(certificates.context(tmp_path, pem, private, b"\x01" * 32, datetime.now(UTC)))
+    try:
+        for garbage in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(3000), b"\x16\x03\x01\xff\xff" + os.urandom(500)):
+            with socket.create_connection(("127.0.0.1", running.port), timeout=10) as sock:
+                sock.sendall(garbage)
+                sock.shutdown(socket.SHUT_WR)
+                try:
+                    while sock.recv(4096):
+                        pass
+                except ConnectionResetError:
+                    pass
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with (
+            socket.create_connection(("127.0.0.1", running.port), timeout=10) as sock,
+            context.wrap_socket(sock) as tls,
+        ):
+            tls.sendall(UPGRADE)
+            assert tls.recv(100).startswith(b"HTTP/1.1 101 ")
+    finally:
+        running.close()
+
+
+def test_out_of_descriptors_new_clients_wait_and_the_thread_rests(running: Running, flows: list[Flow]) -> None:
+    flows.append(Flow(running, 1).connected())
+    waiting = socket.socket()
+    waiting.settimeout(10)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    full = os.dup(waiting.fileno())  # the lowest free number: at it the process is full
+    os.close(full)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (full, hard))
+    try:
+        waiting.connect(("127.0.0.1", running.port))
+        waiting.sendall(UPGRADE)
+        time.sleep(0.3)
+        before = time.clock_gettime(time.pthread_getcpuclockid(running.thread.ident or 0))
+        time.sleep(0.5)
+        assert time.clock_gettime(time.pthread_getcpuclockid(running.thread.ident or 0)) - before < 0.1
+        flows[0].send(flows[0].key, b"to myself")  # who is in is served
+        flows[0].until(received(b"to myself"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert waiting.recv(100).startswith(b"HTTP/1.1 101 ")
+    waiting.close()
