@@ -191,6 +191,7 @@ class Engine:
         self._peers.pop(key, None)
         self._last_tx.pop(key, None)
         self._paths.remove_peer(key)
+        self._relays.forget(key)
         self._tunnel.remove_peer(key)
 
     def set_filter(self, rules: Iterable[FilterRule], local: Sequence[Address], routes: Sequence[Network]) -> None:
@@ -322,6 +323,8 @@ class Engine:
                 continue
             if not self._paths.feed_relay(datagram, region, source, now):
                 bulk.setdefault(source, []).append(datagram)
+        for source in {source for source, _ in batch if source in self._peers}:
+            self._relays.learn(region, source)
         for source, datagrams in bulk.items():
             self._tunnel.receive_relayed(source, datagrams)
         self._pump()

@@ -37,7 +37,8 @@ READ_BYTES: Final = 1 << 18
 class RelayEvents(Protocol):
     """What relays bring, on the owner's loop."""
 
-    def packets(self, region: int, batch: list[tuple[NodeKey, bytes]]) -> None: ...
+    def packets(self, region: int, batch: list[tuple[NodeKey, bytes]]) -> None:
+        """From whoever uses the relay, strangers too: tell `RelayPool.learn` of those that are peers."""
 
     def peer_gone(self, region: int, peer: NodeKey) -> None: ...
 
@@ -115,6 +116,13 @@ class RelayPool:
         line.send(peer, datagrams)
         return True
 
+    def learn(self, region: int, peer: NodeKey) -> None:
+        """The peer was heard there: answers may go that way where its home is not reached."""
+        self._routes[peer] = region
+
+    def forget(self, peer: NodeKey) -> None:
+        self._routes.pop(peer, None)
+
     def last_heard(self, region: int) -> float:
         """Monotonic seconds of the last frame from there, -inf if there was none."""
         line = self._lines.get(region)
@@ -141,7 +149,7 @@ class RelayPool:
             found = self._region(region)
             if found is None:
                 raise StateError(f"no region {region}")
-            line = self._lines[region] = _Line(found, self._secret, self._events, self._learn, self._unlearn)
+            line = self._lines[region] = _Line(found, self._secret, self._events, self._unlearn)
             line.note_home(region == self._home)
             line.task = self._group.create_task(self._keep(line))
         return line
@@ -159,18 +167,11 @@ class RelayPool:
             line.stop()
         self._unlearn(region, None)
 
-    def _learn(self, region: int, peer: NodeKey) -> None:
-        self._routes[peer] = region
-
     def _unlearn(self, region: int, peer: NodeKey | None) -> None:
         gone = [peer] if peer is not None else [key for key, at in self._routes.items() if at == region]
         for key in gone:
             if self._routes.get(key) == region:
                 del self._routes[key]
-
-
-class _Learner(Protocol):
-    def __call__(self, region: int, peer: NodeKey) -> None: ...
 
 
 class _Unlearner(Protocol):
@@ -181,14 +182,11 @@ class _Unlearner(Protocol):
 class _Line:
     """The connection to one region, reopened while it is wanted."""
 
-    def __init__(
-        self, region: DERPRegion, secret: NodeSecret, events: RelayEvents, learn: _Learner, unlearn: _Unlearner
-    ) -> None:
+    def __init__(self, region: DERPRegion, secret: NodeSecret, events: RelayEvents, unlearn: _Unlearner) -> None:
         self.region: Final = region.region_id
         self._nodes = [node for node in region.nodes or () if not node.stunonly]
         self._secret = secret
         self._events = events
-        self._learn = learn
         self._unlearn = unlearn
         self._is_home = False
         self._home_said: bool | None = None
@@ -293,8 +291,6 @@ class _Line:
                 case Restarting(after_ms, _):
                     pause = max(pause, after_ms / 1000)
         if batch:
-            for source in {source for source, _ in batch}:
-                self._learn(self.region, source)
             self._events.packets(self.region, batch)
         return pause
 

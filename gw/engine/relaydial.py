@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
 import ssl
 import time
 from typing import Final
@@ -55,8 +56,11 @@ async def probe_latency(node: DERPNode) -> float:
 
 async def _connect(node: DERPNode) -> Streams:
     addresses = [each for each in (node.ipv4, node.ipv6) if each and each != "none"]
+    families = [
+        family for family, text in ((socket.AF_INET, node.ipv4), (socket.AF_INET6, node.ipv6)) if text != "none"
+    ]
     if node.insecure_for_tests and not node.cert_name and node.derpport == 80:
-        return await connect(node.host_name, node.derpport, addresses=addresses)
+        return await connect(node.host_name, node.derpport, addresses=addresses, families=families)
     pin = node.cert_name.removeprefix(PIN_PREFIX) if node.cert_name.startswith(PIN_PREFIX) else ""
     tls = ssl.create_default_context()
     if pin or node.insecure_for_tests:
@@ -68,6 +72,7 @@ async def _connect(node: DERPNode) -> Streams:
         tls=tls,
         server_name=node.cert_name if node.cert_name and not pin else node.host_name,
         addresses=addresses,
+        families=families,
     )
     if pin:
         session: ssl.SSLObject = writer.get_extra_info("ssl_object")

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final
 
 from gw.errors import GwError, NotFound, TimedOut
@@ -31,15 +31,17 @@ async def connect(
     tls: ssl.SSLContext | None = None,
     server_name: str = "",
     addresses: list[str] | None = None,
+    families: Container[socket.AddressFamily] = (socket.AF_INET, socket.AF_INET6),
 ) -> Streams:
     """Connect to the first address that answers, IPv6 and IPv4 in turn.
 
-    addresses: literal ones to use instead of a name look-up. server_name: for TLS, where it is not `host`.
+    addresses: literal ones to use instead of a name look-up. families: which of the looked-up ones.
+    server_name: for TLS, where it is not `host`.
     Raises NotFound (no such name), TimedOut, GwError (refused, unreachable, TLS).
     """
     try:
         async with asyncio.timeout(CONNECT_S):
-            sock = await _race(await _resolve(host, port, addresses))
+            sock = await _race(await _resolve(host, port, addresses, families))
             try:
                 return await asyncio.open_connection(
                     sock=sock, ssl=tls, server_hostname=(server_name or host) if tls else None, limit=READ_LIMIT
@@ -124,7 +126,9 @@ async def _dial(family: socket.AddressFamily, address: tuple[str, int]) -> socke
     return sock
 
 
-async def _resolve(host: str, port: int, addresses: list[str] | None) -> Sequence[Target]:
+async def _resolve(
+    host: str, port: int, addresses: list[str] | None, families: Container[socket.AddressFamily]
+) -> Sequence[Target]:
     if addresses:
         return [(socket.AF_INET6 if ":" in each else socket.AF_INET, (each, port)) for each in addresses]
     loop = asyncio.get_running_loop()
@@ -133,7 +137,7 @@ async def _resolve(host: str, port: int, addresses: list[str] | None) -> Sequenc
     except (socket.gaierror, UnicodeError) as error:
         reason = error.strerror if isinstance(error, socket.gaierror) else "not a name"
         raise NotFound(f"no such host: `{host}`: {reason}", hint="check the name, or the host's DNS") from None
-    entries = [(entry[0], (str(entry[4][0]), int(entry[4][1]))) for entry in found]
+    entries = [(entry[0], (str(entry[4][0]), int(entry[4][1]))) for entry in found if entry[0] in families]
     six = [entry for entry in entries if entry[0] == socket.AF_INET6]
     four = [entry for entry in entries if entry[0] == socket.AF_INET]
     mixed = [entry for pair in zip(six, four, strict=False) for entry in pair]

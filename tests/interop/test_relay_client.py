@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gw.engine.relayclient import RelayPool
-from gw.engine.relaydial import probe_latency
+from gw.engine.relaydial import open_derp, probe_latency
 from gw.errors import GwError
 from gw.model.derpmap import DERPMap, DERPNode, DERPRegion
 from gw.model.keys import NodeKey, NodeSecret
@@ -187,3 +187,27 @@ async def test_sighup_keeps_clients_and_a_stop_tells_them(state: Path) -> None:
                 await bob.until(lambda: bob.pool.is_connected(1))
                 assert ann.pool.send(bob.key, 1, [b"x"])
                 await bob.until(lambda: bob.got == [(ann.key, b"x")])
+
+
+async def test_a_family_that_the_map_rules_out_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    asked: list[tuple[str, int]] = []
+
+    async def getaddrinfo(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)),
+        ]
+
+    async def dial(family: socket.AddressFamily, address: tuple[str, int]) -> socket.socket:
+        asked.append(address)
+        raise ConnectionRefusedError(111, "refused")
+
+    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("gw.net.tcp._dial", dial)
+    for ipv4, ipv6, expected in (("none", "", {"::1"}), ("", "none", {"127.0.0.1"}), ("", "", {"::1", "127.0.0.1"})):
+        asked.clear()
+        node = DERPNode(name="1a", region_id=1, host_name="relay.example", ipv4=ipv4, ipv6=ipv6)
+        with pytest.raises(GwError):
+            await open_derp(node, node)
+        assert {host for host, _ in asked} == expected
