@@ -102,12 +102,10 @@ class UrlAdmission:
 
     def admit(self, node: bytes, source: str) -> Admission:
         """Called by the forwarding plane's thread."""
-        verdict, until = self._known.get(node, (Admission.UNKNOWN, 0.0))
-        if time.monotonic() < until:
-            return verdict
-        if self._loop is not None:
+        verdict = self._verdict(node)
+        if verdict is Admission.UNKNOWN and self._loop is not None:
             self._loop.call_soon_threadsafe(self._want, node, source)
-        return Admission.UNKNOWN
+        return verdict
 
     async def follow(self, learned: Callable[[], None]) -> None:
         """Ask for what waits, until cancelled."""
@@ -116,7 +114,13 @@ class UrlAdmission:
             for _ in range(ASKING):
                 group.create_task(self._ask_all(learned))
 
+    def _verdict(self, node: bytes) -> Admission:
+        verdict, until = self._known.get(node, (Admission.UNKNOWN, 0.0))
+        return verdict if time.monotonic() < until else Admission.UNKNOWN
+
     def _want(self, node: bytes, source: str) -> None:
+        if self._verdict(node) is not Admission.UNKNOWN:
+            return  # answered since
         if node not in self._pending and not self._queue.full():
             self._pending.add(node)
             self._queue.put_nowait((node, source))
