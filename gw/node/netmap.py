@@ -136,10 +136,10 @@ class Netmap:
         removed = tuple(node for id_, node in self.peers.items() if id_ not in kept)
         for node in removed:
             del self.peers[node.id]
-        upserted: dict[int, None] = {}
+        before: dict[int, Node | None] = {}
         for node in peers:
-            self._put(_normal(node), upserted)
-        return tuple(upserted), removed
+            self._put(_normal(node), before)
+        return self._differing(before), removed
 
     def _change_peers(self, message: MapResponse, wall: datetime) -> tuple[tuple[int, ...], tuple[Node, ...]]:
         """In the stock client's order: who goes, who comes, then what changed of those who are there."""
@@ -148,23 +148,28 @@ class Netmap:
             gone = self.peers.pop(id_, None)
             if gone is not None:
                 removed.append(gone)
-        upserted: dict[int, None] = {}
+        before: dict[int, Node | None] = {}
         for node in message.peers_changed or ():
-            self._put(_normal(node), upserted)
+            self._put(_normal(node), before)
         for id_, is_seen in (message.peer_seen_change or {}).items():
-            self._edit(id_, upserted, {"last_seen": wall if is_seen else None})
+            self._edit(id_, before, {"last_seen": wall if is_seen else None})
         for id_, is_online in (message.online_change or {}).items():
-            self._edit(id_, upserted, {"online": is_online})
+            self._edit(id_, before, {"online": is_online})
         for patch in message.peers_changed_patch or ():
-            self._patch(patch, upserted)
-        return tuple(upserted), tuple(removed)
+            self._patch(patch, before)
+        return self._differing(before), tuple(removed)
 
-    def _put(self, node: Node, upserted: dict[int, None]) -> None:
-        if self.peers.get(node.id) != node:
+    def _differing(self, before: dict[int, Node | None]) -> tuple[int, ...]:
+        """Of the peers touched, those that are not as they were: a message may change one and change it back."""
+        return tuple(id_ for id_, old in before.items() if self.peers[id_] != old)
+
+    def _put(self, node: Node, before: dict[int, Node | None]) -> None:
+        old = self.peers.get(node.id)
+        if old != node:
+            before.setdefault(node.id, old)
             self.peers[node.id] = node
-            upserted[node.id] = None
 
-    def _patch(self, patch: PeerChange, upserted: dict[int, None]) -> None:
+    def _patch(self, patch: PeerChange, before: dict[int, Node | None]) -> None:
         node = self.peers.get(patch.node_id)
         if node is None:
             return  # as the stock client: a patch never makes a peer
@@ -180,12 +185,12 @@ class Netmap:
             changes["key_expiry"] = None if patch.key_expiry == ZERO_TIME else patch.key_expiry
         if changes.get("key", node.key) != node.key or _is_later(changes, node):
             changes["expired"] = False  # a patch cannot say it: a renewed key is valid again
-        self._edit(patch.node_id, upserted, changes)
+        self._edit(patch.node_id, before, changes)
 
-    def _edit(self, id_: int, upserted: dict[int, None], changes: dict[str, object]) -> None:
+    def _edit(self, id_: int, before: dict[int, Node | None], changes: dict[str, object]) -> None:
         node = self.peers.get(id_)
         if node is not None and changes:
-            self._put(msgspec.structs.replace(node, **changes), upserted)
+            self._put(msgspec.structs.replace(node, **changes), before)
 
     # The rest
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gw.model.derpmap import DERPHomeParams, DERPMap, DERPRegion
@@ -93,7 +93,14 @@ def shown(made: Netmap) -> dict[int, dict[str, Any]]:
     }
 
 
+THERE_AND_BACK = [
+    MapResponse(peers=[node(2, home_derp=2)]),
+    MapResponse(peers_changed_patch=[PeerChange(node_id=2, derp_region=1), PeerChange(node_id=2, derp_region=2)]),
+]
+
+
 @given(st.lists(messages, max_size=12))
+@example(THERE_AND_BACK)
 def test_any_sequence_of_messages_gives_what_the_model_gives(sequence: list[MapResponse | None]) -> None:
     made, model, is_first = Netmap(), dict[int, dict[str, Any]](), True
     consumer: dict[int, Node] = {}
