@@ -62,13 +62,13 @@ def _offline(paths: StatePaths, method: str, target: str, body: object) -> Any:
     from gw.control import events
     from gw.control.admin import answer, changes_state
     from gw.control.tailnet import Tailnet
-    from gw.policy.document import Policy
+    from gw.policy.starting import DENY_ALL
     from gw.state.config import load_config
     from gw.state.store import DirectoryStore
 
     config = load_config(paths.config_file)
     raw = b"" if body is None else msgspec.json.encode(body)
     with DirectoryStore(paths).open(lock=changes_state(method), wait_s=LOCK_WAIT_S) as store:
-        tailnet = Tailnet.load(store, config, Policy.NOTHING, events.recorder(paths.events_dir))
+        tailnet = Tailnet.load(store, config, DENY_ALL, events.recorder(paths.events_dir))
         with events.acting_as(f"uid {os.getuid()}, offline"):
             return asyncio.run(answer(tailnet, method, target, raw))

@@ -27,7 +27,7 @@ def command(
 
     The policy lets the devices of one user reach each other and nothing else. Next: gwctl serve
     """
-    from gw.policy.document import ALLOW_ALL_TEXT, OWN_DEVICES_TEXT
+    from gw.policy.starting import ALLOW_ALL_TEXT, OWN_DEVICES_TEXT
     from gw.state.config import decode_config
     from gw.state.layout import init_state_dir
     from gw.state.paths import StatePaths

@@ -49,7 +49,7 @@ async def _create_user(tailnet: Tailnet, name: str, display_name: str, email: st
     doc = UserDoc(id=tailnet.new_user_id(), name=name, display_name=display_name, email=email, created=tailnet.clock())
     with tailnet.reserved_user(name):
         await tailnet.commit([Put(doc)])
-        tailnet.users[name] = doc
+        tailnet.put_user(doc)
     tailnet.record("user-created", f"user:{name}", None, doc)
     return doc
 
@@ -78,6 +78,7 @@ async def _destroy_user(tailnet: Tailnet, user: UserDoc) -> None:
     except BaseException:
         tailnet.users[user.name] = user
         raise
+    tailnet.drop_user(user.name)
     for key in keys:
         tailnet.preauth_keys.pop(key.prefix, None)
         tailnet.record("preauthkey-deleted", f"preauthkey:{key.prefix}", key, None)
@@ -125,7 +126,8 @@ async def _rename_everywhere(tailnet: Tailnet, user: UserDoc, name: str, stack: 
         await tailnet.commit(
             [Delete("user", user.name), Put(renamed), *(Put(doc) for _, doc in moved), *map(Put, keys)]
         )
-        tailnet.users[name] = renamed
+        tailnet.drop_user(user.name)
+        tailnet.put_user(renamed)
     tailnet.preauth_keys.update({key.prefix: key for key in keys})
     tailnet.record("user-renamed", f"user:{name}", user, renamed)
     for node, doc in moved:

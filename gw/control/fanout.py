@@ -69,6 +69,7 @@ class _Delta:
     patched: set[int] = field(default_factory=set)
     filters: bool = False
     own: bool = False
+    anew: bool = False  # peers look different to it: it gets everything
 
 
 @final
@@ -160,6 +161,7 @@ class Fanout:
             self._merge(change.patch)
         elif node.id in self._sessions:
             self._delta(node.id).own = True
+            self._delta(node.id).anew |= change.anew
         for peer in self._tailnet.policy.peers_of(node):
             session = self._sessions.get(peer.id)
             if session is None:
@@ -207,7 +209,10 @@ class Fanout:
             if reader.is_behind or reader.pipe.is_slow(reader.stream):
                 reader.is_behind = True
                 continue
-            self._send_delta(reader, delta, encoded, frames)
+            if delta.anew:
+                self._send_whole(reader)
+            else:
+                self._send_delta(reader, delta, encoded, frames)
 
     def _send_delta(
         self, session: Session, delta: _Delta, patches: dict[int, bytes], frames: dict[tuple[object, ...], bytes]
@@ -223,6 +228,7 @@ class Fanout:
         bodies = [self._mapper.peer(nodes[each], viewer) for each in changed]
         own = self._mapper.own(viewer) if delta.own else b""
         filters = self._mapper.filters(viewer) if delta.filters else b""
+        ssh = self._mapper.ssh(viewer) if delta.filters and self._tailnet.policy.ssh else b""
         session.known |= fresh
         session.known -= set(removed)
         key = (
@@ -232,6 +238,7 @@ class Fanout:
             tuple(p.id for p in profiles),
             own,
             filters,
+            ssh,
             session.compress,
         )
         if not any(key[:-1]):
@@ -243,6 +250,8 @@ class Fanout:
                 parts.append(b'"Node":' + own)
             if filters:
                 parts.append(b'"PacketFilters":' + filters)
+            if ssh:
+                parts.append(b'"SSHPolicy":' + ssh)
             if profiles:
                 parts.append(b'"UserProfiles":' + encode(profiles))
             if bodies:

@@ -5,9 +5,11 @@ Ref: control protocol §6, §8
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final, final
+
+from msgspec import Raw
 
 from gw.control.records import EXIT_ROUTES, NodeRecord
 from gw.control.tailnet import Tailnet
@@ -16,6 +18,8 @@ from gw.model.gojson import encode
 from gw.model.hostinfo import Hostinfo
 from gw.model.mapping import Debug, MapResponse
 from gw.model.node import Node, UserProfile
+from gw.model.sshpolicy import SSHPolicy
+from gw.policy.attributes import DISABLE_IPV4, SUGGEST_EXIT
 from gw.wire.ts2021.mapframes import frame
 
 TAGGED_USER_ID: Final = 2147455555
@@ -32,29 +36,43 @@ class Mapper:
 
     def __init__(self, tailnet: Tailnet) -> None:
         self._tailnet = tailnet
-        self._peers: dict[tuple[int, bool], bytes] = {}
+        self._peers: dict[int, dict[tuple[bool, tuple[str, ...]], bytes]] = {}
 
     def forget(self, node_id: int) -> None:
         """The node changed: serialise it anew."""
-        self._peers.pop((node_id, False), None)
-        self._peers.pop((node_id, True), None)
+        self._peers.pop(node_id, None)
 
     def forget_all(self) -> None:
         self._peers.clear()
 
     def peer(self, node: NodeRecord, viewer: NodeRecord) -> bytes:
         """`node` as `viewer` gets it."""
-        with_routes = self._tailnet.policy.routes_usable(viewer, node)
-        raw = self._peers.get((node.id, with_routes))
+        policy = self._tailnet.policy
+        routes = tuple(self._routes(node, viewer)) if node.served_routes else ()
+        shape = (policy.has_ipv4(node) and policy.has_ipv4(viewer), routes)
+        shapes = self._peers.setdefault(node.id, {})
+        raw = shapes.get(shape)
         if raw is None:
-            raw = encode(self._node(node, with_routes=with_routes))
-            self._peers[node.id, with_routes] = raw
+            raw = shapes[shape] = encode(self._node(node, routes, with_ipv4=shape[0]))
         return raw
+
+    def _routes(self, node: NodeRecord, viewer: NodeRecord) -> list[str]:
+        tailnet = self._tailnet
+        return tailnet.policy.routes_for(viewer, node, tailnet.routes.primary, _is_online)
 
     def own(self, node: NodeRecord, *, deleted: bool = False) -> bytes:
         """`node` as it sees itself. deleted: with its key expired long ago, so that the client shows "logged out"."""
-        mine = self._node(node, with_routes=True)
-        mine.cap_map = {name: [] for name in SELF_CAPABILITIES}
+        tailnet = self._tailnet
+        exits = [route for route in node.served_routes if route in EXIT_ROUTES]
+        routes = (*tailnet.routes.primaries_of(node), *exits)
+        given: dict[str, list[str] | None] = {}
+        if not deleted:  # else the policy knows it no more
+            given = tailnet.policy.attributes_of(node, is_mac=node.hostinfo.os.lower() == "macos")
+        mine = self._node(node, routes, with_ipv4=DISABLE_IPV4 not in given)
+        mine.cap_map = {
+            **{name: [] for name in SELF_CAPABILITIES},
+            **{name: [Raw(each.encode()) for each in values or ()] for name, values in given.items()},
+        }
         if deleted:
             mine.key_expiry, mine.expired = _PAST, True
         return encode(mine)
@@ -69,6 +87,10 @@ class Mapper:
     def filters(self, node: NodeRecord) -> bytes:
         """The node's packet filter, `{"base":[…]}`."""
         return b'{"base":' + encode(self._tailnet.policy.filter_for(node)) + b"}"
+
+    def ssh(self, node: NodeRecord) -> bytes:
+        """The node's SSH policy."""
+        return encode(SSHPolicy(self._tailnet.policy.ssh_for(node)))
 
     def whole(self, node: NodeRecord, peers: Iterable[NodeRecord], profiles: list[UserProfile]) -> bytes:
         """Everything `node` needs: the first message of a stream, and what a slow reader gets instead of deltas."""
@@ -88,16 +110,17 @@ class Mapper:
             head[:-1],
             b'"Node":' + self.own(node),
             b'"PacketFilters":' + self.filters(node),
-            b'"SSHPolicy":{"rules":[]}',
+            b'"SSHPolicy":' + self.ssh(node),
             b'"Peers":[' + b",".join([self.peer(peer, node) for peer in sorted(peers, key=_by_id)]) + b"]",
         ]
         return b",".join(parts) + b"}"
 
-    def _node(self, node: NodeRecord, *, with_routes: bool) -> Node:
+    def _node(self, node: NodeRecord, routes: Sequence[str], *, with_ipv4: bool) -> Node:
+        """routes: in its AllowedIPs beyond its own addresses."""
         doc, tailnet = node.doc, self._tailnet
-        addresses = [f"{address}/{128 if ':' in address else 32}" for address in doc.addresses]
-        primaries = tailnet.routes.primaries_of(node) if with_routes else []
-        exits = [route for route in node.served_routes if route in EXIT_ROUTES] if with_routes else []
+        shown = [address for address in doc.addresses if with_ipv4 or ":" in address]
+        addresses = [f"{address}/{128 if ':' in address else 32}" for address in shown]
+        primaries = [route for route in routes if route not in EXIT_ROUTES]
         return Node(
             id=doc.id,
             stable_id=str(doc.id),
@@ -108,7 +131,7 @@ class Mapper:
             machine=doc.machine_key,
             disco_key=node.disco_key,
             addresses=addresses,
-            allowed_ips=[*addresses, *primaries, *exits],
+            allowed_ips=[*addresses, *routes],
             primary_routes=primaries or None,
             endpoints=node.endpoints or None,
             derp=f"{DERP_MAGIC_V4}:{node.home_derp}" if node.home_derp else "",
@@ -120,9 +143,13 @@ class Mapper:
             last_seen=None if node.online else node.last_seen,
             online=node.online,
             machine_authorized=True,
-            cap_map={},
+            cap_map={SUGGEST_EXIT: []} if len(primaries) < len(routes) else {},
             expired=tailnet.is_expired(node),
         )
+
+
+def _is_online(node: NodeRecord) -> bool:
+    return node.online
 
 
 def _by_id(node: NodeRecord) -> int:

@@ -65,6 +65,20 @@ class NodeRecord:
         approved = self.doc.approved_routes
         return [route for route in self.advertised_routes if route in approved] if approved else []
 
+    @property
+    def posture_attributes(self) -> dict[str, object]:
+        """What the node says of itself, as postures name it."""
+        info = self.hostinfo
+        return {
+            name: value
+            for name, value in (
+                ("node:os", info.os.lower()),
+                ("node:osVersion", info.os_version),
+                ("node:tsVersion", info.ipn_version.partition("-")[0]),
+            )
+            if value
+        }
+
     def is_expired(self, now_wall: datetime) -> bool:
         return self.doc.expiry is not None and self.doc.expiry <= now_wall
 
@@ -84,7 +98,8 @@ class ChangeKind(Enum):
 class Change:
     """Something that is durable (or observed) by now and that subscribers may tell.
 
-    filters: nodes whose packet filter is another one because of it. lost: nodes that saw `node` before and do not any
+    filters: nodes whose packet filter or SSH rules are other ones because of it. anew: the node itself sees its peers
+    differently. lost: nodes that saw `node` before and do not any
     more (and that it does not see either); after REMOVED these are all of its former peers.
     """
 
@@ -93,3 +108,4 @@ class Change:
     patch: PeerChange | None = None
     filters: Collection[NodeRecord] = ()
     lost: Collection[NodeRecord] = ()
+    anew: bool = False

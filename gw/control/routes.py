@@ -22,6 +22,10 @@ class Routes:
         self._primary: dict[str, int] = {}
         self._known: dict[int, frozenset[str]] = {}
 
+    def primary(self, prefix: str) -> int | None:
+        """The id of a subnet's active router."""
+        return self._primary.get(prefix)
+
     def primaries_of(self, node: NodeRecord) -> list[str]:
         """Subnets that `node` is the active router of, sorted."""
         served = self._known.get(node.id, frozenset())

@@ -38,8 +38,12 @@ from gw.model.hostinfo import Hostinfo
 from gw.model.keys import NodeKey
 from gw.model.node import PeerChange
 from gw.model.registration import RegisterRequest
-from gw.policy.document import Policy
-from gw.policy.view import Effect, PolicyView
+from gw.policy.engine import PolicyEngine
+from gw.policy.faults import PolicyError
+from gw.policy.model import Policy
+from gw.policy.people import User
+from gw.policy.starting import DENY_ALL
+from gw.policy.view import Effect
 from gw.state.changes import Change as Write
 from gw.state.changes import Delete, Put
 from gw.state.config import Config
@@ -89,7 +93,7 @@ class Tailnet:
         self.users: dict[str, UserDoc] = {}
         self.preauth_keys: dict[str, PreauthKeyDoc] = {}
         self.relays: dict[int, RelayRegionDoc] = {}
-        self.policy: PolicyView[NodeRecord] = PolicyView(policy, self._pools())
+        self.policy: PolicyEngine[NodeRecord] = PolicyEngine(policy, self._pools())
         self.routes = Routes()
         self.addresses = Allocator(self._pools())
         self.names = Names()
@@ -104,6 +108,7 @@ class Tailnet:
         self._deadlines: list[tuple[float, int]] = []
         self._wake = asyncio.Event()
         self._renamed_hosts: dict[int, None] = {}
+        self._advertising: dict[int, None] = {}  # nodes whose routes the policy may approve
         self.logins = PendingLogins()
         self._tasks: asyncio.TaskGroup | None = None
         self._derp_map: DERPMap | None = None
@@ -122,6 +127,7 @@ class Tailnet:
         tailnet = cls(store, config, policy, record, clock)
         tailnet._server = store.load("server").get("server") or ServerDoc()
         tailnet.users.update(store.load("user"))
+        tailnet._understand(policy)
         tailnet.preauth_keys.update(store.load("preauthkey"))
         tailnet.relays.update(store.load("relay"))
         tailnet._raise_counters()
@@ -132,6 +138,15 @@ class Tailnet:
                 continue
             tailnet._enter(NodeRecord(doc, config.domain, last_seen=doc.last_seen))
         return tailnet
+
+    def _understand(self, policy: Policy) -> None:
+        """The policy over the users there are; one that they make ambiguous allows nothing."""
+        users = [policy_user(user) for user in self.users.values()]
+        try:
+            self.policy = PolicyEngine(policy, self._pools(), users)
+        except PolicyError as error:
+            logger.error("%s: nothing is allowed until the policy is repaired", error.message)
+            self.policy = PolicyEngine(DENY_ALL, self._pools(), users)
 
     def _raise_counters(self) -> None:
         """Never below what the documents use: the counters are written only with deletions."""
@@ -395,6 +410,7 @@ class Tailnet:
         effect = self._enter(node)
         self.record(event, f"node:{doc.id}", None, doc)
         self.publish(Change(ChangeKind.ADDED, node, filters=effect.filters))
+        self._consider_routes(node)
         return node
 
     def replace_doc(self, node: NodeRecord, after: NodeDoc, event: str) -> None:
@@ -411,10 +427,17 @@ class Tailnet:
 
     def _publish_whole(self, node: NodeRecord, effect: Effect[NodeRecord]) -> None:
         elected = self.routes.refresh(node)
-        self.publish(Change(ChangeKind.CHANGED, node, filters=effect.filters, lost=effect.lost))
-        for router in elected:
+        self.publish(Change(ChangeKind.CHANGED, node, filters=effect.filters, lost=effect.lost, anew=effect.anew))
+        for router in {each.id: each for each in (*elected, *self.policy.rivals(node))}.values():
             if router is not node:
                 self.publish(Change(ChangeKind.CHANGED, router))
+        self._consider_routes(node)
+
+    def _consider_routes(self, node: NodeRecord) -> None:
+        """The policy may approve what the node advertises."""
+        if node.advertised_routes:
+            self._advertising[node.id] = None
+            self._wake.set()
 
     def _still_there(self, node: NodeRecord) -> None:
         if not self.has(node):
@@ -483,6 +506,17 @@ class Tailnet:
         self.names.release(doc.given_name)
         self.addresses.release(doc.addresses)
 
+    async def _approve_by_policy(self, node: NodeRecord) -> None:
+        """Approve what the policy approves by itself. It only ever adds: people remove."""
+        fresh = [
+            route
+            for route in self.policy.approved(node, node.advertised_routes)
+            if route not in node.doc.approved_routes
+        ]
+        if fresh:
+            with events.acting_as("policy"):
+                await self.approve_routes(node, [*node.doc.approved_routes, *fresh])
+
     # What nodes report: memory only
 
     def observe(
@@ -541,17 +575,39 @@ class Tailnet:
         node.last_seen = self.clock()
         patch = PeerChange(node_id=node.id, online=online, last_seen=None if online else node.last_seen)
         self.publish(Change(ChangeKind.PATCHED, node, patch))
-        for router in self.routes.refresh(node):
+        for router in {each.id: each for each in (*self.routes.refresh(node), *self.policy.rivals(node))}.values():
             self.publish(Change(ChangeKind.CHANGED, router))
         self._arm(node)
 
     # What concerns everybody
 
     def set_policy(self, policy: Policy) -> None:
-        """Put a policy in force."""
-        if self.policy.set_policy(policy):
-            self.record("policy-changed", f"policy:{policy.value}")
-            self.publish(Change(ChangeKind.POLICY))
+        """Put a policy in force. Raises PolicyError; the last one stays then."""
+        if policy.text == self.policy.policy.text:
+            return
+        self.policy.set_policy(policy)
+        self.record("policy-changed", "policy")
+        self._policy_is_new()
+
+    def _policy_is_new(self) -> None:
+        for node in self.nodes.values():
+            self._consider_routes(node)
+        self.publish(Change(ChangeKind.POLICY))
+
+    def put_user(self, user: UserDoc) -> None:
+        """Show a user that is new or different, and durable."""
+        self.users[user.name] = user
+        try:
+            if self.policy.put_user(policy_user(user)):
+                self._policy_is_new()
+        except PolicyError as error:
+            logger.error("%s: the rules stay as they were before user `%s`", error.message, user.name)
+
+    def drop_user(self, name: str) -> None:
+        """Hide a user that was removed."""
+        self.users.pop(name, None)
+        if self.policy.drop_user(name):
+            self._policy_is_new()
 
     def set_config(self, config: Config) -> list[str]:
         """Take over changed settings. Returns the names of those that need a restart and stay as they were."""
@@ -633,6 +689,11 @@ class Tailnet:
             node = self.nodes.get(node_id)
             if node is not None:
                 await self._follow_hostname(node)
+        for node_id in list(self._advertising):
+            del self._advertising[node_id]
+            node = self.nodes.get(node_id)
+            if node is not None:
+                await self._approve_by_policy(node)
         while self._deadlines:
             now = self.clock()
             when, node_id = self._deadlines[0]
@@ -719,3 +780,8 @@ def check_node_key(text: str) -> str:
     if not key:
         raise UsageError("the zero node key")
     return str(key)
+
+
+def policy_user(user: UserDoc) -> User:
+    """A user as the policy names it."""
+    return User(user.name, user.email or (user.name if "@" in user.name else ""), id=user.id)

@@ -12,8 +12,12 @@ from typing import Protocol
 
 from gw.control.events import acting_as
 from gw.control.tailnet import Tailnet
-from gw.errors import ConfigError, GwError
-from gw.policy.document import Policy, read_policy
+from gw.errors import GwError
+from gw.policy.checks import FAILED
+from gw.policy.faults import PolicyError
+from gw.policy.model import Policy
+from gw.policy.reader import read_policy
+from gw.policy.starting import DENY_ALL
 from gw.state.changes import ExternalChange
 from gw.state.config import Config
 from gw.state.documents import NodeDoc, PreauthKeyDoc, RelayRegionDoc, UserDoc
@@ -28,19 +32,35 @@ class Watched(Protocol):
 
 
 def load_policy(path: Path) -> Policy:
-    """The policy at start. A missing file allows nothing, and so does a broken one; the log says so."""
+    """The policy at start. A missing or empty file allows nothing, and so does a broken one; the log says so."""
     try:
-        policy = read_policy(path.read_bytes(), str(path))
+        raw = path.read_bytes()
     except FileNotFoundError:
-        policy = Policy.NOTHING
-    except (ConfigError, OSError) as error:
-        fault = error if isinstance(error, GwError) else translate(error, "read", path)
-        hint = f" ({fault.hint})" if fault.hint else ""
-        logger.error("%s%s: nothing is allowed until the policy is repaired", fault.message, hint)
-        return Policy.NOTHING
-    if policy is Policy.NOTHING:
+        raw = b""
+    except OSError as error:
+        logger.error("%s: nothing is allowed until it can be read", translate(error, "read", path).message)
+        return DENY_ALL
+    if not raw.strip():
         logger.warning("no policy in %s: nothing is allowed; `gwctl init` shows how to write one", path)
+        return DENY_ALL
+    try:
+        policy = read_policy(raw)
+    except PolicyError as error:
+        logger.error("%s: nothing is allowed until the policy is repaired", located(path, error))
+        return DENY_ALL
+    _warn_of_openness(policy, path)
     return policy
+
+
+def located(path: Path, error: PolicyError) -> str:
+    """`path:line:column: what`"""
+    place = f"{path}:{error.line}:{error.column}" if error.line else str(path)
+    return f"{place}: {error.message}"
+
+
+def _warn_of_openness(policy: Policy, path: Path) -> None:
+    if policy.grants is None:
+        logger.warning('%s has neither "acls" nor "grants": as with Tailscale, everything is allowed', path)
 
 
 async def follow_edits(store: Watched, tailnet: Tailnet, paths: StatePaths) -> None:
@@ -84,26 +104,33 @@ def take_over(change: ExternalChange, tailnet: Tailnet, paths: StatePaths) -> No
 
 
 def _take_over_policy(tailnet: Tailnet, path: Path, text: str) -> None:
+    """Put an edited policy in force, if it is one and its own tests hold."""
     try:
-        policy = read_policy(text.encode(), str(path))
-    except ConfigError as error:
-        logger.error("%s (%s): the last good policy (%s) stays", error.message, error.hint, tailnet.policy.policy.value)
-        tailnet.record("policy-refused", f"policy:{tailnet.policy.policy.value}")
+        policy = read_policy(text.encode()) if text.strip() else DENY_ALL
+        failures = tailnet.policy.failures(policy)
+        if failures:
+            raise PolicyError(FAILED, details=failures)
+        tailnet.set_policy(policy)
+    except PolicyError as error:
+        logger.error("%s: the last good policy stays", located(path, error))
+        for detail in error.details if len(error.details) > 1 or error.message == FAILED else ():
+            logger.error("%s: %s", path, detail)
+        tailnet.record("policy-refused", "policy")
         return
-    if policy is Policy.NOTHING:
+    if policy is DENY_ALL:
         logger.warning("%s says nothing: nothing is allowed", path)
     else:
-        logger.info("policy in force: %s", policy.value)
-    tailnet.set_policy(policy)
+        logger.info("policy in force: %d rules", len(policy.grants or ()))
+        _warn_of_openness(policy, path)
 
 
 def _take_over_user(tailnet: Tailnet, name: str, doc: UserDoc | None) -> str:
     if doc is None:
         if tailnet.nodes_of(name):
             return "the user still has nodes"
-        tailnet.users.pop(name, None)
+        tailnet.drop_user(name)
         return ""
     if doc.name != name:
         return f"`name` is `{doc.name}`"
-    tailnet.users[name] = doc
+    tailnet.put_user(doc)
     return ""

@@ -1,42 +1,46 @@
-"""What the policy in force means for each node: who sees whom, and which packets a node lets in.
+"""The policy in force over the nodes there are: who sees whom, who may reach what, and whose rules a change touches.
 
-The view keeps an index of the nodes by owner, so that every question and every change costs what it touches and never a
-walk over the whole tailnet: O(1) for `visible`, O(peers) for `peers_of`, O(own addresses) for `filter_for`.
+Nodes that stand alike in the policy form one class, so that a question about all nodes is a question about the classes:
+a tailnet of 50,000 nodes has about as many as it has groups of people. A change of one node costs what it touches.
 
-    own devices   sources: all addresses of the owner's untagged devices; destinations: the node's own addresses
-    allow all     sources: the tailnet's address pools and every approved subnet route; destination: everything
-    nothing       no rule, no peer
-
-Ref: spec policy §6 (sources, reduction), §7 (autogroup:self)
+Ref: spec policy §6, §10, §15
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar, final
 
-from gw.model.filterrule import FilterRule, NetPortRange
-from gw.policy.document import Policy
-from gw.policy.ranges import AddressRanges, pool_sources
+from gw.policy.audience import Audience
+from gw.policy.bits import Bits, ones
+from gw.policy.compiled import Compiled, Facts, Standing, Unit
+from gw.policy.model import Policy
+from gw.policy.people import People, User
+from gw.policy.postures import held
+from gw.policy.sources import SourceList
+from gw.policy.spans import Span, SpanSet, number, span
 
 EXIT_ROUTES: Final = ("0.0.0.0/0", "::/0")
 
 
 class PolicyNode(Protocol):
-    """What a policy looks at. user: "" when tagged; tags replace the user completely."""
+    """What a policy looks at. user: its owner's name; tags replace the owner completely."""
 
     @property
     def id(self) -> int: ...
     @property
     def user(self) -> str: ...
     @property
-    def tags(self) -> Sequence[str]: ...
+    def tags(self) -> Collection[str]: ...
     @property
-    def addresses(self) -> Sequence[str]: ...
+    def addresses(self) -> Collection[str]: ...
     @property
-    def served_routes(self) -> Sequence[str]: ...
+    def served_routes(self) -> Collection[str]:
+        """Advertised and approved."""
+
+    @property
+    def posture_attributes(self) -> Mapping[str, object]: ...
 
 
 N = TypeVar("N", bound=PolicyNode)
@@ -45,163 +49,263 @@ N = TypeVar("N", bound=PolicyNode)
 @final
 @dataclass(frozen=True, slots=True)
 class Effect(Generic[N]):
-    """What a change of one node did to others. filters: whose packet filter is another one now (the node may be among
-    them); lost: who saw the node before and no longer does."""
+    """What a change of one node did to others.
+
+    filters: whose packet filter is another one now (the node may be among them). lost: who saw the node before and no
+    longer does. anew: the node itself may see its peers differently.
+    """
 
     filters: Collection[N] = ()
     lost: Collection[N] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    owner: str
-    addresses: tuple[str, ...]
-    routes: tuple[str, ...]
+    anew: bool = False
 
 
 @dataclass(slots=True)
-class _Household(Generic[N]):
-    """The untagged devices of one user."""
+class Entry(Generic[N]):
+    """One node in the view. routes: its subnets as text -> span."""
 
-    devices: dict[int, N] = field(default_factory=dict)
-    ranges: AddressRanges = field(default_factory=AddressRanges)
-    sources: list[str] | None = None  # the text of ranges, until they change
+    node: N
+    facts: Facts
+    standing: Standing
+    routes: dict[str, Span]
+
+
+_ClassKey = tuple[Bits, Bits]
 
 
 @final
 class PolicyView(Generic[N]):
-    """The policy in force over an index of nodes. pools: the tailnet's address prefixes."""
+    """A policy over an index of nodes. Nothing here waits, and nothing walks all nodes but `set_policy`."""
 
-    def __init__(self, policy: Policy, pools: Iterable[str]) -> None:
-        self.policy = policy
+    def __init__(self, policy: Policy, pools: Iterable[str], users: Iterable[User] = ()) -> None:
+        """pools: the tailnet's address prefixes. Raises PolicyError where the users make the policy ambiguous."""
         self.epoch = 1
-        self._pools = pool_sources(pools)
-        self._nodes: dict[int, N] = {}
-        self._facts: dict[int, _Facts] = {}
-        self._households: dict[str, _Household[N]] = {}
-        self._routes: Counter[str] = Counter()
-        self._everybody: list[FilterRule] | None = None
+        self.pools = list(pools)
+        self.compiled = Compiled(policy, People(users, policy.groups), self.pools)
+        self.entries: dict[int, Entry[N]] = {}
+        self._classes: dict[_ClassKey, dict[int, Entry[N]]] = {}
+        self._owners: dict[str, dict[int, Entry[N]]] = {}
+        self._tags: dict[str, dict[int, Entry[N]]] = {}
+        self._routes: dict[str, dict[int, Entry[N]]] = {}  # subnet -> who serves it
+        self._lists: dict[tuple[object, ...], SourceList] = {}  # those that somebody asked for
+        self._route_names: frozenset[str] | None = None
 
-    def set_policy(self, policy: Policy) -> bool:
-        """Put a policy in force; False if it was already. The epoch goes up with every change."""
-        if policy is self.policy:
-            return False
-        self.policy = policy
+    @property
+    def policy(self) -> Policy:
+        return self.compiled.policy
+
+    def set_policy(self, policy: Policy, users: Iterable[User]) -> None:
+        """Put a policy in force, also the same one over other users. Raises PolicyError; the last one stays then."""
+        compiled = Compiled(policy, People(users, policy.groups), self.pools)
+        self.compiled = compiled
         self.epoch += 1
-        return True
+        nodes = [entry.node for entry in self.entries.values()]
+        for index in (self.entries, self._classes, self._owners, self._tags, self._routes, self._lists):
+            index.clear()
+        self._route_names = None
+        for node in nodes:
+            self._enter(node)
 
-    def visible(self, viewer: N, other: N) -> bool:
-        """Whether the two are peers of each other (both policies are symmetric)."""
-        if viewer.id == other.id or self.policy is Policy.NOTHING:
-            return False
-        if self.policy is Policy.ALLOW_ALL:
-            return True
-        owner = _owner(viewer)
-        return owner != "" and owner == _owner(other)
-
-    def peers_of(self, node: N) -> list[N]:
-        """The nodes that `node` sees, in no particular order."""
-        return [peer for peer in self._audience(_owner(node)) if peer.id != node.id]
-
-    def routes_usable(self, viewer: N, router: N) -> bool:
-        """Whether the subnet and exit routes of `router` are for `viewer`: `autogroup:self` opens only addresses."""
-        return self.policy is Policy.ALLOW_ALL and viewer.id != router.id
-
-    def filter_for(self, node: N) -> list[FilterRule]:
-        """The rules that `node` enforces on arriving packets; empty means that nothing may come in.
-
-        The list under allow-all is one shared object until it changes, so that it can be encoded once.
-        """
-        if self.policy is Policy.ALLOW_ALL:
-            if self._everybody is None:
-                sources = self._pools + sorted(route for route in self._routes if route not in self._pools)
-                self._everybody = [FilterRule(src_ips=sources, dst_ports=[NetPortRange(ip="*")])]
-            return self._everybody
-        household = self._households.get(_owner(node)) if self.policy is Policy.OWN_DEVICES else None
-        if household is None:
-            return []
-        if household.sources is None:
-            household.sources = household.ranges.text()
-        return [FilterRule(src_ips=household.sources, dst_ports=[NetPortRange(ip=each) for each in node.addresses])]
+    # Nodes come, change and go
 
     def add(self, node: N) -> Effect[N]:
         """Take in a new node."""
-        facts = _facts(node)
-        self._nodes[node.id] = node
-        self._facts[node.id] = facts
-        self._enter(node, facts)
-        return Effect(filters=self._touched(facts, facts.routes))
+        entry = self._enter(node)
+        return Effect(list(self._touched(None, entry).values()), anew=True)
 
     def remove(self, node: N) -> Effect[N]:
         """Take out a node that was deleted."""
-        facts = self._facts[node.id]
-        saw = [peer for peer in self._audience(facts.owner) if peer.id != node.id]
-        self._leave(node, facts)
-        del self._nodes[node.id], self._facts[node.id]
-        return Effect(filters=[each for each in self._touched(facts, facts.routes) if each.id != node.id], lost=saw)
+        entry = self.entries[node.id]
+        saw = self.peers_of(node)
+        self._leave(entry)
+        touched = self._touched(entry, None)
+        touched.pop(node.id, None)
+        return Effect(list(touched.values()), saw)
 
     def update(self, node: N) -> Effect[N]:
-        """Look again at a node whose user, tags, addresses or routes may have changed."""
-        before, after = self._facts[node.id], _facts(node)
-        if before == after:
+        """Look again at a node whose user, tags, addresses, routes or posture may have changed."""
+        before = self.entries[node.id]
+        facts, routes = self._facts(node)
+        if facts == before.facts and routes == before.routes:
             return Effect()
-        saw = [] if before.owner == after.owner else self._audience(before.owner)
-        self._leave(node, before)
-        self._facts[node.id] = after
-        self._enter(node, after)
-        touched = {each.id: each for each in self._touched(before, before.routes)}
-        touched |= {each.id: each for each in self._touched(after, after.routes)}
-        if self.policy is Policy.ALLOW_ALL and before.routes == after.routes:
-            touched = {}
-        elif self.policy is Policy.OWN_DEVICES:
-            if (before.owner, before.addresses) == (after.owner, after.addresses):
-                touched = {}
-            else:
-                touched[node.id] = node
-        lost = [peer for peer in saw if peer.id != node.id and not self.visible(peer, node)]
-        return Effect(filters=list(touched.values()), lost=lost)
+        saw = self.peers_of(node)
+        self._leave(before)
+        after = self._enter(node)
+        lost = [peer for peer in saw if not self.visible(peer, node)]
+        touched = self._touched(before, after)
+        is_same = before.standing == after.standing and before.facts.owner == after.facts.owner
+        return Effect(list(touched.values()), lost, anew=not is_same or before.routes != after.routes)
 
-    def _audience(self, owner: str) -> list[N]:
-        if self.policy is Policy.ALLOW_ALL:
-            return list(self._nodes.values())
-        household = self._households.get(owner) if self.policy is Policy.OWN_DEVICES else None
-        return [] if household is None else list(household.devices.values())
+    # Who sees whom
 
-    def _touched(self, facts: _Facts, routes: Sequence[str]) -> list[N]:
-        if self.policy is Policy.ALLOW_ALL and not routes:
-            return []
-        return self._audience(facts.owner)
+    def visible(self, viewer: N, other: N) -> bool:
+        """Whether the two are in each other's network map: at least one may reach the other."""
+        if viewer.id == other.id:
+            return False
+        one, two = self.entries[viewer.id], self.entries[other.id]
+        return _see(_key(one), _key(two)) or self._share(one, two)
 
-    def _enter(self, node: N, facts: _Facts) -> None:
+    def peers_of(self, node: N) -> list[N]:
+        """The nodes that `node` sees, in no particular order."""
+        entry = self.entries[node.id]
+        key = _key(entry)
+        found: dict[int, N] = {}
+        for other, members in self._classes.items():
+            if _see(key, other):
+                found |= {id_: member.node for id_, member in members.items()}
+        if entry.facts.owner:
+            for id_, member in self._owners.get(entry.facts.owner, {}).items():
+                if id_ not in found and self._share(entry, member):
+                    found[id_] = member.node
+        found.pop(node.id, None)
+        return list(found.values())
+
+    def serving(self, route: str) -> dict[int, Entry[N]]:
+        """Who serves a subnet, by id."""
+        return self._routes.get(route, {})
+
+    def all_routes(self) -> frozenset[str]:
+        """Every subnet that somebody serves; the same object until that changes."""
+        if self._route_names is None:
+            self._route_names = frozenset(self._routes)
+        return self._route_names
+
+    def household(self, owner: str) -> Collection[Entry[N]]:
+        """The untagged devices of a user."""
+        return self._owners.get(owner, {}).values() if owner else ()
+
+    def owned(self, meant: Audience) -> dict[int, Entry[N]]:
+        """The nodes that an audience means by owner or tag, by id."""
+        found: dict[int, Entry[N]] = {}
+        owners = self._owners if meant.member else meant.users & self._owners.keys()
+        tags = self._tags if meant.tagged else meant.tags & self._tags.keys()
+        for owner in owners:
+            found |= self._owners[owner]
+        for tag in tags:
+            found |= self._tags[tag]
+        return found
+
+    def members(self, bit: Bits) -> Iterator[Entry[N]]:
+        """The nodes that a unit's source list names one by one."""
+        for entry in self.entries.values():
+            if entry.standing.listed & bit:
+                yield entry
+
+    def sources(self, unit: Unit) -> list[str]:
+        """`SrcIPs` of a unit, shared by all who get it."""
+        return self._source_list(unit).text(self.all_routes())
+
+    def source_spans(self, unit: Unit) -> SpanSet:
+        """The same as a set."""
+        return self._source_list(unit).spans(self.all_routes())
+
+    # Inside
+
+    def _source_list(self, unit: Unit) -> SourceList:
+        found = self._lists.get(unit.sources_key)
+        if found is None:
+            places = [place for entry in self.members(1 << unit.index) for place in entry.facts.places]
+            found = SourceList(unit.sources, self.compiled, unit.asks_posture, places)
+            self._lists[unit.sources_key] = found
+        return found
+
+    def _share(self, one: Entry[N], other: Entry[N]) -> bool:
+        """Whether both are devices of one user that the policy lets reach each other."""
+        owner = one.facts.owner
+        return bool(owner and owner == other.facts.owner and one.standing.own | other.standing.own)
+
+    def _facts(self, node: N) -> tuple[Facts, dict[str, Span]]:
+        tags = frozenset(node.tags)
+        served = node.served_routes
+        routes = {text: span(text) for text in served if text not in EXIT_ROUTES}
+        policy = self.compiled.policy
+        facts = Facts(
+            "" if tags else node.user,
+            tags,
+            tuple(number(address) for address in node.addresses),
+            tuple(routes.values()),
+            any(text in EXIT_ROUTES for text in served),
+            held(policy.postures, node.posture_attributes) if policy.postures else frozenset(),
+        )
+        return facts, routes
+
+    def _enter(self, node: N) -> Entry[N]:
+        facts, routes = self._facts(node)
+        entry = Entry(node, facts, self.compiled.standing(facts), routes)
+        self.entries[node.id] = entry
+        self._classes.setdefault(_key(entry), {})[node.id] = entry
         if facts.owner:
-            household = self._households.setdefault(facts.owner, _Household())
-            household.devices[node.id] = node
-            for address in facts.addresses:
-                household.ranges.add(address)
-            household.sources = None
-        if facts.routes:
-            self._routes.update(facts.routes)
-            self._everybody = None
+            self._owners.setdefault(facts.owner, {})[node.id] = entry
+        for tag in facts.tags:
+            self._tags.setdefault(tag, {})[node.id] = entry
+        for route in routes:
+            self._routes.setdefault(route, {})[node.id] = entry
+            self._route_names = None
+        self._list(entry, SourceList.add)
+        return entry
 
-    def _leave(self, node: N, facts: _Facts) -> None:
-        household = self._households.get(facts.owner)
-        if household is not None:
-            del household.devices[node.id]
-            for address in facts.addresses:
-                household.ranges.remove(address)
-            household.sources = None
-            if not household.devices:
-                del self._households[facts.owner]
-        if facts.routes:
-            self._routes.subtract(facts.routes)
-            self._routes += Counter()
-            self._everybody = None
+    def _leave(self, entry: Entry[N]) -> None:
+        id_ = entry.node.id
+        del self.entries[id_]
+        _take_out(self._classes, _key(entry), id_)
+        if entry.facts.owner:
+            _take_out(self._owners, entry.facts.owner, id_)
+        for tag in entry.facts.tags:
+            _take_out(self._tags, tag, id_)
+        for route in entry.routes:
+            _take_out(self._routes, route, id_)
+            self._route_names = None
+        self._list(entry, SourceList.remove)
+
+    def _list(self, entry: Entry[N], edit: Callable[[SourceList, int], None]) -> None:
+        if not self._lists:
+            return
+        for index in ones(entry.standing.listed):
+            found = self._lists.get(self.compiled.units[index].sources_key)
+            if found is not None:
+                for place in entry.facts.places:
+                    edit(found, place)
+
+    def _touched(self, before: Entry[N] | None, after: Entry[N] | None) -> dict[int, N]:
+        """Whose filter is another one after a node changed so.
+
+        Who receives a rule whose source list changed, the other devices of its owner, and the node itself.
+        """
+        bits = 0
+        old = before.standing.listed if before else 0
+        new = after.standing.listed if after else 0
+        places_differ = before is None or after is None or before.facts.places != after.facts.places
+        bits |= (old | new) if places_differ else old ^ new
+        changed = (before.routes if before else {}).keys() ^ (after.routes if after else {}).keys()
+        if any(len(self._routes.get(route, {})) <= 1 for route in changed):
+            bits |= self.compiled.sources.everybody
+        touched: dict[int, N] = {}
+        if bits:
+            for (_, receives), members in self._classes.items():
+                if receives & bits:
+                    touched |= {id_: entry.node for id_, entry in members.items()}
+        for entry in (before, after):
+            if entry is not None and entry.standing.own:
+                touched |= {each.node.id: each.node for each in self.household(entry.facts.owner)}
+        if after is not None and (before is None or before.facts != after.facts):
+            touched[after.node.id] = after.node
+        return touched
 
 
-def _owner(node: PolicyNode) -> str:
-    return "" if node.tags else node.user
+def _key(entry: Entry[N]) -> _ClassKey:
+    """What tells classes apart: (seen, receives)."""
+    return entry.standing.seen, entry.standing.receives
 
 
-def _facts(node: PolicyNode) -> _Facts:
-    routes = tuple(route for route in node.served_routes if route not in EXIT_ROUTES)
-    return _Facts(_owner(node), tuple(node.addresses), routes)
+def _see(one: _ClassKey, other: _ClassKey) -> bool:
+    return bool(one[0] & other[1] or other[0] & one[1])
+
+
+K = TypeVar("K")
+
+
+def _take_out(index: dict[K, dict[int, Entry[N]]], key: K, id_: int) -> None:
+    members = index[key]
+    del members[id_]
+    if not members:
+        del index[key]

@@ -16,12 +16,16 @@ from gw.control.tailnet import Tailnet
 from gw.errors import GwError
 from gw.model.hostinfo import Hostinfo
 from gw.model.registration import RegisterAuth, RegisterRequest
-from gw.policy.document import Policy
+from gw.policy.model import Policy
+from gw.policy.reader import read_policy
+from gw.policy.starting import ALLOW_ALL_TEXT, OWN_DEVICES_TEXT
 from gw.state.changes import Change as Write
 from gw.state.changes import Put
 from gw.state.config import Config
 from gw.state.documents import Kind, UserDoc
 
+OWN_DEVICES = read_policy(OWN_DEVICES_TEXT.encode())
+ALLOW_ALL = read_policy(ALLOW_ALL_TEXT.encode())
 START = datetime(2031, 5, 1, tzinfo=UTC)
 
 
@@ -109,7 +113,7 @@ MakeWorld = Callable[..., World]
 
 @pytest.fixture
 def make_world() -> MakeWorld:
-    def make(policy: Policy = Policy.OWN_DEVICES, **settings: Any) -> World:
+    def make(policy: Policy = OWN_DEVICES, **settings: Any) -> World:
         return World(MemoryStore(), policy, **settings)
 
     return make

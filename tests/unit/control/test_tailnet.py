@@ -11,7 +11,8 @@ import pytest
 from gw.control.records import ChangeKind
 from gw.errors import Conflict, GwError, NotFound, UsageError
 from gw.model.hostinfo import Hostinfo, NetInfo
-from gw.policy.document import Policy
+from gw.policy.reader import read_policy
+from gw.policy.starting import ALLOW_ALL_TEXT
 
 DISCO = "discokey:" + "ab" * 32
 
@@ -186,7 +187,7 @@ async def test_presence_is_a_patch_with_the_time_of_leaving(world: Any) -> None:
 
 
 async def test_one_online_router_a_subnet_and_the_next_takes_over(make_world: Any) -> None:
-    world = make_world(Policy.ALLOW_ALL)
+    world = make_world(read_policy(ALLOW_ALL_TEXT.encode()))
     tailnet = world.tailnet
     routers = [await world.node(), await world.node()]
     for router in routers:
@@ -206,7 +207,7 @@ async def test_one_online_router_a_subnet_and_the_next_takes_over(make_world: An
 
 
 async def test_a_served_subnet_changes_every_filter_under_allow_all(make_world: Any) -> None:
-    world = make_world(Policy.ALLOW_ALL)
+    world = make_world(read_policy(ALLOW_ALL_TEXT.encode()))
     router, peer = await world.node(), await world.node()
     await world.tailnet.approve_routes(router, ["10.0.0.0/8"])
     world.changes.clear()

@@ -12,7 +12,8 @@ import pytest
 from gw.control.records import ChangeKind
 from gw.control.watching import load_policy, take_over
 from gw.errors import ConfigError
-from gw.policy.document import ALLOW_ALL_TEXT, OWN_DEVICES_TEXT, Policy
+from gw.model.hostinfo import Hostinfo
+from gw.policy.starting import ALLOW_ALL_TEXT, DENY_ALL, OWN_DEVICES_TEXT
 from gw.state.changes import ExternalChange
 from gw.state.config import Config, DnsSettings
 from gw.state.documents import RelayNode, RelayRegionDoc
@@ -26,14 +27,14 @@ def edit(world: Any, kind: Any, key: Any, doc: Any = None) -> None:
 
 
 def test_a_missing_policy_allows_nothing_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert load_policy(tmp_path / "policy.hujson") is Policy.NOTHING
+    assert load_policy(tmp_path / "policy.hujson") is DENY_ALL
     assert "nothing is allowed" in caplog.text
 
 
 def test_a_broken_policy_at_start_denies_all_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "policy.hujson"
     path.write_text(ALLOW_ALL_TEXT.replace("]", ""))
-    assert load_policy(path) is Policy.NOTHING
+    assert load_policy(path) is DENY_ALL
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert f"{path}:6:42: " in caplog.text
 
@@ -41,14 +42,14 @@ def test_a_broken_policy_at_start_denies_all_loudly(tmp_path: Path, caplog: pyte
 def test_a_good_policy_is_in_force_from_the_start(tmp_path: Path) -> None:
     path = tmp_path / "policy.hujson"
     path.write_text(OWN_DEVICES_TEXT)
-    assert load_policy(path) is Policy.OWN_DEVICES
+    assert load_policy(path).text == OWN_DEVICES_TEXT.encode()
 
 
 async def test_an_edited_policy_is_in_force_at_once(world: Any) -> None:
     edit(world, "policy", "policy.hujson", ALLOW_ALL_TEXT)
-    assert world.tailnet.policy.policy is Policy.ALLOW_ALL
+    assert world.tailnet.policy.policy.text == ALLOW_ALL_TEXT.encode()
     assert [change.kind for change in world.changes] == [ChangeKind.POLICY]
-    edit(world, "policy", "policy.hujson", ALLOW_ALL_TEXT + " ")
+    edit(world, "policy", "policy.hujson", ALLOW_ALL_TEXT)
     assert len(world.changes) == 1
 
 
@@ -56,15 +57,14 @@ async def test_a_broken_edit_of_the_policy_keeps_the_last_good_one(
     world: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     edit(world, "policy", "policy.hujson", '{"acls": [{}]}')
-    assert world.tailnet.policy.policy is Policy.OWN_DEVICES
-    assert "/state/policy.hujson:1:11: a rule needs `action`" in caplog.text
-    assert "the last good policy (own devices) stays" in caplog.text
+    assert world.tailnet.policy.policy.text == OWN_DEVICES_TEXT.encode()
+    assert '/state/policy.hujson:1:11: action="" is not supported: the last good policy stays' in caplog.text
     assert world.events[-1].event == "policy-refused"
 
 
 async def test_a_removed_policy_allows_nothing(world: Any, caplog: pytest.LogCaptureFixture) -> None:
     edit(world, "policy", "policy.hujson")
-    assert world.tailnet.policy.policy is Policy.NOTHING
+    assert world.tailnet.policy.policy is DENY_ALL
     assert "nothing is allowed" in caplog.text
 
 
@@ -143,3 +143,38 @@ async def test_users_are_edited_and_one_with_nodes_is_kept(world: Any, caplog: p
 async def test_a_file_that_the_store_refused_is_in_the_trail(world: Any) -> None:
     take_over(ExternalChange("node", 1, error=ConfigError("broken")), world.tailnet, PATHS)
     assert (world.events[-1].event, world.events[-1].subject) == ("edit-refused", "node:1")
+
+
+async def test_a_policy_whose_own_tests_fail_is_refused_with_each_failure(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    await world.node()
+    text = """{
+        "acls": [{"action": "accept", "src": ["ann@"], "dst": ["10.0.0.0/8:22"]}],
+        "tests": [{"src": "ann@", "accept": ["10.0.0.1:22", "10.0.0.1:80"], "deny": ["10.0.0.2:22"]}],
+    }"""
+    edit(world, "policy", "policy.hujson", text)
+    assert world.tailnet.policy.policy.text == OWN_DEVICES_TEXT.encode()
+    assert "test(s) failed: the last good policy stays" in caplog.text
+    assert "ann@ -> 10.0.0.1:80: expected ALLOWED, got DENIED" in caplog.text
+    assert "ann@ -> 10.0.0.2:22: expected DENIED, got ALLOWED" in caplog.text
+    edit(
+        world, "policy", "policy.hujson", text.replace(', "10.0.0.1:80"', "").replace('"10.0.0.2:22"', '"192.0.2.1:22"')
+    )
+    assert b"10.0.0.0/8" in world.tailnet.policy.policy.text
+
+
+async def test_routes_that_the_policy_approves_need_nobody(world: Any) -> None:
+    text = (
+        """{"acls": [], "tagOwners": {"tag:r": []}, "autoApprovers": {"routes": {"10.0.0.0/8": ["tag:r", "ann@"]}}}"""
+    )
+    node = await world.node()
+    world.tailnet.observe(node, hostinfo=Hostinfo(hostname="box", routable_ips=["10.1.0.0/16", "0.0.0.0/0"]))
+    await world.tailnet.maintain()
+    assert node.doc.approved_routes == []
+    edit(world, "policy", "policy.hujson", text)
+    await world.tailnet.maintain()
+    assert node.doc.approved_routes == ["10.1.0.0/16"]
+    edit(world, "policy", "policy.hujson", OWN_DEVICES_TEXT)
+    await world.tailnet.maintain()
+    assert node.doc.approved_routes == ["10.1.0.0/16"]  # approvals stay

@@ -1,0 +1,75 @@
+"""What a policy gives to single nodes: attributes, and approval of the routes they advertise.
+
+Ref: spec policy §12, §13 (autoApprovers)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_network
+from typing import Final, TypeVar
+
+from gw.policy.audience import Audience
+from gw.policy.compiled import Compiled
+from gw.policy.membership import audience, is_meant
+from gw.policy.spans import Span, is_v6, span
+from gw.policy.view import EXIT_ROUTES, Entry, PolicyNode
+
+N = TypeVar("N", bound=PolicyNode)
+
+RANDOM_PORT: Final = "randomize-client-port"
+DISABLE_IPV4: Final = "disable-ipv4"
+FUNNEL_PORTS: Final = "https://tailscale.com/cap/funnel-ports?ports=443,8443,10000"
+SUGGEST_EXIT: Final = "suggest-exit-node"
+_ONE_CGNAT: Final = {"mac-always": "one-cgnat?v=true", "mac-never": "one-cgnat?v=false"}
+
+
+class NodeGifts:
+    """The sections `nodeAttrs` and `autoApprovers` of a compiled policy."""
+
+    def __init__(self, compiled: Compiled) -> None:
+        self._compiled = compiled
+        policy = compiled.policy
+        self._attributes = [(audience(compiled, entry.targets), entry) for entry in policy.node_attributes]
+        self._routes: list[tuple[Span, Audience]] = [
+            (route, audience(compiled, approvers)) for route, approvers in policy.auto_approvers.routes
+        ]
+        self._exit = audience(compiled, policy.auto_approvers.exit_node)
+
+    def attributes(self, entry: Entry[N], *, is_mac: bool = False) -> dict[str, list[str] | None]:
+        """Name -> values as JSON texts, None for an attribute without any."""
+        policy = self._compiled.policy
+        found: dict[str, list[str] | None] = {}
+        for meant, given in self._attributes:
+            if not is_meant(meant, entry, self._compiled):
+                continue
+            found |= dict.fromkeys(given.attributes)
+            for name, values in given.capabilities.items():
+                found[name] = [*(found.get(name) or ()), *values] or None
+            if "funnel" in given.attributes:
+                found[FUNNEL_PORTS] = None
+        if policy.randomize_client_port:
+            found[RANDOM_PORT] = None
+        if policy.disable_ipv4:
+            found[DISABLE_IPV4] = None
+        if is_mac and policy.one_cgnat_route:
+            found[_ONE_CGNAT[policy.one_cgnat_route]] = None
+        return found
+
+    def has_ipv4(self, entry: Entry[N]) -> bool:
+        """Whether the node and its view of others keep their IPv4 addresses."""
+        return DISABLE_IPV4 not in self.attributes(entry)
+
+    def approved(self, entry: Entry[N], advertised: Iterable[str]) -> list[str]:
+        """Of the routes that a node advertises, those that need nobody's approval."""
+        return [text for text in advertised if self._is_approved(entry, text)]
+
+    def _is_approved(self, entry: Entry[N], text: str) -> bool:
+        if text in EXIT_ROUTES:
+            return is_meant(self._exit, entry, self._compiled)
+        first, last = route = span(text)
+        return any(
+            key[0] <= first and last <= key[1] and is_v6(key[0]) == is_v6(route[0]) and ip_network(text).prefixlen
+            and is_meant(meant, entry, self._compiled)
+            for key, meant in self._routes
+        )  # fmt: skip

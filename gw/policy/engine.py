@@ -1,0 +1,160 @@
+"""The policy of a running tailnet: one object that answers every question about it, live.
+
+    nodes and users come, change, go ──> PolicyEngine ──> Effect: whose filter and SSH rules are other ones now
+    filters, SSH rules, attributes, visibility, routes, approvals <── asked for one node at a time
+
+Ref: spec policy §15
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Generic, TypeVar, final
+
+from gw.model.filterrule import FilterRule
+from gw.model.sshpolicy import SSHRule
+from gw.policy.attributes import NodeGifts
+from gw.policy.checks import Checks
+from gw.policy.filters import filter_for
+from gw.policy.model import Policy
+from gw.policy.people import User
+from gw.policy.routing import IsOnline, Primary, routes_for
+from gw.policy.sshrules import SshSection
+from gw.policy.view import Effect, PolicyNode, PolicyView
+
+N = TypeVar("N", bound=PolicyNode)
+
+
+@final
+class PolicyEngine(Generic[N]):
+    """pools: the tailnet's address prefixes. Raises PolicyError where the users make the policy ambiguous."""
+
+    def __init__(self, policy: Policy, pools: Iterable[str], users: Iterable[User] = ()) -> None:
+        self.view: PolicyView[N] = PolicyView(policy, pools, users)
+        self._make_sections()
+
+    @property
+    def policy(self) -> Policy:
+        return self.view.policy
+
+    @property
+    def epoch(self) -> int:
+        """Goes up with every change of the policy, or of what its words mean."""
+        return self.view.epoch
+
+    def set_policy(self, policy: Policy) -> None:
+        """Put a policy in force. Raises PolicyError; the last one stays then."""
+        self.view.set_policy(policy, self.view.compiled.people.by_name.values())
+        self._make_sections()
+
+    def failures(self, policy: Policy) -> list[str]:
+        """What the policy's own tests would say if it were in force. Raises PolicyError."""
+        if not policy.tests and not policy.ssh_tests:
+            return []
+        compiled = self.view.compiled
+        trial: PolicyView[N] = PolicyView(policy, self.view.pools, compiled.people.by_name.values())
+        for entry in self.view.entries.values():
+            trial.add(entry.node)
+        return Checks(trial).failures()
+
+    def put_user(self, user: User) -> bool:
+        """A user is new or different. True where that changed what the policy means. Raises PolicyError."""
+        return self._change_people(user, present=True)
+
+    def drop_user(self, name: str) -> bool:
+        """A user is gone. True where that changed what the policy means."""
+        old = self.view.compiled.people.by_name.get(name)
+        return old is not None and self._change_people(old, present=False)
+
+    # Nodes
+
+    def add(self, node: N) -> Effect[N]:
+        """Take in a new node."""
+        return self._with_ssh(self.view.add(node), node)
+
+    def update(self, node: N) -> Effect[N]:
+        """Look again at a node that may be another one for the policy."""
+        before = self.view.entries[node.id]
+        effect = self.view.update(node)
+        if self.view.entries[node.id] is before:
+            return effect
+        touched = {each.id: each for each in self.ssh.touched(self.view, before)}
+        effect = Effect([*touched.values(), *effect.filters], effect.lost, effect.anew)
+        return self._with_ssh(effect, node)
+
+    def remove(self, node: N) -> Effect[N]:
+        """Take out a node that was deleted."""
+        entry = self.view.entries[node.id]
+        effect = self.view.remove(node)
+        touched = {each.id: each for each in (*effect.filters, *self.ssh.touched(self.view, entry))}
+        touched.pop(node.id, None)
+        return Effect(list(touched.values()), effect.lost)
+
+    def rivals(self, node: N) -> Collection[N]:
+        """Other routers of this node's subnets that a `via` rule may lead by instead."""
+        if not self.view.compiled.via:
+            return ()
+        found = {
+            id_: entry.node
+            for route in self.view.entries[node.id].routes
+            for id_, entry in self.view.serving(route).items()
+            if entry.facts.tags and id_ != node.id
+        }
+        return found.values()
+
+    # What it means for a node
+
+    def visible(self, viewer: N, other: N) -> bool:
+        return self.view.visible(viewer, other)
+
+    def peers_of(self, node: N) -> list[N]:
+        return self.view.peers_of(node)
+
+    def filter_for(self, node: N) -> list[FilterRule]:
+        return filter_for(self.view, node)
+
+    def ssh_for(self, node: N) -> list[SSHRule]:
+        return self.ssh.rules_for(self.view, node)
+
+    def attributes_of(self, node: N, *, is_mac: bool = False) -> dict[str, list[str] | None]:
+        """Name -> values as JSON texts."""
+        return self.gifts.attributes(self.view.entries[node.id], is_mac=is_mac)
+
+    def has_ipv4(self, node: N) -> bool:
+        return self.gifts.has_ipv4(self.view.entries[node.id])
+
+    def routes_for(self, viewer: N, peer: N, primary: Primary, is_online: IsOnline[N]) -> list[str]:
+        """Of the routes that `peer` serves, those in the map of `viewer`."""
+        return routes_for(self.view, viewer, peer, primary, is_online)
+
+    def approved(self, node: N, advertised: Iterable[str]) -> list[str]:
+        """Of the advertised routes, those that the policy approves by itself."""
+        return self.gifts.approved(self.view.entries[node.id], advertised)
+
+    # Inside
+
+    def _make_sections(self) -> None:
+        self.gifts = NodeGifts(self.view.compiled)
+        self.ssh: SshSection[N] = SshSection(self.view.compiled)
+
+    def _with_ssh(self, effect: Effect[N], node: N) -> Effect[N]:
+        touched = self.ssh.touched(self.view, self.view.entries[node.id])
+        if not touched:
+            return effect
+        merged = {each.id: each for each in (*effect.filters, *touched)}
+        return Effect(list(merged.values()), effect.lost, effect.anew)
+
+    def _change_people(self, user: User, *, present: bool) -> bool:
+        people = self.view.compiled.people
+        old = people.by_name.get(user.name)
+        users = [each for each in people.by_name.values() if each.name != user.name]
+        is_mentioned = self.policy.mentions(user) or (old is not None and self.policy.mentions(old))
+        if not is_mentioned:
+            if old is not None:
+                people.remove(old)
+            if present:
+                people.add(user)
+            return False
+        self.view.set_policy(self.policy, [*users, user] if present else users)
+        self._make_sections()
+        return True

@@ -1,0 +1,158 @@
+"""A policy over a described tailnet, and all that it means there: what `gwctl policy eval` prints.
+
+Ref: vectors/policy/README.md (topology, result)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+import msgspec
+
+from gw.policy.attributes import SUGGEST_EXIT, NodeGifts
+from gw.policy.checks import FAILED, Checks
+from gw.policy.faults import PolicyError
+from gw.policy.filters import filter_for
+from gw.policy.people import User
+from gw.policy.reader import read_policy
+from gw.policy.routing import routes_for
+from gw.policy.sshrules import SshSection
+from gw.policy.view import EXIT_ROUTES, PolicyView
+
+POOLS: Final = ("100.64.0.0/10", "fd7a:115c:a1e0::/48")
+
+
+class _User(msgspec.Struct):
+    name: str
+    id: int = 0
+    email: str = ""
+    role: str = "member"
+
+
+class _Routes(msgspec.Struct):
+    advertised: list[str] = []
+    approved: list[str] = []
+
+
+class _Node(msgspec.Struct):
+    name: str
+    id: int = 0
+    user: str | None = None
+    tags: list[str] = []
+    ips: list[str] = []
+    routes: _Routes = msgspec.field(default_factory=_Routes)
+    attributes: dict[str, Any] = {}
+
+
+class Topology(msgspec.Struct):
+    """domains: e-mail domains of the tailnet."""
+
+    users: list[_User] = []
+    nodes: list[_Node] = []
+    domains: list[str] = []
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TopologyNode:
+    """A node of a topology, as the policy looks at it."""
+
+    id: int
+    name: str
+    user: str
+    tags: tuple[str, ...]
+    addresses: tuple[str, ...]
+    served_routes: tuple[str, ...]
+    advertised: tuple[str, ...] = ()
+    posture_attributes: dict[str, Any] = field(default_factory=dict)
+
+
+def read_topology(raw: bytes) -> Topology:
+    """Raises PolicyError."""
+    try:
+        return msgspec.json.decode(raw, type=Topology)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise PolicyError(f"not a topology: {error}") from None
+
+
+def view_of(topology: Topology, text: bytes) -> PolicyView[TopologyNode]:
+    """The policy in force over the topology. Raises PolicyError for either."""
+    policy = read_policy(text, domains=topology.domains)
+    users = [User(each.name, each.email, each.role, each.id) for each in topology.users]
+    try:
+        view = PolicyView[TopologyNode](policy, POOLS, users)
+        for each in topology.nodes:
+            view.add(_node(each))
+    except ValueError as error:
+        raise PolicyError(f"not a topology: {error}") from None
+    return view
+
+
+def evaluate(topology: Topology, text: bytes) -> dict[str, Any]:
+    """The result object, to be encoded as JSON: `error`, or all that an accepted policy means."""
+    try:
+        view = view_of(topology, text)
+        failures = Checks(view).failures()
+        if failures:
+            raise PolicyError(FAILED, details=failures)
+    except PolicyError as error:
+        return {"error": {"message": error.message, "details": error.details}}
+    nodes = [entry.node for entry in view.entries.values()]
+    gifts = NodeGifts(view.compiled)
+    ssh = SshSection[TopologyNode](view.compiled)
+    has_ipv4 = {node.name: gifts.has_ipv4(view.entries[node.id]) for node in nodes}
+    peers = {node.name: view.peers_of(node) for node in nodes}
+    routes = {viewer.name: {peer.name: _routes(view, viewer, peer) for peer in peers[viewer.name]} for viewer in nodes}
+    return {
+        "error": None,
+        "filter_rules": {node.name: filter_for(view, node) for node in nodes},
+        "ssh": {node.name: ssh.rules_for(view, node) for node in nodes},
+        "node_attrs": {node.name: _values(gifts.attributes(view.entries[node.id])) for node in nodes},
+        "peers": routes,
+        "auto_approved": {node.name: gifts.approved(view.entries[node.id], node.advertised) for node in nodes},
+        "peer_caps": {
+            viewer: {peer: [SUGGEST_EXIT] for peer, found in shown.items() if set(found) & set(EXIT_ROUTES)}
+            for viewer, shown in routes.items()
+        },
+        "addresses": {
+            node.name: {
+                "self": _addresses(node, has_ipv4[node.name]),
+                "peers": {
+                    peer.name: _addresses(peer, has_ipv4[node.name] and has_ipv4[peer.name])
+                    for peer in peers[node.name]
+                },
+            }
+            for node in nodes
+        },
+    }
+
+
+def _node(each: _Node) -> TopologyNode:
+    served = [route for route in each.routes.advertised if route in each.routes.approved]
+    return TopologyNode(
+        each.id,
+        each.name,
+        each.user or "",
+        tuple(each.tags),
+        tuple(each.ips),
+        tuple(served),
+        tuple(each.routes.advertised),
+        each.attributes,
+    )
+
+
+def _routes(view: PolicyView[TopologyNode], viewer: TopologyNode, peer: TopologyNode) -> list[str]:
+    return routes_for(view, viewer, peer, lambda route: min(view.serving(route), default=None), lambda node: True)
+
+
+def _values(attributes: dict[str, list[str] | None]) -> dict[str, list[Any] | None]:
+    return {
+        name: None if values is None else [msgspec.json.decode(each) for each in values]
+        for name, values in attributes.items()
+    }
+
+
+def _addresses(node: TopologyNode, with_ipv4: bool) -> Iterable[str]:
+    return [f"{text}/{128 if ':' in text else 32}" for text in node.addresses if with_ipv4 or ":" in text]
