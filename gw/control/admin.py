@@ -22,8 +22,11 @@ import msgspec
 from gw.control import accounts, enrolment
 from gw.control.records import NodeRecord
 from gw.control.shapes import Shape, login_shape, node_shape, preauth_key_shape, user_shape
-from gw.control.tailnet import Tailnet
+from gw.control.tailnet import Tailnet, policy_user, revision_of
 from gw.errors import NotFound, UsageError
+from gw.policy.checks import FAILED
+from gw.policy.faults import PolicyError
+from gw.policy.reader import read_policy
 from gw.state.documents import UserDoc
 
 PREFIX: Final = "/api/v1"
@@ -242,6 +245,48 @@ async def _reject_login(tailnet: Tailnet, _: list[str], __: Query, body: bytes) 
     return {}
 
 
+# Policy
+
+
+class _PolicyText(_Body):
+    policy: str = ""
+
+
+async def _topology(tailnet: Tailnet, _: list[str], __: Query, ___: bytes) -> Shape:
+    """Users and nodes as `gwctl policy` takes them. Ref: gw.policy.evaluate"""
+    people = [policy_user(user) for user in tailnet.users.values()]
+    return {
+        "domains": sorted({user.domain for user in people} - {""}),
+        "users": [{"id": each.id, "name": each.name, "email": each.email, "role": each.role} for each in people],
+        "nodes": [
+            {
+                "id": node.id,
+                "name": node.doc.given_name,
+                "user": node.user or None,
+                "tags": node.tags,
+                "ips": node.addresses,
+                "routes": {"advertised": node.advertised_routes, "approved": node.doc.approved_routes},
+                "attributes": node.posture_attributes,
+            }
+            for node in sorted(tailnet.nodes.values(), key=lambda node: node.id)
+        ],
+    }
+
+
+async def _check_policy(tailnet: Tailnet, _: list[str], __: Query, body: bytes) -> Shape:
+    """Whether a text may be put in force: it is a policy, and its own tests hold."""
+    text = _read(body, _PolicyText).policy.encode(errors="surrogateescape")
+    try:
+        policy = read_policy(text)
+        failures = tailnet.policy.failures(policy)
+    except PolicyError as error:
+        place = f"{error.line}:{error.column}: " if error.line else ""
+        raise UsageError(f"the policy is refused: {place}{error.message}", hint="gwctl policy check FILE") from None
+    if failures:
+        raise UsageError(f"the policy is refused: {FAILED}: {failures[0]}", hint="gwctl policy test FILE")
+    return {"rules": len(policy.grants or ()), "revision": revision_of(text)}
+
+
 async def _health(_: Tailnet, __: list[str], ___: Query, ____: bytes) -> Shape:
     return {"databaseConnectivity": True}
 
@@ -271,6 +316,8 @@ _ROUTES: Final[list[tuple[str, re.Pattern[str], Handler]]] = [
     _route("POST", "/auth/register", _approve_login),
     _route("POST", "/auth/approve", _approve_login),
     _route("POST", "/auth/reject", _reject_login),
+    _route("GET", "/policy/topology", _topology),
+    _route("POST", "/policy/check", _check_policy),
     _route("GET", "/health", _health),
 ]
 

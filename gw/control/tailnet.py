@@ -12,6 +12,7 @@ and share the store's syncs. Nothing here walks all nodes except loading and a c
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import heapq
 import logging
 from collections import Counter
@@ -585,8 +586,11 @@ class Tailnet:
         """Put a policy in force. Raises PolicyError; the last one stays then."""
         if policy.text == self.policy.policy.text:
             return
+        before = self.policy.policy.text
         self.policy.set_policy(policy)
-        self.record("policy-changed", "policy")
+        self.record(
+            "policy-changed", "policy", PolicyRevision(revision_of(before)), PolicyRevision(revision_of(policy.text))
+        )
         self._policy_is_new()
 
     def _policy_is_new(self) -> None:
@@ -780,6 +784,17 @@ def check_node_key(text: str) -> str:
     if not key:
         raise UsageError("the zero node key")
     return str(key)
+
+
+class PolicyRevision(msgspec.Struct, frozen=True):
+    """What the event trail keeps of a policy."""
+
+    policy: str
+
+
+def revision_of(text: bytes) -> str:
+    """A short name of a policy's text: the same text has the same one."""
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def policy_user(user: UserDoc) -> User:

@@ -21,7 +21,7 @@ from gw.policy.model import Grant, Policy
 from gw.policy.people import People
 from gw.policy.selectors import ANY
 from gw.policy.services import Service
-from gw.policy.spans import Span, SpanSet, span, without
+from gw.policy.spans import V6, Span, SpanSet, span, without
 
 ALLOW_ALL: Final = Grant("grants", 0, (ANY,), (ANY,), (Service(),))
 COMPANIONS: Final = {
@@ -86,13 +86,17 @@ class Facts:
 class Standing:
     """A node's place in the policy, as bits of units.
 
-    source: it may use them by its addresses. seen: also by a subnet that it routes. target: they open something at its
-    own addresses. receives: their rules are sent to it. listed: source lists name it. own: own units of its owner.
+    source4, source6: it may use them by its address of the family. source: by either. seen: also by a subnet that it
+    routes. target4, target6: they open something at its own address of the family. receives: their rules
+    are sent to it. listed: source lists name it. own: own units of its owner.
     """
 
+    source4: Bits = 0
+    source6: Bits = 0
     source: Bits = 0
     seen: Bits = 0
-    target: Bits = 0
+    target4: Bits = 0
+    target6: Bits = 0
     receives: Bits = 0
     listed: Bits = 0
     own: Bits = 0
@@ -134,35 +138,34 @@ class Compiled:
 
     def standing(self, facts: Facts) -> Standing:
         """Where a node with these facts stands."""
-        source, target, own = self._of_owner(facts.owner, facts.tags)
+        by_owner, of_owner, own = self._of_owner(facts.owner, facts.tags)
         sources, destinations = self.sources, self.destinations
-        listed = source & ~(sources.everybody & ~self._postures.asking) & ~sources.anything
-        if any(place in self.pools for place in facts.places):
-            source |= sources.everybody
-        source |= sources.anything
+        literal_sources, literal_targets = [0, 0], [0, 0]
         for place in facts.places:
-            source |= sources.literals.at(place)
-            target |= destinations.literals.at(place)
-        source = self._postures.held(source, facts.postures)
-        asked = source & self._postures.asking
-        listed = self._postures.held(listed, facts.postures) | asked
+            family = place >= V6
+            literal_sources[family] |= sources.literals.at(place) | sources.everybody * (place in self.pools)
+            literal_targets[family] |= destinations.literals.at(place)
+        hold = self._postures.held
+        source4, source6 = (hold(by_owner | sources.anything | each, facts.postures) for each in literal_sources)
+        source = source4 | source6
+        listed = by_owner & ~(sources.everybody & ~self._postures.asking) & ~sources.anything
+        listed = hold(listed, facts.postures) | source & self._postures.asking
         seen, over = source, 0
         for route in facts.routes:
             seen |= sources.literals.over(route) | sources.everybody
             over |= destinations.literals.over(route) | destinations.everybody
-        target = (target | destinations.everybody) & ~self.via
-        receives = target | (over & ~self.via)
+        opened = of_owner | destinations.everybody
+        target4, target6 = ((opened | each) & ~self.via for each in literal_targets)
+        receives = target4 | target6 | (over & ~self.via)
         if facts.is_exit:
             receives |= self._inside_internet & self.network & ~self.via
         if self.via and facts.tags:
-            tagged = 0
-            for tag in facts.tags:
-                tagged |= self._by_via.get(tag, 0)
-            receives |= tagged & (over | (self.to_internet if facts.is_exit else 0))
-        target = self._target_postures.held(target, facts.postures)
-        receives = self._target_postures.held(receives, facts.postures)
+            receives |= self.with_via(facts.tags) & (over | (self.to_internet if facts.is_exit else 0))
+        held = self._target_postures.held
+        target4, target6, receives = (held(each, facts.postures) for each in (target4, target6, receives))
         own = self._own_postures.held(own, facts.postures)
-        return Standing(*map(self._keep, (source, seen, target, receives, listed, own)))
+        kept = (source4, source6, source, seen, target4, target6, receives, listed, own)
+        return Standing(*map(self._keep, kept))
 
     def reaching(self, route: Span) -> Bits:
         """Units without `via` that lead to a subnet."""

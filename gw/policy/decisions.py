@@ -27,7 +27,8 @@ class Decider(Generic[N]):
         entries = self._view.entries
         one, other = entries[source.id], entries[target.id]
         opening, own = self._of(protocol, port)
-        if one.standing.source & other.standing.target & opening:
+        here, there = one.standing, other.standing
+        if (here.source4 & there.target4 | here.source6 & there.target6) & opening:
             return True
         owner = one.facts.owner
         return bool(owner and one.standing.own & own and owner == other.facts.owner)
@@ -36,7 +37,9 @@ class Decider(Generic[N]):
         """The units, and own units, that allow it."""
         opening, own = self._of(protocol, port)
         is_own = bool(source.facts.owner) and source.facts.owner == target.facts.owner
-        return source.standing.source & target.standing.target & opening, (source.standing.own & own) * is_own
+        here, there = source.standing, target.standing
+        found = (here.source4 & there.target4 | here.source6 & there.target6) & opening
+        return found, (here.own & own) * is_own
 
     def _of(self, protocol: int, port: int) -> tuple[Bits, Bits]:
         if self._epoch != self._view.epoch:

@@ -60,18 +60,11 @@ def read_policy(text: bytes, *, domains: Collection[str] | None = None) -> Polic
     faults = Faults()
     policy = _Reader(text, faults, domains).policy(root)
     if faults.found:
-        at, message = faults.found[0]
-        line, column = position(text, at)
-        raise PolicyError(message, details=_located(text, faults), line=line, column=column)
+        located = [(*position(text, at), message) for at, message in faults.found]
+        line, column, message = located[0]
+        details = [f"line {line}, column {column}: {message}" for line, column, message in located]
+        raise PolicyError(message, details=details, line=line, column=column, located=located)
     return policy
-
-
-def _located(text: bytes, faults: Faults) -> list[str]:
-    found: list[str] = []
-    for at, message in faults.found:
-        line, column = position(text, at)
-        found.append(f"line {line}, column {column}: {message}")
-    return found
 
 
 @final
