@@ -134,17 +134,34 @@ class Compiled:
             for tag in unit.grant.via:
                 self._by_via[tag] = self._by_via.get(tag, 0) | 1 << unit.index
         self._owners: dict[tuple[str, frozenset[str]], tuple[Bits, Bits, Bits]] = {}
+        self._standings: dict[tuple[object, ...], Standing] = {}
         self._kept: dict[Bits, Bits] = {}
 
     def standing(self, facts: Facts) -> Standing:
         """Where a node with these facts stands."""
+        sources, destinations = self.sources, self.destinations
+        from4 = from6 = to4 = to6 = 0
+        for place in facts.places:
+            found = sources.literals.at(place)
+            if sources.everybody and place in self.pools:
+                found |= sources.everybody
+            if place < V6:
+                from4, to4 = from4 | found, to4 | destinations.literals.at(place)
+            else:
+                from6, to6 = from6 | found, to6 | destinations.literals.at(place)
+        # most nodes differ from others of their owner or tags by their address alone
+        key = (facts.owner, facts.tags, from4, from6, to4, to6, facts.routes, facts.is_exit, facts.postures)
+        known = self._standings.get(key)
+        if known is None:
+            known = self._standings[key] = self._standing(facts, (from4, from6), (to4, to6))
+        return known
+
+    def _standing(
+        self, facts: Facts, literal_sources: tuple[Bits, Bits], literal_targets: tuple[Bits, Bits]
+    ) -> Standing:
+        """literal_…: units that name its IPv4 or IPv6 addresses."""
         by_owner, of_owner, own = self._of_owner(facts.owner, facts.tags)
         sources, destinations = self.sources, self.destinations
-        literal_sources, literal_targets = [0, 0], [0, 0]
-        for place in facts.places:
-            family = place >= V6
-            literal_sources[family] |= sources.literals.at(place) | sources.everybody * (place in self.pools)
-            literal_targets[family] |= destinations.literals.at(place)
         hold = self._postures.held
         source4, source6 = (hold(by_owner | sources.anything | each, facts.postures) for each in literal_sources)
         source = source4 | source6

@@ -9,8 +9,8 @@ Ref: spec policy §6, §10, §15
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final, Generic, Protocol, TypeVar, final
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, Protocol, TypeVar, final
 
 from gw.policy.audience import Audience
 from gw.policy.bits import Bits, ones
@@ -70,7 +70,15 @@ class Entry(Generic[N]):
     routes: dict[str, Span]
 
 
+@dataclass(slots=True, eq=False)
+class _Class(Generic[N]):
+    """Nodes that stand alike."""
+
+    members: dict[int, Entry[N]] = field(default_factory=dict)
+
+
 _ClassKey = tuple[Bits, Bits]
+_NO_CLASS: Final[frozenset[Any]] = frozenset()
 
 
 @final
@@ -83,7 +91,9 @@ class PolicyView(Generic[N]):
         self.pools = list(pools)
         self.compiled = Compiled(policy, People(users, policy.groups), self.pools)
         self.entries: dict[int, Entry[N]] = {}
-        self._classes: dict[_ClassKey, dict[int, Entry[N]]] = {}
+        self._classes: dict[_ClassKey, _Class[N]] = {}
+        self._seeing: dict[int, set[_Class[N]]] = {}  # unit -> classes that see by it
+        self._receiving: dict[int, set[_Class[N]]] = {}  # unit -> classes that receive its rule
         self._owners: dict[str, dict[int, Entry[N]]] = {}
         self._tags: dict[str, dict[int, Entry[N]]] = {}
         self._routes: dict[str, dict[int, Entry[N]]] = {}  # subnet -> who serves it
@@ -100,7 +110,16 @@ class PolicyView(Generic[N]):
         self.compiled = compiled
         self.epoch += 1
         nodes = [entry.node for entry in self.entries.values()]
-        for index in (self.entries, self._classes, self._owners, self._tags, self._routes, self._lists):
+        for index in (
+            self.entries,
+            self._classes,
+            self._seeing,
+            self._receiving,
+            self._owners,
+            self._tags,
+            self._routes,
+            self._lists,
+        ):
             index.clear()
         self._route_names = None
         for node in nodes:
@@ -128,10 +147,9 @@ class PolicyView(Generic[N]):
         facts, routes = self._facts(node)
         if facts == before.facts and routes == before.routes:
             return Effect()
-        saw = self.peers_of(node)
         self._leave(before)
         after = self._enter(node)
-        lost = [peer for peer in saw if not self.visible(peer, node)]
+        lost = self._lost(before, after)
         touched = self._touched(before, after)
         is_same = before.standing == after.standing and before.facts.owner == after.facts.owner
         return Effect(list(touched.values()), lost, anew=not is_same or before.routes != after.routes)
@@ -148,11 +166,9 @@ class PolicyView(Generic[N]):
     def peers_of(self, node: N) -> list[N]:
         """The nodes that `node` sees, in no particular order."""
         entry = self.entries[node.id]
-        key = _key(entry)
         found: dict[int, N] = {}
-        for other, members in self._classes.items():
-            if _see(key, other):
-                found |= {id_: member.node for id_, member in members.items()}
+        for seen in self._seen_by(entry):
+            found |= {id_: member.node for id_, member in seen.members.items()}
         if entry.facts.owner:
             for id_, member in self._owners.get(entry.facts.owner, {}).items():
                 if id_ not in found and self._share(entry, member):
@@ -201,6 +217,30 @@ class PolicyView(Generic[N]):
 
     # Inside
 
+    def _seen_by(self, entry: Entry[N]) -> set[_Class[N]]:
+        """The classes whose nodes it sees by a rule, its own perhaps among them."""
+        found: set[_Class[N]] = set()
+        for unit in ones(entry.standing.seen):
+            found |= self._receiving.get(unit, _NO_CLASS)
+        for unit in ones(entry.standing.receives):
+            found |= self._seeing.get(unit, _NO_CLASS)
+        return found
+
+    def _lost(self, before: Entry[N], after: Entry[N]) -> list[N]:
+        """Who saw the node as it was and does not see it as it is."""
+        gone = self._seen_by(before) - self._seen_by(after)
+        candidates = {id_: member for each in gone for id_, member in each.members.items()}
+        if before.standing.own or after.standing.own or before.facts.owner != after.facts.owner:
+            candidates |= {member.node.id: member for member in self.household(before.facts.owner)}
+        was, now = _key(before), _key(after)
+        return [
+            member.node
+            for id_, member in candidates.items()
+            if id_ != after.node.id
+            and (_see(was, _key(member)) or self._share(before, member))
+            and not (_see(now, _key(member)) or self._share(after, member))
+        ]
+
     def _source_list(self, unit: Unit) -> SourceList:
         found = self._lists.get(unit.sources_key)
         if found is None:
@@ -233,7 +273,7 @@ class PolicyView(Generic[N]):
         facts, routes = self._facts(node)
         entry = Entry(node, facts, self.compiled.standing(facts), routes)
         self.entries[node.id] = entry
-        self._classes.setdefault(_key(entry), {})[node.id] = entry
+        self._class_of(entry).members[node.id] = entry
         if facts.owner:
             self._owners.setdefault(facts.owner, {})[node.id] = entry
         for tag in facts.tags:
@@ -247,7 +287,7 @@ class PolicyView(Generic[N]):
     def _leave(self, entry: Entry[N]) -> None:
         id_ = entry.node.id
         del self.entries[id_]
-        _take_out(self._classes, _key(entry), id_)
+        self._leave_class(entry)
         if entry.facts.owner:
             _take_out(self._owners, entry.facts.owner, id_)
         for tag in entry.facts.tags:
@@ -256,6 +296,26 @@ class PolicyView(Generic[N]):
             _take_out(self._routes, route, id_)
             self._route_names = None
         self._list(entry, SourceList.remove)
+
+    def _class_of(self, entry: Entry[N]) -> _Class[N]:
+        key = _key(entry)
+        found = self._classes.get(key)
+        if found is None:
+            found = self._classes[key] = _Class()
+            for index, bits in ((self._seeing, key[0]), (self._receiving, key[1])):
+                for unit in ones(bits):
+                    index.setdefault(unit, set()).add(found)
+        return found
+
+    def _leave_class(self, entry: Entry[N]) -> None:
+        key = _key(entry)
+        left = self._classes[key]
+        del left.members[entry.node.id]
+        if not left.members:
+            del self._classes[key]
+            for index, bits in ((self._seeing, key[0]), (self._receiving, key[1])):
+                for unit in ones(bits):
+                    index[unit].discard(left)
 
     def _list(self, entry: Entry[N], edit: Callable[[SourceList, int], None]) -> None:
         if not self._lists:
@@ -281,9 +341,11 @@ class PolicyView(Generic[N]):
             bits |= self.compiled.sources.everybody
         touched: dict[int, N] = {}
         if bits:
-            for (_, receives), members in self._classes.items():
-                if receives & bits:
-                    touched |= {id_: entry.node for id_, entry in members.items()}
+            receivers: set[_Class[N]] = set()
+            for unit in ones(bits):
+                receivers |= self._receiving.get(unit, _NO_CLASS)
+            for each in receivers:
+                touched |= {id_: entry.node for id_, entry in each.members.items()}
         for entry in (before, after):
             if entry is not None and entry.standing.own:
                 touched |= {each.node.id: each.node for each in self.household(entry.facts.owner)}
