@@ -74,10 +74,11 @@ def check(file: FileArgument = None) -> None:
     """
     from gw.policy.faults import PolicyError
     from gw.policy.reader import read_policy
+    from gw.policy.toml import SUFFIX, read_toml_policy
 
-    raw = _read(file)
+    raw = _raw(file)
     try:
-        policy = read_policy(raw)
+        policy = read_toml_policy(raw) if _path(file).suffix == SUFFIX else read_policy(raw)
     except PolicyError as error:
         _show_faults(_path(file), raw, error)
         raise ConfigError(f"the policy is refused: {error.message}", path=str(_path(file))) from None
@@ -187,7 +188,7 @@ def diff(
 @app.command("get")
 def get(output: Output = None) -> None:
     """Print the policy of the state directory as it stands, comments and all."""
-    raw = _read(None)
+    raw = _raw(None)
     show({"policy": raw.decode(errors="replace")}, output, lambda: raw.decode(errors="replace").rstrip("\n"))
 
 
@@ -202,11 +203,13 @@ def set_policy(
     A running server takes it over at once. Next: gwctl policy why SRC DST:PORT
     """
     from gw.commands.controlclient import ask, state_paths
+    from gw.policy.toml import SUFFIX, from_toml
     from gw.state.files import write_atomic
 
-    raw = sys.stdin.buffer.read() if file == "-" else _read(Path(file))
-    answer = ask("POST", "policy", "check", body={"policy": raw.decode(errors="surrogateescape")})
     path = state_paths().policy_file
+    raw = sys.stdin.buffer.read() if file == "-" else _raw(Path(file))
+    text = from_toml(raw) if path.suffix == SUFFIX else raw
+    answer = ask("POST", "policy", "check", body={"policy": text.decode(errors="surrogateescape")})
     write_atomic(path, raw, path.stat().st_mode & 0o777 if path.exists() else 0o640)
     shell.say(f"{path}: {answer['rules']} rules, revision {answer['revision']}")
 
@@ -225,7 +228,7 @@ def fmt(
     from gw.state.files import write_atomic
 
     path = _path(file)
-    raw = _read(file)
+    raw = _raw(file)
     try:
         neat = formatted(raw)
     except HuJSONError as error:
@@ -234,6 +237,28 @@ def fmt(
         sys.stdout.write(neat.decode())
     elif neat != raw:
         write_atomic(path, neat, path.stat().st_mode & 0o777)
+
+
+@app.command("convert")
+def convert(
+    file: FileArgument = None,
+) -> None:
+    """Print a policy in the other spelling: HuJSON as TOML, TOML as HuJSON. Comments are not carried over.
+
+    gwctl policy convert policy.hujson > policy.toml
+
+    A server reads policy.toml where there is no policy.hujson.
+    """
+    from gw.policy.faults import PolicyError
+    from gw.policy.formatting import formatted
+    from gw.policy.toml import SUFFIX, from_toml, to_toml
+
+    path, raw = _path(file), _raw(file)
+    try:
+        out = formatted(from_toml(raw)) if path.suffix == SUFFIX else to_toml(raw)
+    except PolicyError as error:
+        raise _refusal(path, error) from None
+    sys.stdout.write(out.decode())
 
 
 # Where things come from
@@ -248,6 +273,20 @@ def _path(file: Path | None) -> Path:
 
 
 def _read(file: Path | None) -> bytes:
+    """The HuJSON of a policy, however it is spelled."""
+    from gw.policy.faults import PolicyError
+    from gw.policy.toml import SUFFIX, from_toml
+
+    raw, path = _raw(file), _path(file)
+    if path.suffix != SUFFIX:
+        return raw
+    try:
+        return from_toml(raw)
+    except PolicyError as error:
+        raise _refusal(path, error) from None
+
+
+def _raw(file: Path | None) -> bytes:
     from gw.state.tomltext import read_bytes
 
     return read_bytes(_path(file), what="policy")

@@ -18,6 +18,7 @@ from gw.policy.faults import PolicyError
 from gw.policy.model import Policy
 from gw.policy.reader import read_policy
 from gw.policy.starting import DENY_ALL
+from gw.policy.toml import SUFFIX, read_toml_policy
 from gw.state.changes import ExternalChange
 from gw.state.config import Config
 from gw.state.documents import NodeDoc, PreauthKeyDoc, RelayRegionDoc, UserDoc
@@ -44,12 +45,17 @@ def load_policy(path: Path) -> Policy:
         logger.warning("no policy in %s: nothing is allowed; `gwctl init` shows how to write one", path)
         return DENY_ALL
     try:
-        policy = read_policy(raw)
+        policy = read_spelled(raw, path)
     except PolicyError as error:
         logger.error("%s: nothing is allowed until the policy is repaired", located(path, error))
         return DENY_ALL
     _warn_of_openness(policy, path)
     return policy
+
+
+def read_spelled(raw: bytes, path: Path) -> Policy:
+    """A policy in HuJSON, or in TOML where the file's name says so. Raises PolicyError."""
+    return read_toml_policy(raw) if path.suffix == SUFFIX else read_policy(raw)
 
 
 def located(path: Path, error: PolicyError) -> str:
@@ -106,7 +112,7 @@ def take_over(change: ExternalChange, tailnet: Tailnet, paths: StatePaths) -> No
 def _take_over_policy(tailnet: Tailnet, path: Path, text: str) -> None:
     """Put an edited policy in force, if it is one and its own tests hold."""
     try:
-        policy = read_policy(text.encode()) if text.strip() else DENY_ALL
+        policy = read_spelled(text.encode(), path) if text.strip() else DENY_ALL
         failures = tailnet.policy.failures(policy)
         if failures:
             raise PolicyError(FAILED, details=failures)

@@ -43,7 +43,9 @@ class StatePaths:
 
     @property
     def policy_file(self) -> Path:
-        return self.root / "policy.hujson"
+        """`policy.hujson`, or `policy.toml` where only that is there."""
+        written, toml = self.root / "policy.hujson", self.root / "policy.toml"
+        return toml if toml.exists() and not written.exists() else written
 
     @property
     def control_dir(self) -> Path:
