@@ -5,25 +5,34 @@ Ref: control protocol §6.5, §6.6
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from types import MappingProxyType
 
-from gw.model.derpmap import DERPMap
+from gw.model.derpmap import DERPMap, DERPRegion
 from gw.model.dnsconfig import DNSConfig, DNSRecord, Resolver
 from gw.state.config import Config
 from gw.state.documents import RelayRegionDoc
 
 
-def derp_map_of(regions: Iterable[RelayRegionDoc]) -> DERPMap:
-    """The map with one region a document."""
-    return DERPMap(
-        regions={doc.region_id: doc.derp_region() for doc in sorted(regions, key=lambda doc: doc.region_id)},
-        omit_default_regions=True,
-    )
+def derp_map_of(
+    regions: Iterable[RelayRegionDoc], policy: Mapping[int, DERPRegion | None] = MappingProxyType({})
+) -> DERPMap:
+    """The map with one region a document. policy: regions that replace others, or take them away."""
+    found = {doc.region_id: doc.derp_region() for doc in sorted(regions, key=lambda doc: doc.region_id)}
+    for number, region in policy.items():
+        if region is None:
+            found.pop(number, None)
+        else:
+            found[number] = region
+    return DERPMap(regions=found, omit_default_regions=True)
 
 
-def dns_config_of(config: Config) -> DNSConfig:
-    """DNS settings. With MagicDNS the reverse zones of the pools are answered locally: an empty list, never null."""
+def dns_config_of(config: Config, records: Iterable[DNSRecord] = ()) -> DNSConfig:
+    """DNS settings. records: of the policy, beside those of the configuration.
+
+    With MagicDNS the reverse zones of the pools are answered locally: an empty list, never null.
+    """
     dns = config.dns
     routes: dict[str, list[Resolver] | None] = {
         suffix: [Resolver(addr=each) for each in servers] for suffix, servers in dns.routes.items()
@@ -37,7 +46,10 @@ def dns_config_of(config: Config) -> DNSConfig:
         routes=routes or None,
         domains=list(dict.fromkeys([config.domain, *dns.search])) if dns.magic else dns.search or None,
         proxied=dns.magic,
-        extra_records=[DNSRecord(name=each.name, type=each.type, value=each.value) for each in dns.extra_records]
+        extra_records=[
+            *(DNSRecord(name=each.name, type=each.type, value=each.value) for each in dns.extra_records),
+            *records,
+        ]
         or None,
     )
 

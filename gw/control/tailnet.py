@@ -204,13 +204,13 @@ class Tailnet:
     def derp_map(self) -> DERPMap:
         """The relay map; the same object until it changes."""
         if self._derp_map is None:
-            self._derp_map = derp_map_of(self.relays.values())
+            self._derp_map = derp_map_of(self.relays.values(), self.policy.policy.derp_regions)
         return self._derp_map
 
     def dns_config(self) -> DNSConfig:
         """DNS settings for every node; the same object until they change."""
         if self._dns_config is None:
-            self._dns_config = dns_config_of(self.config)
+            self._dns_config = dns_config_of(self.config, self.policy.policy.dns_records)
         return self._dns_config
 
     # Who wants to know
@@ -594,6 +594,7 @@ class Tailnet:
         self._policy_is_new()
 
     def _policy_is_new(self) -> None:
+        self._derp_map = self._dns_config = None
         for node in self.nodes.values():
             self._consider_routes(node)
         self.publish(Change(ChangeKind.POLICY))

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import final
 
+from gw.model.derpmap import DERPRegion
+from gw.model.dnsconfig import DNSRecord
 from gw.policy.people import User
 from gw.policy.postures import Assertion
 from gw.policy.selectors import ROLES, Kind, Selector
@@ -111,7 +113,8 @@ class Policy:
     randomize_client_port: bool = False
     disable_ipv4: bool = False
     one_cgnat_route: str = ""
-    derp_map: object = None
+    derp_regions: Mapping[int, DERPRegion | None] = field(default_factory=dict)  # replaces regions; None takes one away
+    dns_records: tuple[DNSRecord, ...] = ()
 
     def mentions(self, user: User) -> bool:
         """Whether any rule is about this user by name, group, e-mail domain or role."""

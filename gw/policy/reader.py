@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from ipaddress import ip_address
 from typing import Final, final
 
 import msgspec
 
+from gw.errors import WireError
+from gw.model.derpmap import DERPRegion
+from gw.model.dnsconfig import DNSRecord
+from gw.model.gojson import GoStruct, decoder, encode
 from gw.policy import durations
 from gw.policy.faults import PolicyError
 from gw.policy.fields import Faults, Fields, texts
@@ -34,6 +39,7 @@ from gw.policy.spans import Span, overlap, span
 SECTIONS: Final = (
     "acls", "grants", "groups", "hosts", "ipsets", "tagOwners", "autoApprovers", "ssh", "nodeAttrs", "postures",
     "defaultSrcPosture", "tests", "sshTests", "randomizeClientPort", "disableIPv4", "OneCGNATRoute", "derpMap",
+    "extraDNSRecords",
 )  # fmt: skip
 CHECK_PERIOD_S: Final = 12 * 3600.0
 MAX_CHECK_PERIOD_NS: Final = 168 * 3600 * 10**9
@@ -67,6 +73,13 @@ def read_policy(text: bytes, *, domains: Collection[str] | None = None) -> Polic
     return policy
 
 
+class _DerpMap(GoStruct):
+    regions: dict[int, DERPRegion | None] | None = None
+
+
+_read_derp_map: Final = decoder(_DerpMap)
+
+
 @final
 class _Reader:
     def __init__(self, text: bytes, faults: Faults, domains: Collection[str] | None) -> None:
@@ -96,7 +109,6 @@ class _Reader:
         route = fields.text("OneCGNATRoute")
         if route not in ONE_CGNAT_ROUTE:
             self.faults.add(fields.place("OneCGNATRoute"), f'invalid OneCGNATRoute: "{route}"')
-        derp_map = fields.value("derpMap")
         return Policy(
             text=self.raw,
             grants=tuple(grants) if has_rules else None,
@@ -113,7 +125,8 @@ class _Reader:
             randomize_client_port=fields.flag("randomizeClientPort"),
             disable_ipv4=fields.flag("disableIPv4"),
             one_cgnat_route=route,
-            derp_map=derp_map.plain() if derp_map is not None else None,
+            derp_regions=self._derp_regions(fields),
+            dns_records=tuple(self._dns_record(item) for item in fields.items("extraDNSRecords")),
         )
 
     # Names
@@ -524,6 +537,29 @@ class _Reader:
             tuple(pools),
             self._capabilities(fields),
         )
+
+    def _derp_regions(self, fields: Fields) -> dict[int, DERPRegion | None]:
+        value = fields.value("derpMap")
+        if value is None:
+            return {}
+        try:
+            return _read_derp_map(encode(value.plain())).regions or {}
+        except WireError as error:
+            self.faults.add(value.start, f"derpMap: {error}")
+            return {}
+
+    def _dns_record(self, value: Value) -> DNSRecord:
+        fields = Fields(value, ("Name", "Type", "Value"), self.faults, "extraDNSRecords")
+        name, kind, text = (fields.text(key).strip() for key in ("Name", "Type", "Value"))
+        try:
+            address = ip_address(text)
+            if kind and kind != ("A" if address.version == 4 else "AAAA"):
+                self.faults.add(fields.place("Type"), f'extraDNSRecords: "{text}" is not for a record of type {kind}')
+        except ValueError:
+            self.faults.add(fields.place("Value"), f'extraDNSRecords: invalid address "{text}"')
+        if not name or len(name) > 253:
+            self.faults.add(fields.place("Name"), f'extraDNSRecords: invalid name "{name}"')
+        return DNSRecord(name=name.rstrip(".").lower(), type=kind, value=text)
 
     def _test(self, value: Value) -> PolicyTest:
         keys = ("src", "proto", "accept", "deny", "srcPostureAttrs")

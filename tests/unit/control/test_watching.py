@@ -178,3 +178,18 @@ async def test_routes_that_the_policy_approves_need_nobody(world: Any) -> None:
     edit(world, "policy", "policy.hujson", OWN_DEVICES_TEXT)
     await world.tailnet.maintain()
     assert node.doc.approved_routes == ["10.1.0.0/16"]  # approvals stay
+
+
+async def test_relays_and_names_of_the_policy_reach_the_map(world: Any) -> None:
+    edit(world, "relay", 900, RelayRegionDoc(region_id=900, code="gw", name="GW", nodes=[]))
+    text = """{
+        "acls": [],
+        "derpMap": {"Regions": {"900": null, "901": {"RegionID": 901, "RegionCode": "own", "Nodes": []}}},
+        "extraDNSRecords": [{"Name": "Printer.ghost.internal.", "Value": "192.0.2.9"}],
+    }"""
+    edit(world, "policy", "policy.hujson", text)
+    assert list(world.tailnet.derp_map().regions) == [901]
+    (record,) = world.tailnet.dns_config().extra_records
+    assert (record.name, record.value) == ("printer.ghost.internal", "192.0.2.9")
+    edit(world, "policy", "policy.hujson", OWN_DEVICES_TEXT)
+    assert list(world.tailnet.derp_map().regions) == [900]
