@@ -36,6 +36,7 @@ class Node:
         self.key = NodeKey(public_key(clamp(os.urandom(32))))
         self.disco = f"discokey:{os.urandom(32).hex()}"
         self.frames = MapFrames(compressed=True)
+        self.routes: list[str] = []  # that it advertises
         self.messages: list[dict[str, Any]] = []
         self.stream = 0
         opened.append(self)
@@ -91,7 +92,13 @@ class Node:
         return self.statuses[stream], bytes(self.bodies.get(stream, b""))
 
     def hostinfo(self) -> Hostinfo:
-        return Hostinfo(hostname=self.name, os="linux", backend_log_id="x", net_info=NetInfo(preferred_derp=900))
+        return Hostinfo(
+            hostname=self.name,
+            os="linux",
+            backend_log_id="x",
+            net_info=NetInfo(preferred_derp=900),
+            routable_ips=self.routes or None,
+        )
 
     def register(self, auth_key: str = "", **fields: Any) -> dict[str, Any]:
         auth = RegisterAuth(auth_key=auth_key) if auth_key else None

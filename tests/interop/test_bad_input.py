@@ -178,10 +178,10 @@ def test_errors_are_json_where_json_was_asked_for(state: Path, port: int) -> Non
     assert result.stdout == ""
 
 
-def test_a_policy_of_another_kind_is_refused_with_its_place(state: Path, port: int) -> None:
+def test_a_policy_with_a_fault_is_refused_with_its_place(state: Path, port: int) -> None:
     initialise(state, port)
     (state / "policy.hujson").write_text(
-        '{\n  // soon\n  "acls": [{"action": "accept", "src": ["ann@"], "dst": ["*:22"]}],\n}\n'
+        '{\n  // soon\n  "acls": [{"action": "accept", "src": ["tag:soon"], "dst": ["*:22"]}],\n}\n'
     )
     with serving(state, port) as server:
         server.send_signal(signal.SIGTERM)

@@ -1,0 +1,140 @@
+"""`gwctl policy` as a person and a script see it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .test_gwctl import gwctl, ready, served, state
+
+__all__ = ["gwctl", "ready", "served", "state"]  # fixtures
+
+CHECK = Path(__file__).parents[1] / "vectors" / "policy" / "check.py"
+GWCTL = Path(sys.executable).parent / "gwctl"
+TOPOLOGY = {
+    "users": [{"id": 1, "name": "ann", "email": "ann@x.org"}],
+    "nodes": [
+        {"id": 1, "name": "laptop", "user": "ann", "ips": ["100.64.0.1"]},
+        {"id": 2, "name": "nas", "tags": ["tag:nas"], "ips": ["100.64.0.2"]},
+    ],
+}
+POLICY = """{
+	// storage
+	"tagOwners": {"tag:nas": []},
+	"acls": [{"action": "accept", "src": ["ann@x.org"], "dst": ["tag:nas:22"]}],
+	"tests": [{"src": "ann@x.org", "accept": ["tag:nas:22"], "deny": ["tag:nas:80"]}],
+}
+"""
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "net.json").write_text(json.dumps(TOPOLOGY))
+    (tmp_path / "p.hujson").write_text(POLICY)
+    return {"net": str(tmp_path / "net.json"), "policy": str(tmp_path / "p.hujson")}
+
+
+def test_the_captured_vectors_in_one_batch() -> None:
+    found = subprocess.run(
+        [sys.executable, CHECK, "--batch", "--", GWCTL, "policy", "eval", "--batch"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert found.stdout.splitlines()[-1] == "476 passed, 0 failed", found.stdout + found.stderr
+
+
+@pytest.mark.long
+def test_the_captured_vectors_one_by_one() -> None:
+    found = subprocess.run(
+        [sys.executable, CHECK, "--", GWCTL, "policy", "eval"], capture_output=True, text=True, check=False
+    )
+    assert found.stdout.splitlines()[-1] == "476 passed, 0 failed", found.stdout + found.stderr
+
+
+def test_eval_ends_with_two_for_a_refused_policy(gwctl: Run, files: dict[str, str], tmp_path: Path) -> None:
+    good = gwctl("policy", "eval", "--topology", files["net"], "--policy", files["policy"], "--json")
+    assert good.returncode == 0
+    result: dict[str, Any] = json.loads(good.stdout)
+    assert result["error"] is None
+    assert result["peers"] == {"laptop": {"nas": []}, "nas": {"laptop": []}}
+    (tmp_path / "bad.hujson").write_text(POLICY.replace("accept", "permit", 1))
+    bad = gwctl("policy", "eval", "--topology", files["net"], "--policy", str(tmp_path / "bad.hujson"))
+    assert bad.returncode == 2
+    assert json.loads(bad.stdout)["error"]["message"] == 'action="permit" is not supported'
+
+
+def test_check_shows_each_fault_with_a_caret_under_it(gwctl: Run, tmp_path: Path) -> None:
+    path = tmp_path / "bad.hujson"
+    path.write_text('{\n\t"acls": [{"action": "accept", "src": ["tag:x"], "dst": ["*:0"]}],\n}\n')
+    found = gwctl("policy", "check", str(path))
+    assert found.returncode == 9
+    lines = found.stderr.splitlines()
+    assert lines[0] == f'{path}:2:40: src=tag not found: "tag:x"'
+    assert lines[2].index("^") - 2 == lines[1].index('"tag:x"') - 2
+    assert lines[3].startswith(f"{path}:2:58: ")
+    assert "error: " in lines[-1]
+
+
+def test_a_policy_whose_tests_fail_is_not_put_in_force(ready: Run, state: Path, files: dict[str, str]) -> None:
+    assert ready("policy", "test", files["policy"], "--topology", files["net"]).stdout == "1 tests hold\n"
+    before = (state / "policy.hujson").read_bytes()
+    refused = ready("policy", "set", files["policy"])  # nobody is called ann@x.org here
+    assert refused.returncode == 2
+    assert "test(s) failed" in refused.stderr
+    assert (state / "policy.hujson").read_bytes() == before
+
+
+def test_set_keeps_every_byte_and_get_gives_it_back(ready: Run, state: Path, files: dict[str, str]) -> None:
+    text = POLICY.replace('"tests"', '// "tests"')
+    Path(files["policy"]).write_text(text)
+    done = ready("policy", "set", files["policy"])
+    assert done.returncode == 0, done.stderr
+    assert "1 rules, revision " in done.stdout
+    assert (state / "policy.hujson").read_text() == text
+    assert ready("policy", "get").stdout == text
+    assert json.loads(ready("policy", "get", "-o", "json").stdout)["policy"] == text
+
+
+def test_why_and_diff_for_scripts(gwctl: Run, files: dict[str, str], tmp_path: Path) -> None:
+    options = ["--policy", files["policy"], "--topology", files["net"]]
+    yes = json.loads(gwctl("policy", "why", "laptop", "nas:22", *options, "-o", "json").stdout)
+    assert yes["allowed"]
+    assert yes["rules"][0]["line"] == 4
+    no = gwctl("policy", "why", "laptop", "nas:80", *options)
+    assert no.returncode == 0
+    assert no.stdout.startswith("laptop -> nas:80/tcp: denied\n")
+    assert "its ports do not include tcp 80" in no.stdout
+    assert gwctl("policy", "why", "nobody", "nas:80", *options).returncode == 4
+    (tmp_path / "new.hujson").write_text(POLICY.replace(":22", ":22,443"))
+    diff = gwctl("policy", "diff", files["policy"], str(tmp_path / "new.hujson"), "-t", files["net"], "-o", "json")
+    assert json.loads(diff.stdout) == {
+        "gained": [{"src": ["laptop"], "dst": ["nas"], "ip": ["tcp:443", "udp:443"]}], "lost": [],
+    }  # fmt: skip
+
+
+def test_convert_there_and_back_and_fmt(gwctl: Run, files: dict[str, str], tmp_path: Path) -> None:
+    toml = tmp_path / "p.toml"
+    toml.write_text(gwctl("policy", "convert", files["policy"]).stdout)
+    assert "[[acls]]" in toml.read_text()
+    assert gwctl("policy", "check", str(toml)).stdout == f"{toml}: 1 rules, 0 for SSH, 1 tests\n"
+    assert gwctl("policy", "test", str(toml), "-t", files["net"]).stdout == "1 tests hold\n"
+    assert '"tag:nas:22"' in gwctl("policy", "convert", str(toml)).stdout
+    assert gwctl("policy", "fmt", files["policy"]).stdout == POLICY
+    Path(files["policy"]).write_text(POLICY.replace("\t", "  "))
+    assert gwctl("policy", "fmt", "--write", files["policy"]).returncode == 0
+    assert Path(files["policy"]).read_text() == POLICY
+
+
+def test_a_running_server_is_asked_for_its_nodes(served: Run, state: Path) -> None:
+    assert served("users", "create", "ann").returncode == 0
+    text = '{"acls": [{"action": "accept", "src": ["ann@"], "dst": ["192.0.2.0/24:22"]}]}'
+    (state.parent / "p.hujson").write_text(text)
+    assert served("policy", "set", str(state.parent / "p.hujson")).returncode == 0
+    found = json.loads(served("policy", "why", "100.64.0.9", "192.0.2.1:22", "-o", "json").stdout)
+    assert found["note"] == "no node has an approved route to 192.0.2.1"
