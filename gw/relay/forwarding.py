@@ -87,6 +87,7 @@ class Plane:
         self._order = 0
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake_lock = threading.Lock()  # it may be closed while another thread is about to write
         self._orders: deque[bytes | None] = deque()
         self._stopping = threading.Event()
 
@@ -95,17 +96,17 @@ class Plane:
 
     def stop(self) -> None:
         self._stopping.set()
-        os.eventfd_write(self._wake, 1)
+        self._rouse()
 
     def look_again(self) -> None:
         """Admission learned something: ask again for clients that wait."""
         self._orders.append(None)
-        os.eventfd_write(self._wake, 1)
+        self._rouse()
 
     def drop(self, node: bytes) -> None:
         """Disconnect a node key."""
         self._orders.append(node)
-        os.eventfd_write(self._wake, 1)
+        self._rouse()
 
     def run(self) -> None:
         """Serve until `stop`."""
@@ -123,7 +124,14 @@ class Plane:
             for connection in list(self._connections.values()):
                 self._close(connection)
             self._epoll.close()
-            os.close(self._wake)
+            with self._wake_lock:
+                os.close(self._wake)
+                self._wake = -1
+
+    def _rouse(self) -> None:
+        with self._wake_lock:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def _say_goodbye(self) -> None:
         """Tell clients that we stop: they come back by themselves, not all at once."""

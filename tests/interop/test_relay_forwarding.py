@@ -218,3 +218,13 @@ def test_out_of_descriptors_new_clients_wait_and_the_thread_rests(running: Runni
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert waiting.recv(100).startswith(b"HTTP/1.1 101 ")
     waiting.close()
+
+
+def test_stopping_an_ending_plane_and_orders_after_its_end_are_harmless() -> None:
+    running = Running()
+    running.plane.stop()
+    running.thread.join(5)
+    running.plane.stop()
+    running.plane.look_again()
+    running.plane.drop(b"\x01" * 32)
+    running.close()
