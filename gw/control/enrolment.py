@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal, final
 
@@ -89,7 +89,8 @@ async def _register_by_key(
     authkeys.check_usable(key, tailnet.clock())
     user = "" if key.tags else key.user
     ephemeral = key.ephemeral or request.ephemeral
-    return await _admit(tailnet, machine_key, node_key, request, _Grant(user, key.tags, ephemeral, "authkey", key))
+    grant = _with_asked_tags(tailnet, _Grant(user, key.tags, ephemeral, "authkey", key), request)
+    return await _admit(tailnet, machine_key, node_key, request, grant)
 
 
 def _owns(key: PreauthKeyDoc, node: NodeRecord) -> bool:
@@ -143,7 +144,7 @@ async def approve(tailnet: Tailnet, auth_id: str, user: UserDoc) -> NodeRecord:
 
 
 async def _approve(tailnet: Tailnet, machine_key: str, request: RegisterRequest, user: UserDoc) -> NodeRecord:
-    grant = _Grant(user.name, (), request.ephemeral, "cli")
+    grant = _with_asked_tags(tailnet, _Grant(user.name, (), request.ephemeral, "cli"), request)
     async with tailnet.locked(f"machine {machine_key}"):
         return await _admit(tailnet, machine_key, _node_key(request), request, grant)
 
@@ -160,6 +161,17 @@ def _seconds(tailnet: Tailnet) -> float:
 
 
 # Both
+
+
+def _with_asked_tags(tailnet: Tailnet, grant: _Grant, request: RegisterRequest) -> _Grant:
+    """A node may ask for tags that its user owns (`tailscale up --advertise-tags`). A tagged key's are not added to."""
+    asked = sorted({*((request.hostinfo.request_tags if request.hostinfo else None) or ())})
+    if not asked or not grant.user:
+        return grant
+    refused = [tag for tag in asked if not tailnet.policy.may_tag(grant.user, tag)]
+    if refused:
+        raise AuthRequired(f"requested tags [{' '.join(refused)[:200]}] are invalid or not permitted")
+    return replace(grant, user="", tags=asked)
 
 
 async def _admit(

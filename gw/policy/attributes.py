@@ -34,6 +34,7 @@ class NodeGifts:
         self._routes: list[tuple[Span, Audience]] = [
             (route, audience(compiled, approvers)) for route, approvers in policy.auto_approvers.routes
         ]
+        self._may_disable = policy.disable_ipv4 or any(DISABLE_IPV4 in each.attributes for _, each in self._attributes)
         self._exit = audience(compiled, policy.auto_approvers.exit_node)
 
     def attributes(self, entry: Entry[N], *, is_mac: bool = False) -> dict[str, list[str] | None]:
@@ -58,7 +59,7 @@ class NodeGifts:
 
     def has_ipv4(self, entry: Entry[N]) -> bool:
         """Whether the node and its view of others keep their IPv4 addresses."""
-        return DISABLE_IPV4 not in self.attributes(entry)
+        return not self._may_disable or DISABLE_IPV4 not in self.attributes(entry)
 
     def approved(self, entry: Entry[N], advertised: Iterable[str]) -> list[str]:
         """Of the routes that a node advertises, those that need nobody's approval."""

@@ -17,6 +17,7 @@ from gw.policy.attributes import NodeGifts
 from gw.policy.checks import Checks
 from gw.policy.filters import filter_for
 from gw.policy.model import Policy
+from gw.policy.ownership import TagOwners
 from gw.policy.people import User
 from gw.policy.routing import IsOnline, Primary, routes_for
 from gw.policy.sshrules import SshSection
@@ -131,9 +132,14 @@ class PolicyEngine(Generic[N]):
         """Of the advertised routes, those that the policy approves by itself."""
         return self.gifts.approved(self.view.entries[node.id], advertised)
 
+    def may_tag(self, user: str, tag: str) -> bool:
+        """Whether a node that this user logs in may take the tag."""
+        return self.owners.may(user, tag)
+
     # Inside
 
     def _make_sections(self) -> None:
+        self.owners = TagOwners(self.view.compiled)
         self.gifts = NodeGifts(self.view.compiled)
         self.ssh: SshSection[N] = SshSection(self.view.compiled)
 

@@ -9,8 +9,10 @@ import pytest
 
 from gw.control import accounts, enrolment
 from gw.control.pending import LIFETIME_S, MAX_PENDING
-from gw.control.records import ChangeKind
+from gw.control.records import ChangeKind, NodeRecord
 from gw.errors import AuthRequired, GwError, NotFound
+from gw.model.hostinfo import Hostinfo
+from gw.policy.reader import read_policy
 from gw.state.changes import Put
 
 
@@ -283,3 +285,20 @@ async def test_key_and_node_become_durable_in_one_commit(world: Any) -> None:
     await world.node()
     kinds = [change.document.kind for change in world.store.commits[-1] if isinstance(change, Put)]
     assert kinds == ["node", "preauthkey"]
+
+
+async def test_a_node_may_ask_for_tags_that_its_user_owns(make_world: Any) -> None:
+    text = b'{"acls": [], "tagOwners": {"tag:mine": ["ann@"], "tag:other": []}}'
+    world = make_world(read_policy(text))
+    await world.user("ann")
+
+    async def register(*tags: str) -> NodeRecord:
+        request = world.request(await world.key("ann"), "box")
+        request.hostinfo = Hostinfo(hostname="box", request_tags=list(tags))
+        return await enrolment.register_preauth(world.tailnet, world.fresh("mkey:"), request)
+
+    node = await register("tag:mine")
+    assert (node.tags, node.user) == (["tag:mine"], "")
+    with pytest.raises(AuthRequired, match=r"requested tags \[tag:other\] are invalid or not permitted"):
+        await register("tag:mine", "tag:other")
+    assert (await register()).user == "ann"
