@@ -124,6 +124,7 @@ class Compiled:
         self._own_sources = SideBits(unit.sources for unit in self.own_units)
         self._own_postures = PostureBits(unit.grant.postures for unit in self.own_units)
         self.network: Final = _mask(units, lambda unit: unit.kind is UnitKind.NETWORK)
+        self._silent = _mask(units, lambda unit: unit.kind is UnitKind.SILENT)
         self.via: Final = _mask(units, lambda unit: bool(unit.grant.via))
         self.to_internet: Final = _mask(units, lambda unit: unit.destinations.has_internet)
         self._inside_internet = _mask(
@@ -193,8 +194,9 @@ class Compiled:
         return (self.destinations.literals.over(route) | self.destinations.everybody) & self.via
 
     def returning(self, route: Span) -> Bits:
-        """Units whose sources are in a subnet."""
-        return self.sources.literals.over(route) | self.sources.everybody | self.sources.anything
+        """Units whose rule has sources in a subnet."""
+        found = self.sources.literals.over(route) | self.sources.everybody | self.sources.anything
+        return found & ~self._silent
 
     def to_exits(self) -> Bits:
         """Units without `via` that lead to the whole internet."""
