@@ -209,7 +209,7 @@ def set_policy(
     path = state_paths().policy_file
     raw = sys.stdin.buffer.read() if file == "-" else _raw(Path(file))
     text = from_toml(raw) if path.suffix == SUFFIX else raw
-    answer = ask("POST", "policy", "check", body={"policy": text.decode(errors="surrogateescape")})
+    answer = ask("POST", "policy", "check", body={"policy": text.decode(errors="surrogateescape"), "announce": True})
     write_atomic(path, raw, path.stat().st_mode & 0o777 if path.exists() else 0o640)
     shell.say(f"{path}: {answer['rules']} rules, revision {answer['revision']}")
 

@@ -249,7 +249,10 @@ async def _reject_login(tailnet: Tailnet, _: list[str], __: Query, body: bytes) 
 
 
 class _PolicyText(_Body):
+    """announce: the caller is about to write this text as the policy."""
+
     policy: str = ""
+    announce: bool = False
 
 
 async def _topology(tailnet: Tailnet, _: list[str], __: Query, ___: bytes) -> Shape:
@@ -275,7 +278,8 @@ async def _topology(tailnet: Tailnet, _: list[str], __: Query, ___: bytes) -> Sh
 
 async def _check_policy(tailnet: Tailnet, _: list[str], __: Query, body: bytes) -> Shape:
     """Whether a text may be put in force: it is a policy, and its own tests hold."""
-    text = _read(body, _PolicyText).policy.encode(errors="surrogateescape")
+    asked = _read(body, _PolicyText)
+    text = asked.policy.encode(errors="surrogateescape")
     try:
         policy = read_policy(text)
         failures = tailnet.policy.failures(policy)
@@ -284,6 +288,8 @@ async def _check_policy(tailnet: Tailnet, _: list[str], __: Query, body: bytes) 
         raise UsageError(f"the policy is refused: {place}{error.message}", hint="gwctl policy check FILE") from None
     if failures:
         raise UsageError(f"the policy is refused: {FAILED}: {failures[0]}", hint="gwctl policy test FILE")
+    if asked.announce:
+        tailnet.announce_policy(text)
     return {"rules": len(policy.grants or ()), "revision": revision_of(text)}
 
 

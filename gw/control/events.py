@@ -35,6 +35,11 @@ def acting_as(actor: str) -> Iterator[None]:
         _actor.reset(token)
 
 
+def actor() -> str:
+    """Who is behind what is being done."""
+    return _actor.get()
+
+
 @final
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened. event: `node-renamed`; subject: `node:3`, `user:ann`, `preauthkey:<prefix>`."""

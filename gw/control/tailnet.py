@@ -109,6 +109,7 @@ class Tailnet:
         self._deadlines: list[tuple[float, int]] = []
         self._wake = asyncio.Event()
         self._renamed_hosts: dict[int, None] = {}
+        self._announced = ("", "")  # revision of a policy, and who is about to write it
         self._advertising: dict[int, None] = {}  # nodes whose routes the policy may approve
         self.logins = PendingLogins()
         self._tasks: asyncio.TaskGroup | None = None
@@ -592,6 +593,18 @@ class Tailnet:
             "policy-changed", "policy", PolicyRevision(revision_of(before)), PolicyRevision(revision_of(policy.text))
         )
         self._policy_is_new()
+
+    def announce_policy(self, text: bytes) -> None:
+        """Somebody is about to write this text: the event trail shall name them, not a hand edit."""
+        if self._tasks is None:  # no server runs to take it over
+            self.record("policy-changed", "policy", None, PolicyRevision(revision_of(text)))
+        else:
+            self._announced = (revision_of(text), events.actor())
+
+    def author_of(self, text: bytes) -> str:
+        """Who announced this text; a person with an editor if nobody did."""
+        revision, author = self._announced
+        return author if revision == revision_of(text) else "hand edit"
 
     def _policy_is_new(self) -> None:
         self._derp_map = self._dns_config = None

@@ -116,7 +116,8 @@ def _take_over_policy(tailnet: Tailnet, path: Path, text: str) -> None:
         failures = tailnet.policy.failures(policy)
         if failures:
             raise PolicyError(FAILED, details=failures)
-        tailnet.set_policy(policy)
+        with acting_as(tailnet.author_of(policy.text)):
+            tailnet.set_policy(policy)
     except PolicyError as error:
         logger.error("%s: the last good policy stays", located(path, error))
         for detail in error.details if len(error.details) > 1 or error.message == FAILED else ():

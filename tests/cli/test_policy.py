@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,30 @@ def test_a_running_server_is_asked_for_its_nodes(served: Run, state: Path) -> No
     assert served("policy", "set", str(state.parent / "p.hujson")).returncode == 0
     found = json.loads(served("policy", "why", "100.64.0.9", "192.0.2.1:22", "-o", "json").stdout)
     assert found["note"] == "no node has an approved route to 192.0.2.1"
+
+
+def events(state: Path) -> list[dict[str, Any]]:
+    return [
+        json.loads(line)
+        for path in sorted((state / "events").glob("*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+
+
+def test_the_event_trail_names_who_set_the_policy(served: Run, state: Path) -> None:
+    (state.parent / "p.hujson").write_text('{"acls": []}')
+    revision = served("policy", "set", str(state.parent / "p.hujson")).stdout.split()[-1]
+    for _ in range(100):
+        found = [event for event in events(state) if event["event"] == "policy-changed"]
+        if found:
+            break
+        time.sleep(0.05)
+    assert found[0]["after"] == {"policy": revision}
+    assert "uid" in found[0]["actor"]
+    (state / "policy.hujson").write_text('{"acls": [], "groups": {}}')
+    for _ in range(100):
+        found = [event for event in events(state) if event["event"] == "policy-changed"]
+        if len(found) == 2:
+            break
+        time.sleep(0.05)
+    assert found[1]["actor"] == "hand edit"
