@@ -38,7 +38,7 @@ test-deps:
 	sh .ci/system-packages
 
 test: test-deps $(STAMP) $(VENV)/dev lint
-	cd tests && $(BIN)/pytest unit sim cli tui -n 2 -q $(TESTS)
+	cd tests && $(BIN)/pytest unit sim cli tui -n 2 -q -m "not long" $(TESTS)
 	cd tests && $(BIN)/pytest netns interop -m "not long" $(TESTS)
 
 test-long: test-deps $(STAMP) $(VENV)/dev

@@ -8,7 +8,7 @@ Ref: spec policy §6, §10, §15
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar, final
 
@@ -106,10 +106,10 @@ class PolicyView(Generic[N]):
 
     def set_policy(self, policy: Policy, users: Iterable[User]) -> None:
         """Put a policy in force, also the same one over other users. Raises PolicyError; the last one stays then."""
-        compiled = Compiled(policy, People(users, policy.groups), self.pools)
-        self.compiled = compiled
+        before, self.compiled = self.compiled, Compiled(policy, People(users, policy.groups), self.pools)
         self.epoch += 1
-        nodes = [entry.node for entry in self.entries.values()]
+        entries = list(self.entries.values())
+        asks_posture = bool(policy.postures or before.policy.postures)
         for index in (
             self.entries,
             self._classes,
@@ -122,8 +122,8 @@ class PolicyView(Generic[N]):
         ):
             index.clear()
         self._route_names = None
-        for node in nodes:
-            self._enter(node)
+        for entry in entries:
+            self._enter(entry.node, None if asks_posture else (entry.facts, entry.routes))
 
     # Nodes come, change and go
 
@@ -201,12 +201,6 @@ class PolicyView(Generic[N]):
             found |= self._tags[tag]
         return found
 
-    def members(self, bit: Bits) -> Iterator[Entry[N]]:
-        """The nodes that a unit's source list names one by one."""
-        for entry in self.entries.values():
-            if entry.standing.listed & bit:
-                yield entry
-
     def sources(self, unit: Unit) -> list[str]:
         """`SrcIPs` of a unit, shared by all who get it."""
         return self._source_list(unit).text(self.all_routes())
@@ -241,10 +235,18 @@ class PolicyView(Generic[N]):
             and not (_see(now, _key(member)) or self._share(after, member))
         ]
 
+    def _listed(self, unit: Unit) -> Iterable[Entry[N]]:
+        """The nodes that a unit's source list names one by one."""
+        if unit.asks_posture:
+            return [entry for entry in self.entries.values() if entry.standing.listed >> unit.index & 1]
+        if unit.sources.everybody or unit.sources.anything:
+            return ()
+        return self.owned(unit.sources).values()
+
     def _source_list(self, unit: Unit) -> SourceList:
         found = self._lists.get(unit.sources_key)
         if found is None:
-            places = [place for entry in self.members(1 << unit.index) for place in entry.facts.places]
+            places = [place for entry in self._listed(unit) for place in entry.facts.places]
             found = SourceList(unit.sources, self.compiled, unit.asks_posture, places)
             self._lists[unit.sources_key] = found
         return found
@@ -269,8 +271,9 @@ class PolicyView(Generic[N]):
         )
         return facts, routes
 
-    def _enter(self, node: N) -> Entry[N]:
-        facts, routes = self._facts(node)
+    def _enter(self, node: N, known: tuple[Facts, dict[str, Span]] | None = None) -> Entry[N]:
+        """known: its facts, where they are known to hold still."""
+        facts, routes = known or self._facts(node)
         entry = Entry(node, facts, self.compiled.standing(facts), routes)
         self.entries[node.id] = entry
         self._class_of(entry).members[node.id] = entry
