@@ -84,10 +84,7 @@ class InboundPlane:
             case RemovePeer(slot):
                 core.remove_peer(slot)
             case Routes(slot, add, remove):
-                for network, length in remove:
-                    core.routes.take(network, length, slot)
-                for network, length in add:
-                    core.routes.put(network, length, slot)
+                core.routes.change(slot, add, remove)
             case ReceiveSession(slot, session, key, expires_ns, confirm):
                 core.add_session(slot, session, ChaCha20Poly1305(key).decrypt, expires_ns, confirm)
             case EndSession(_, session):

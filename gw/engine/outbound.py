@@ -60,10 +60,7 @@ class OutboundPlane:
             case RemovePeer(slot):
                 core.remove_peer(slot)
             case Routes(slot, add, remove):
-                for network, length in remove:
-                    core.routes.take(network, length, slot)
-                for network, length in add:
-                    core.routes.put(network, length, slot)
+                core.routes.change(slot, add, remove)
             case Plan(slot, host, port, relay, wake):
                 sock = (self._v6 if ":" in host else self._v4) if host else None
                 core.set_plan(slot, sock, (host, port) if sock is not None else None, relay, wake)

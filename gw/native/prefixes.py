@@ -55,6 +55,13 @@ class PrefixMap:
                 del self.v6[length]
                 self.lengths6.remove(length)
 
+    def change(self, slot: int, add: list[tuple[bytes, int]], remove: list[tuple[bytes, int]]) -> None:
+        """What a peer no longer has, and what it has from now on, as (network, length)."""
+        for network, length in remove:
+            self.take(network, length, slot)
+        for network, length in add:
+            self.put(network, length, slot)
+
     def find4(self, packet: bytes, at: i64) -> i64:
         """The slot for the IPv4 address at packet[at:at+4], or NOBODY."""
         address: i64 = i64(read_i32_be(packet, at)) & 0xFFFFFFFF

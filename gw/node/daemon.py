@@ -278,7 +278,8 @@ class Daemon:
             self._resume = []
         elif structural and self._state == "Running":
             self._publish_structure(change)
-        self._on_host().when_followed(self._arrived if self._state != "Running" else lambda: None)
+        if self._state != "Running":
+            self._on_host().when_followed(self._arrived)
 
     # EngineEvents
 
@@ -429,9 +430,9 @@ class Daemon:
             self._remove_peer(node)
             old = None
         before = old.allowed if old is not None else frozenset()
-        routes = self._on_host().routes
-        routes.remove(before - config.allowed)
-        routes.add(config.allowed - before)
+        host = self._on_host()
+        host.remove_routes(before - config.allowed)
+        host.add_routes(config.allowed - before)
         self._configs[node.id] = config
         self._ids[config.key] = node.id
         self._running().set_peer(config)
@@ -440,7 +441,7 @@ class Daemon:
         config = self._configs.pop(node.id, None)
         if config is not None:
             self._ids.pop(config.key, None)
-            self._on_host().routes.remove(config.allowed)
+            self._on_host().remove_routes(config.allowed)
             self._running().remove_peer(config.key)
 
     def _has_cap_rules(self) -> bool:
@@ -483,7 +484,7 @@ class Daemon:
         self._resume = engine.active_peers() or self._resume
         for config in self._configs.values():
             engine.remove_peer(config.key)
-            host.routes.remove(config.allowed)
+            host.remove_routes(config.allowed)
         self._mapped = False
         self._configs.clear()
         self._ids.clear()

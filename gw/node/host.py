@@ -18,7 +18,7 @@ from typing import Any, Final, Self, final
 from gw.errors import GwError
 from gw.model.addresses import TAILNET_MTU
 from gw.net import interfaces, resolv
-from gw.net.router import InterfaceAddress, Router
+from gw.net.router import InterfaceAddress, Network, Router
 from gw.node.routes import TunnelRoutes
 
 log: Final = logging.getLogger(__name__)
@@ -28,10 +28,10 @@ NAMES_CHECK_S: Final = 60.0  # a DHCP client writes resolv.conf without a word
 
 @final
 class Host:
-    """Enter before use; `run` follows wishes until cancelled; leaving restores the host. routes: what peers need."""
+    """Enter before use; `run` follows wishes until cancelled; leaving restores the host."""
 
     def __init__(self, tun_name: str, keep: Path) -> None:
-        self.routes: Final = TunnelRoutes()
+        self._routes = TunnelRoutes()
         self._tun = tun_name
         self._keep = keep
         self._router = Router(tun_name)
@@ -67,6 +67,16 @@ class Host:
         self._addresses = frozenset(addresses)
         self._wish.set()
 
+    def add_routes(self, allowed: Iterable[Network]) -> None:
+        """Allowed IPs that a peer has from now on."""
+        self._routes.add(allowed)
+        self._wish.set()
+
+    def remove_routes(self, allowed: Iterable[Network]) -> None:
+        """Allowed IPs that a peer no longer has; the same ones that were added for it."""
+        self._routes.remove(allowed)
+        self._wish.set()
+
     def set_names(self, config: resolv.ResolvConfig) -> None:
         self._names = config
         self._wish.set()
@@ -96,7 +106,7 @@ class Host:
         waiting, self._waiting = self._waiting, []
         heal, self._heal_link = self._heal_link, False
         addresses, names = self._addresses, self._names
-        add, remove = self.routes.take()
+        add, remove = self._routes.take()
         if heal:
             await self._try("routes", self._router.heal)
         await self._try("addresses", lambda: self._router.set_addresses(addresses))
@@ -131,8 +141,8 @@ class Host:
         """Where the host refuses, go on and say so in the status."""
         try:
             await self._there(action)
-        except GwError as error:
-            text = f"{what}: {error.message}"
+        except (GwError, OSError) as error:
+            text = f"{what}: {error.message if isinstance(error, GwError) else error}"
             if self._problems.get(what) != text:
                 log.error("%s", text)
             self._problems[what] = text

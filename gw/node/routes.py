@@ -24,7 +24,9 @@ ULA: Final = ipaddress.IPv6Network("fd7a:115c:a1e0::/48")
 class TunnelRoutes:
     """Counts who needs each network, so that a route that two peers serve stays when one of them goes."""
 
-    def __init__(self) -> None:
+    def __init__(self, many: int = MANY) -> None:
+        """many: more IPv4 addresses than these are summed up."""
+        self._many = many
         self._needed: Counter[Network] = Counter()
         self._addresses: set[Network] = set()  # IPv4 addresses of peers within CGNAT
         self._summed_up = False
@@ -54,7 +56,7 @@ class TunnelRoutes:
     def take(self) -> tuple[set[Network], set[Network]]:
         """Routes to add and to remove since the last call."""
         count = len(self._addresses)
-        if (count > MANY) if not self._summed_up else (count < MANY // 2):
+        if (count > self._many) if not self._summed_up else (count < self._many // 2):
             self._summed_up = not self._summed_up
             self._touched |= self._addresses | {CGNAT}
         touched, self._touched = self._touched, set()

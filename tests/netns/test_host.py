@@ -242,7 +242,7 @@ def test_host_follows_wishes_and_heals_by_itself(box: Box, tmp_path: Path) -> No
         async with host, asyncio.timeout(30), asyncio.TaskGroup() as group:
             running = group.create_task(host.run(lambda: None))
             host.set_addresses(OWN)
-            host.routes.add(ROUTES)
+            host.add_routes(ROUTES)
             await host.followed()
             assert box.routes() == ALL_ROUTES
             await asyncio.sleep(0.6)  # its own changes are over

@@ -7,8 +7,7 @@ import ipaddress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gw.node import routes
-from gw.node.routes import CGNAT, ULA, Network, TunnelRoutes
+from gw.node.routes import CGNAT, MANY, ULA, Network, TunnelRoutes
 
 LAN = ipaddress.IPv4Network("192.168.1.0/24")
 
@@ -48,13 +47,13 @@ def test_what_changes_hands_between_two_takes_is_not_touched() -> None:
 
 def test_many_addresses_become_one_route_and_few_become_single_again() -> None:
     needed = TunnelRoutes()
-    count = routes.MANY + 1
+    count = MANY + 1
     needed.add(v4(number) for number in range(count))
     needed.add([LAN])
     assert needed.take() == ({CGNAT, LAN}, set())
     needed.remove([v4(0)])
     assert needed.take() == (set(), set())  # no to and fro at the border
-    gone = count - routes.MANY // 2 + 1
+    gone = count - MANY // 2 + 1
     needed.remove(v4(number) for number in range(1, gone))
     add, remove = needed.take()
     assert remove == {CGNAT}
@@ -63,22 +62,18 @@ def test_many_addresses_become_one_route_and_few_become_single_again() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=60), st.sampled_from([1, 2, 4]))
 def test_what_was_given_always_covers_what_is_needed(steps: list[tuple[bool, int]], many: int) -> None:
-    before, routes.MANY = routes.MANY, many  # type: ignore[misc]
-    try:
-        needed, given_out, held = TunnelRoutes(), set[Network](), list[int]()
-        for is_new, number in steps:
-            if is_new:
-                needed.add([v4(number)])
-                held.append(number)
-            elif number in held:
-                needed.remove([v4(number)])
-                held.remove(number)
-            add, remove = needed.take()
-            assert not add & given_out
-            assert remove <= given_out
-            given_out = given_out - remove | add
-            singles = {v4(each) for each in held}
-            assert given_out in (singles, {CGNAT})
-            assert len(singles) <= many or given_out == {CGNAT}
-    finally:
-        routes.MANY = before  # type: ignore[misc]
+    needed, given_out, held = TunnelRoutes(many), set[Network](), list[int]()
+    for is_new, number in steps:
+        if is_new:
+            needed.add([v4(number)])
+            held.append(number)
+        elif number in held:
+            needed.remove([v4(number)])
+            held.remove(number)
+        add, remove = needed.take()
+        assert not add & given_out
+        assert remove <= given_out
+        given_out = given_out - remove | add
+        singles = {v4(each) for each in held}
+        assert given_out in (singles, {CGNAT})
+        assert len(singles) <= many or given_out == {CGNAT}
