@@ -15,7 +15,7 @@ from typing import Final, Self, final
 
 from gw.errors import GwError, NotFound, TimedOut, UsageError
 from gw.lab.ledger import Ledger, lab_folder
-from gw.lab.topology import HUB, HUB_ADDRESS, MAX_NODES, NodeSpec, Topology, namespace
+from gw.lab.topology import HUB, HUB_ADDRESS, MAX_NODES, NodeSpec, Topology
 
 READY_S: Final = 20.0
 UP_S: Final = 30
@@ -128,7 +128,7 @@ class Lab:
     def argv(self, name: str, *argv: str) -> list[str]:
         """The command line that runs `argv` in a node; console scripts are those of this installation."""
         program = shutil.which(argv[0], path=str(Path(sys.executable).parent)) or argv[0]
-        return ["ip", "netns", "exec", namespace(name), program, *argv[1:]]
+        return ["ip", "netns", "exec", self._record().namespace(name), program, *argv[1:]]
 
     def environment(self, name: str) -> dict[str, str]:
         """The environment of a node's programs: its own state directory, sockets and installation."""

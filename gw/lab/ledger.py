@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -41,7 +42,19 @@ class Entry(msgspec.Struct):
 
 def lab_folder() -> Path:
     """Where labs keep their state: $GW_LAB_DIR, else a folder in the temporary one."""
-    return Path(os.environ.get("GW_LAB_DIR") or Path(tempfile.gettempdir()) / "ghostwire-lab")
+    return Path(os.environ.get("GW_LAB_DIR") or usual_folder())
+
+
+def usual_folder() -> Path:
+    """The folder where $GW_LAB_DIR names none."""
+    return Path(tempfile.gettempdir()) / "ghostwire-lab"
+
+
+def prefix(folder: Path) -> str:
+    """How the names of a lab's namespaces begin: `gwlab-`, and a mark of the folder where it is not the usual one."""
+    if folder == usual_folder():
+        return PREFIX
+    return f"{PREFIX}{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:6]}-"
 
 
 @final
@@ -51,6 +64,8 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / FILE
+        self._temporary = folder / f"{FILE}.{os.getpid()}.tmp"
+        self._prefix = prefix(folder)
         self.entry = Entry(Process(os.getpid(), _started(os.getpid()) or 0, "gw lab"))
 
     @classmethod
@@ -78,17 +93,28 @@ class Ledger:
         except OSError as error:
             raise GwError(f"cannot make `{folder}`: {error.strerror}", hint="set GW_LAB_DIR") from error
         ledger = cls(folder)
-        ledger.save()
+        try:
+            os.link(ledger._write(), ledger._path)
+        except FileExistsError:
+            raise Conflict("another lab is coming up in this folder", hint="set GW_LAB_DIR") from None
+        finally:
+            ledger._temporary.unlink(missing_ok=True)
         return ledger
+
+    def namespace(self, name: str) -> str:
+        """The network namespace of a node, a router or the hub of this lab."""
+        return self._prefix + name
 
     def is_owned(self) -> bool:
         """True while the process that made it lives."""
         return _is_alive(self.entry.owner)
 
     def save(self) -> None:
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_bytes(msgspec.json.encode(self.entry))
-        temporary.rename(self._path)
+        self._write().rename(self._path)
+
+    def _write(self) -> Path:
+        self._temporary.write_bytes(msgspec.json.encode(self.entry))
+        return self._temporary
 
     def note_namespace(self, name: str) -> None:
         self.entry.namespaces.append(name)

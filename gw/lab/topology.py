@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, final
 
 from gw.errors import GwError, NotFound, PermissionNeeded
-from gw.lab.ledger import PREFIX, Ledger
+from gw.lab.ledger import Ledger
 
 HUB: Final = "hub"
 WAN: Final = "wan"
@@ -93,17 +93,17 @@ class Topology:
         self._namespace(router)
         self._plug(router, "wan", f"198.51.100.{100 + number}/24")
         net = f"10.{200 + number % 50}.{number // 50}"
-        self._ip(router, f"link add lan type veth peer name eth0 netns {namespace(spec.name)}")
+        self._ip(router, f"link add lan type veth peer name eth0 netns {self._ledger.namespace(spec.name)}")
         self._ip(router, f"addr add {net}.1/24 dev lan")
         self._ip(router, "link set lan up")
         self._ip(spec.name, f"addr add {net}.2/24 dev eth0")
         self._ip(spec.name, "link set eth0 up")
         self._ip(spec.name, f"route add default via {net}.1")
         self._write(router, "/proc/sys/net/ipv4/ip_forward", "1")
-        run(["ip", "netns", "exec", namespace(router), "nft", "-f", "-"], text=ruleset(spec.nat))
+        run(["ip", "netns", "exec", self._ledger.namespace(router), "nft", "-f", "-"], text=ruleset(spec.nat))
 
     def _namespace(self, name: str) -> None:
-        full = namespace(name)
+        full = self._ledger.namespace(name)
         folder = NETNS_ETC / full
         self._ledger.note_folder(folder)
         self._ledger.note_namespace(full)
@@ -118,20 +118,16 @@ class Topology:
     def _plug(self, name: str, interface: str, address: str) -> None:
         """A cable from the bridge."""
         port = f"p-{name}"[:15]
-        self._ip(WAN, f"link add {port} type veth peer name {interface} netns {namespace(name)}")
+        self._ip(WAN, f"link add {port} type veth peer name {interface} netns {self._ledger.namespace(name)}")
         self._ip(WAN, f"link set {port} master br0 up")
         self._ip(name, f"addr add {address} dev {interface}")
         self._ip(name, f"link set {interface} up")
 
     def _ip(self, name: str, command: str) -> None:
-        run(["ip", "-n", namespace(name), *command.split()])
+        run(["ip", "-n", self._ledger.namespace(name), *command.split()])
 
     def _write(self, name: str, path: str, value: str) -> None:
-        run(["ip", "netns", "exec", namespace(name), "sh", "-c", f"echo {value} > {path}"])
-
-
-def namespace(name: str) -> str:
-    return PREFIX + name
+        run(["ip", "netns", "exec", self._ledger.namespace(name), "sh", "-c", f"echo {value} > {path}"])
 
 
 def run(argv: list[str], *, text: str = "") -> str:

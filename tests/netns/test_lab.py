@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
+from collections.abc import Iterator
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 
 from gw.errors import Conflict, UsageError
 from gw.lab import Lab, Nat, NodeSpec
-from gw.lab.ledger import Ledger
-from gw.lab.topology import HUB_ADDRESS, Topology, namespace
+from gw.lab.ledger import Ledger, prefix
+from gw.lab.topology import HUB_ADDRESS, Topology
 
 from .namespaces import needs_namespaces
 
@@ -45,15 +50,11 @@ for p in (7001,7002):
 """
 
 
-def left_over() -> list[str]:
-    found = [
-        line.split()[0] for line in subprocess.run(["ip", "netns"], capture_output=True, text=True).stdout.splitlines()
-    ]
-    links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout
-    names = [name for name in found if name.startswith("gwlab-")]
-    names += [line for line in links.splitlines() if "p-" in line.split(":")[1] or "gw0" in line]
-    names += [path.name for path in Path("/etc/netns").glob("gwlab-*")] if Path("/etc/netns").exists() else []
-    return names
+def left_over(folder: Path) -> list[str]:
+    """What there is of the lab of a folder: its namespaces and their /etc."""
+    listed = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout.splitlines()
+    found = [line.split()[0] for line in listed] + [path.name for path in Path("/etc/netns").glob("*")]
+    return [name for name in found if name.startswith(prefix(folder))]
 
 
 def test_each_nat_maps_as_its_name_says(lab_folder: Path) -> None:
@@ -66,14 +67,17 @@ def test_each_nat_maps_as_its_name_says(lab_folder: Path) -> None:
             topology.add_node(NodeSpec(name, nat))
         inside = ["ip", "netns", "exec"]
         echo = subprocess.Popen(
-            [*inside, namespace("hub"), sys.executable, "-c", ECHO], stdout=subprocess.PIPE, text=True
+            [*inside, ledger.namespace("hub"), sys.executable, "-c", ECHO], stdout=subprocess.PIPE, text=True
         )
         with echo:
             assert echo.stdout is not None
             assert echo.stdout.readline() == "ready\n"
             seen = {
                 name: subprocess.run(
-                    [*inside, namespace(name), sys.executable, "-c", ASK], capture_output=True, text=True, check=True
+                    [*inside, ledger.namespace(name), sys.executable, "-c", ASK],
+                    capture_output=True,
+                    text=True,
+                    check=True,
                 ).stdout.split()
                 for name in kinds
             }
@@ -83,11 +87,11 @@ def test_each_nat_maps_as_its_name_says(lab_folder: Path) -> None:
         assert seen["cone"][0].startswith("198.51.100.102:")
         assert seen["sym"][0] != seen["sym"][1]
         assert seen["block"] == ["nothing", "nothing"]
-        pinged = [*inside, namespace("block"), "ping", "-c", "1", "-W", "1", HUB_ADDRESS]
+        pinged = [*inside, ledger.namespace("block"), "ping", "-c", "1", "-W", "1", HUB_ADDRESS]
         assert subprocess.run(pinged, capture_output=True, check=False).returncode == 0
     finally:
         ledger.remove_all()
-    assert left_over() == []
+    assert left_over(lab_folder) == []
 
 
 def test_the_demo_holds_twice_in_a_row_and_leaves_nothing(lab_folder: Path) -> None:
@@ -96,7 +100,7 @@ def test_the_demo_holds_twice_in_a_row_and_leaves_nothing(lab_folder: Path) -> N
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Gb/s" in done.stdout
         assert "every step held" in done.stdout
-        assert left_over() == []
+        assert left_over(lab_folder) == []
     assert not lab_folder.exists()
 
 
@@ -107,7 +111,7 @@ def test_an_interrupted_demo_leaves_nothing(lab_folder: Path, number: signal.Sig
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode != 0
-    assert left_over() == []
+    assert left_over(lab_folder) == []
 
 
 def test_the_next_run_cleans_up_after_a_killed_one(lab_folder: Path) -> None:
@@ -115,10 +119,31 @@ def test_the_next_run_cleans_up_after_a_killed_one(lab_folder: Path) -> None:
     time.sleep(4.0)
     process.kill()
     process.wait()
-    assert left_over() != []
+    assert left_over(lab_folder) != []
     done = subprocess.run([GW, "lab", "demo"], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert left_over() == []
+    assert left_over(lab_folder) == []
+
+
+def test_labs_of_two_folders_stand_side_by_side(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    with Lab([NodeSpec("ann")], folder=folders[0]) as one:
+        with Lab([NodeSpec("ann")], folder=folders[1]) as two:
+            assert one.status("ann")["BackendState"] == two.status("ann")["BackendState"] == "Running"
+        assert left_over(folders[1]) == []
+        assert one.status("ann")["BackendState"] == "Running"
+    assert left_over(folders[0]) == []
+
+
+def test_two_that_begin_at_once_in_one_folder_do_not_share_it(lab_folder: Path) -> None:
+    racers = [
+        subprocess.Popen([GW, "lab", "demo"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [racer.communicate(timeout=90)[1] for racer in racers]
+    codes = sorted(racer.returncode for racer in racers)
+    assert codes in ([0, Conflict.exit_code], [0, 0]), said
+    assert left_over(lab_folder) == []
 
 
 def test_a_lab_stands_until_it_is_taken_down(lab_folder: Path) -> None:
@@ -141,7 +166,7 @@ def test_a_lab_stands_until_it_is_taken_down(lab_folder: Path) -> None:
     finally:
         down = subprocess.run([GW, "lab", "down"], capture_output=True, text=True, check=False)
     assert down.returncode == 0, down.stderr
-    assert left_over() == []
+    assert left_over(lab_folder) == []
 
 
 def test_a_step_that_fails_fails_the_demo_and_keeps_the_logs(lab_folder: Path, tmp_path: Path) -> None:
@@ -172,7 +197,7 @@ except GwError as error:
     assert done.returncode == 3, done.stdout + done.stderr
     assert str(lab_folder) in done.stdout
     assert (lab_folder / "gwctl.log").exists()
-    assert left_over() == []
+    assert left_over(lab_folder) == []
 
 
 def test_names_that_cannot_be_nodes_are_refused() -> None:
@@ -183,15 +208,47 @@ def test_names_that_cannot_be_nodes_are_refused() -> None:
         Lab([NodeSpec("ann"), NodeSpec("ann")])
 
 
-def test_without_root_it_runs_in_a_user_namespace_or_says_why_not(tmp_path: Path) -> None:
+NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]
+
+
+def is_usable_by_nobody(*argv: str | Path) -> bool:
+    """As root of a user namespace that is nobody outside, or as nobody where there can be no such namespace."""
+    for inside in (["unshare", "--user", "--map-root-user"], []):
+        if subprocess.run([*NOBODY, *inside, "true"], capture_output=True, check=False).returncode == 0:
+            return subprocess.run([*NOBODY, *inside, *argv], capture_output=True, check=False).returncode == 0
+    return False
+
+
+@pytest.fixture
+def public_gw() -> Iterator[Path]:
+    """`gw` where every user may run it: this installation, or a copy of it under the system's own interpreter."""
+    if is_usable_by_nobody(GW, "--version"):
+        yield Path(GW)
+        return
+    with tempfile.TemporaryDirectory(prefix="gw-public-") as text:
+        folder = Path(text)
+        folder.chmod(0o755)
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        system = Path("/usr/bin") / version
+        made = subprocess.run([system, "-m", "venv", "--without-pip", folder], capture_output=True, check=False)
+        if made.returncode:
+            pytest.skip(f"this installation lies where other users may not go, and there is no {system} with venv")
+        ours, theirs = sysconfig.get_path("purelib"), folder / "lib" / version / "site-packages"
+        shutil.copytree(ours, theirs, dirs_exist_ok=True)
+        for entry in distribution("ghostwire-mesh").entry_points:
+            script = folder / "bin" / entry.name
+            script.write_text(f"#!{folder}/bin/python\nimport sys\nimport {entry.module} as it\nsys.exit(it.main())\n")
+            script.chmod(0o755)
+        script = folder / "bin" / "gw"
+        if not is_usable_by_nobody(script, "--version"):
+            pytest.skip("this package is linked to a folder where other users may not go")
+        yield script
+
+
+def test_without_root_it_runs_in_a_user_namespace_or_says_why_not(public_gw: Path, tmp_path: Path) -> None:
     """As `nobody`: either the whole demo holds, or one line tells what to do."""
-    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]
-    inside = [*nobody, "unshare", "--user", "--map-root-user", GW, "--version"]
-    allowed = subprocess.run([*inside[:-2], "true"], capture_output=True, check=False).returncode == 0
-    if allowed and subprocess.run(inside, capture_output=True, check=False).returncode:
-        pytest.skip("this interpreter lies where other users may not go")
     done = subprocess.run(
-        [*nobody, GW, "lab", "demo", "--nodes", "ann,bob"],
+        [*NOBODY, public_gw, "lab", "demo", "--nodes", "ann,bob"],
         capture_output=True, text=True, timeout=120, check=False,
         env={**os.environ, "HOME": str(tmp_path), "TMPDIR": "/tmp"},
     )  # fmt: skip
@@ -200,4 +257,3 @@ def test_without_root_it_runs_in_a_user_namespace_or_says_why_not(tmp_path: Path
         assert "user namespaces" in done.stderr
     else:
         assert "every step held" in done.stdout
-    assert left_over() == []
