@@ -122,11 +122,18 @@ def main() -> None:
         updates += timed(lambda node=node: engine.update(node), 1)
         removals += timed(lambda node=node: engine.remove(node), 1)
         additions += timed(lambda node=node: engine.add(node), 1)
+    named = next(each for each in read.groups["group:g0"]).removesuffix("@")
+    for node in nodes:
+        if node.user == named:
+            engine.remove(node)
+    engine.drop_user(named)
+    arrivals = timed(lambda: engine.put_user(User(named, id=1)), 1)
     size = f"{chosen.nodes:,} nodes, {chosen.rules:,} rules"
     rows = [
         row(f"decision ({size})", "µs", statistics.median(decisions) * 1e6),
         row(f"whole compile ({size})", "s", statistics.median(compiles)),
         row(f"reading the text ({len(text) // 1024} KiB)", "s", statistics.median(parsed)),
+        row("a user that the policy names comes", "ms", arrivals[0] * 1e3),
         row("one node: change, p99", "ms", percentile(updates, 99) * 1e3),
         row("one node: removal, p99", "ms", percentile(removals, 99) * 1e3),
         row("one node: arrival, p99", "ms", percentile(additions, 99) * 1e3),

@@ -72,7 +72,7 @@ async def _register_preauth(tailnet: Tailnet, machine_key: str, request: Registe
             raise AuthRequired("invalid pre auth key")
         if not authkeys.matches(key, secret):
             raise AuthRequired("handling register with auth key: wrong secret")
-        if known is not None and settled and _owns(key, known):
+        if known is not None and settled and _owns(key, known, request):
             return known  # a used or expired key survives restarts of the node it admitted
         if key.reusable:
             return await _register_by_key(tailnet, machine_key, node_key, request, key)
@@ -93,9 +93,17 @@ async def _register_by_key(
     return await _admit(tailnet, machine_key, node_key, request, grant)
 
 
-def _owns(key: PreauthKeyDoc, node: NodeRecord) -> bool:
+def _owns(key: PreauthKeyDoc, node: NodeRecord, request: RegisterRequest) -> bool:
     """Whether the key would leave the node's owner as it is."""
-    return list(key.tags) == node.tags if key.tags else (not node.tags and key.user == node.user)
+    if key.tags:
+        return list(key.tags) == node.tags
+    if node.tags:  # it asked for them when it came in by this key
+        return node.doc.preauth_key == key.prefix and node.tags == _asked_tags(request)
+    return key.user == node.user
+
+
+def _asked_tags(request: RegisterRequest) -> list[str]:
+    return sorted({*((request.hostinfo.request_tags if request.hostinfo else None) or ())})
 
 
 def _node_key(request: RegisterRequest) -> str:
@@ -165,7 +173,7 @@ def _seconds(tailnet: Tailnet) -> float:
 
 def _with_asked_tags(tailnet: Tailnet, grant: _Grant, request: RegisterRequest) -> _Grant:
     """A node may ask for tags that its user owns (`tailscale up --advertise-tags`). A tagged key's are not added to."""
-    asked = sorted({*((request.hostinfo.request_tags if request.hostinfo else None) or ())})
+    asked = _asked_tags(request)
     if not asked or not grant.user:
         return grant
     refused = [tag for tag in asked if not tailnet.policy.may_tag(grant.user, tag)]

@@ -19,7 +19,7 @@ class Decider(Generic[N]):
 
     def __init__(self, view: PolicyView[N]) -> None:
         self._view = view
-        self._epoch = view.epoch
+        self._compiled = view.compiled
         self._opening: dict[tuple[int, int], tuple[Bits, Bits]] = {}
 
     def allows(self, source: N, target: N, protocol: int, port: int) -> bool:
@@ -42,12 +42,12 @@ class Decider(Generic[N]):
         return found, (here.own & own) * is_own
 
     def _of(self, protocol: int, port: int) -> tuple[Bits, Bits]:
-        if self._epoch != self._view.epoch:
-            self._epoch = self._view.epoch
+        compiled = self._view.compiled
+        if self._compiled is not compiled:
+            self._compiled = compiled
             self._opening.clear()
         known = self._opening.get((protocol, port))
         if known is None:
-            compiled = self._view.compiled
             known = compiled.services.opening(protocol, port), compiled.own_services.opening(protocol, port)
             self._opening[protocol, port] = known
         return known

@@ -38,11 +38,6 @@ class PolicyEngine(Generic[N]):
     def policy(self) -> Policy:
         return self.view.policy
 
-    @property
-    def epoch(self) -> int:
-        """Goes up with every change of the policy, or of what its words mean."""
-        return self.view.epoch
-
     def set_policy(self, policy: Policy) -> None:
         """Put a policy in force. Raises PolicyError; the last one stays then."""
         self.view.set_policy(policy, self.view.compiled.people.by_name.values())
@@ -59,11 +54,11 @@ class PolicyEngine(Generic[N]):
         return Checks(trial).failures()
 
     def put_user(self, user: User) -> bool:
-        """A user is new or different. True where that changed what the policy means. Raises PolicyError."""
+        """A user is new or different. True where that changed what holds for nodes. Raises PolicyError."""
         return self._change_people(user, present=True)
 
     def drop_user(self, name: str) -> bool:
-        """A user is gone. True where that changed what the policy means."""
+        """A user is gone. True where that changed what holds for nodes."""
         old = self.view.compiled.people.by_name.get(name)
         return old is not None and self._change_people(old, present=False)
 
@@ -153,7 +148,6 @@ class PolicyEngine(Generic[N]):
     def _change_people(self, user: User, *, present: bool) -> bool:
         people = self.view.compiled.people
         old = people.by_name.get(user.name)
-        users = [each for each in people.by_name.values() if each.name != user.name]
         is_mentioned = self.policy.mentions(user) or (old is not None and self.policy.mentions(old))
         if not is_mentioned:
             if old is not None:
@@ -161,6 +155,11 @@ class PolicyEngine(Generic[N]):
             if present:
                 people.add(user)
             return False
-        self.view.set_policy(self.policy, [*users, user] if present else users)
+        users = [each for each in people.by_name.values() if each.name != user.name] + [user] * present
+        owns_nodes = bool(self.view.household(user.name))
+        if owns_nodes:
+            self.view.set_policy(self.policy, users)
+        else:
+            self.view.set_idle_users(users)
         self._make_sections()
-        return True
+        return owns_nodes

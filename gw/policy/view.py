@@ -87,7 +87,6 @@ class PolicyView(Generic[N]):
 
     def __init__(self, policy: Policy, pools: Iterable[str], users: Iterable[User] = ()) -> None:
         """pools: the tailnet's address prefixes. Raises PolicyError where the users make the policy ambiguous."""
-        self.epoch = 1
         self.pools = list(pools)
         self.compiled = Compiled(policy, People(users, policy.groups), self.pools)
         self.entries: dict[int, Entry[N]] = {}
@@ -107,7 +106,6 @@ class PolicyView(Generic[N]):
     def set_policy(self, policy: Policy, users: Iterable[User]) -> None:
         """Put a policy in force, also the same one over other users. Raises PolicyError; the last one stays then."""
         before, self.compiled = self.compiled, Compiled(policy, People(users, policy.groups), self.pools)
-        self.epoch += 1
         entries = list(self.entries.values())
         asks_posture = bool(policy.postures or before.policy.postures)
         for index in (
@@ -124,6 +122,13 @@ class PolicyView(Generic[N]):
         self._route_names = None
         for entry in entries:
             self._enter(entry.node, None if asks_posture else (entry.facts, entry.routes))
+
+    def set_idle_users(self, users: Iterable[User]) -> None:
+        """Other users, where the difference is in users who own no node: no node's standing is another one.
+
+        Raises PolicyError; the last ones stay then.
+        """
+        self.compiled = Compiled(self.policy, People(users, self.policy.groups), self.pools)
 
     # Nodes come, change and go
 

@@ -302,3 +302,16 @@ async def test_a_node_may_ask_for_tags_that_its_user_owns(make_world: Any) -> No
     with pytest.raises(AuthRequired, match=r"requested tags \[tag:other\] are invalid or not permitted"):
         await register("tag:mine", "tag:other")
     assert (await register()).user == "ann"
+
+
+async def test_a_node_with_asked_tags_survives_restarts_with_its_used_key(make_world: Any) -> None:
+    world = make_world(read_policy(b'{"acls": [], "tagOwners": {"tag:mine": ["ann@"], "tag:two": ["ann@"]}}'))
+    await world.user("ann")
+    request = world.request(await world.key("ann"), "box")
+    request.hostinfo = Hostinfo(hostname="box", request_tags=["tag:mine"])
+    machine = world.fresh("mkey:")
+    node = await enrolment.register_preauth(world.tailnet, machine, request)
+    assert await enrolment.register_preauth(world.tailnet, machine, request) is node
+    request.hostinfo = Hostinfo(hostname="box", request_tags=["tag:mine", "tag:two"])
+    with pytest.raises(AuthRequired, match="used"):  # another wish is another login
+        await enrolment.register_preauth(world.tailnet, machine, request)

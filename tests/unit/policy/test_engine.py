@@ -242,7 +242,8 @@ def test_the_two_policies_to_begin_with() -> None:
     assert own.peers_of(other) == own.peers_of(server) == []
     everything = engine_of(ALLOW_ALL_TEXT, phone, laptop, other, server)
     assert {peer.id for peer in everything.peers_of(phone)} == {2, 3, 4}
-    assert everything.add(Device(5)).filters[:-1] == []  # `*` needs no new list for a new node  # type: ignore[index]
+    new = Device(5)
+    assert list(everything.add(new).filters) == [new]  # `*` needs no new list for a new node
 
 
 def test_a_user_who_comes_counts_at_once_where_the_policy_names_him() -> None:
@@ -255,6 +256,27 @@ def test_a_user_who_comes_counts_at_once_where_the_policy_names_him() -> None:
     assert engine.visible(one, two)
     assert engine.drop_user("dan")
     assert not engine.visible(one, two)
+
+
+def test_a_user_without_nodes_costs_nobody_anything_and_counts_from_his_first_node() -> None:
+    acl = '{"action": "accept", "src": ["user:*@x.org"], "dst": ["ben@x.org:*"]}'
+    text = f'{{"acls": [{acl}], "tagOwners": {{"tag:d": ["dan@"]}}}}'
+    server, new = Device(1, "ben"), Device(2, "dan")
+    engine = engine_of(text, server)
+    assert engine.filter_for(server)  # its source list is there before the user
+    standing = engine.view.entries[server.id].standing
+    assert not engine.may_tag("dan", "tag:d")
+    assert not engine.put_user(User("dan", "dan@x.org", id=4))
+    assert engine.view.entries[server.id].standing is standing
+    assert engine.may_tag("dan", "tag:d")
+    engine.add(new)
+    fresh = engine_of(text)
+    fresh.put_user(User("dan", "dan@x.org", id=4))
+    for node in (server, new):
+        fresh.add(node)
+    assert engine.visible(new, server)
+    assert engine.filter_for(server) == fresh.filter_for(server)
+    assert engine.ssh_for(server) == fresh.ssh_for(server)
 
 
 def test_a_name_that_fits_two_users_refuses_the_policy_and_keeps_the_last() -> None:
