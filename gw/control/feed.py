@@ -16,6 +16,7 @@ import msgspec
 
 from gw.control.records import Change, ChangeKind
 from gw.control.tailnet import Tailnet
+from gw.state.config import ExtraRecord
 from gw.state.feed import FeedMessage, feed_node
 
 GATHER_S: Final = 0.02
@@ -27,15 +28,18 @@ async def feed_lines(tailnet: Tailnet) -> AsyncGenerator[bytes, None]:
     """Endless JSON lines; an empty one when nothing happened for 25 s."""
     dirty: dict[int, None] = {}
     wake = asyncio.Event()
+    shown = _records(tailnet)
 
     def note(change: Change) -> None:
+        if change.kind is ChangeKind.POLICY and _records(tailnet) != shown:
+            wake.set()
         if change.kind in _TOLD and change.node is not None:
             dirty[change.node.id] = None
             wake.set()
 
     unsubscribe = tailnet.subscribe(note)
     try:
-        yield _line(tailnet, list(tailnet.nodes), full=True)
+        yield _line(tailnet, list(tailnet.nodes), shown, full=True)
         while True:
             try:
                 async with asyncio.timeout(KEEPALIVE_S):
@@ -47,12 +51,19 @@ async def feed_lines(tailnet: Tailnet) -> AsyncGenerator[bytes, None]:
             wake.clear()
             told = list(dirty)
             dirty.clear()
-            yield _line(tailnet, told, full=False)
+            records = _records(tailnet)
+            is_other, shown = records != shown, records
+            yield _line(tailnet, told, records if is_other else None, full=False)
     finally:
         unsubscribe()
 
 
-def _line(tailnet: Tailnet, ids: list[int], *, full: bool) -> bytes:
+def _records(tailnet: Tailnet) -> list[ExtraRecord]:
+    found = tailnet.policy.policy.dns_records
+    return [ExtraRecord(name=each.name, type=each.type, value=each.value) for each in found]
+
+
+def _line(tailnet: Tailnet, ids: list[int], records: list[ExtraRecord] | None, *, full: bool) -> bytes:
     wall = tailnet.clock().timestamp()
     there = [tailnet.nodes[node_id] for node_id in sorted(ids) if node_id in tailnet.nodes]
     message = FeedMessage(
@@ -60,5 +71,6 @@ def _line(tailnet: Tailnet, ids: list[int], *, full: bool) -> bytes:
         domain=tailnet.domain,
         nodes=[feed_node(node.doc, tailnet.domain, wall) for node in there],
         removed=[node_id for node_id in sorted(ids) if node_id not in tailnet.nodes],
+        records=records,
     )
     return msgspec.json.encode(message) + b"\n"

@@ -38,7 +38,9 @@ class Zone:
         self._names: dict[str, dict[int, FeedNode]] = {}  # name -> nodes by id (one, unless hand-edited)
         self._reverse: dict[str, dict[int, str]] = {}  # reversed address name -> node name by id
         self._extra: dict[str, list[dns.Record]] = {}
-        self.set_extra(extra)
+        self._configured = extra
+        self._of_policy: list[ExtraRecord] = []
+        self._index_extra()
 
     @property
     def domain(self) -> str:
@@ -48,14 +50,9 @@ class Zone:
         return len(self._nodes)
 
     def set_extra(self, extra: list[ExtraRecord]) -> None:
-        """Records of the configuration, beside the nodes'."""
-        kinds = {"A": dns.A, "AAAA": dns.AAAA, "TXT": dns.TXT, "CNAME": dns.CNAME}
-        self._extra = {}
-        for each in extra:
-            kind = kinds.get((each.type or ("AAAA" if ":" in each.value else "A")).upper())
-            if kind is not None:
-                name = each.name.rstrip(".").lower()
-                self._extra.setdefault(name, []).append(dns.Record("", kind, self._ttl, each.value))
+        """Records of the configuration, beside the nodes' and the policy's."""
+        self._configured = extra
+        self._index_extra()
 
     def apply(self, message: FeedMessage) -> None:
         """Take a message of the feed."""
@@ -70,9 +67,12 @@ class Zone:
         for node in message.nodes:
             self._remove(node.id)
             self._add(node)
+        if message.records is not None:
+            self._of_policy = message.records
+            self._index_extra()
 
     def is_ours(self, name: str) -> bool:
-        """True for the domain and below, the reverse zones, and names of the configuration."""
+        """True for the domain and below, the reverse zones, and names of configuration and policy."""
         domain = self._domain
         if domain and (name == domain or name.endswith(f".{domain}")):
             return True
@@ -96,6 +96,15 @@ class Zone:
             return Answer([], dns.NXDOMAIN, zone)
         matching = [record for record in found if kind in (record.kind, dns.ANY) or record.kind == dns.CNAME]
         return Answer(matching, dns.NOERROR, None if matching else zone)
+
+    def _index_extra(self) -> None:
+        kinds = {"A": dns.A, "AAAA": dns.AAAA, "TXT": dns.TXT, "CNAME": dns.CNAME}
+        self._extra = {}
+        for each in (*self._configured, *self._of_policy):
+            kind = kinds.get((each.type or ("AAAA" if ":" in each.value else "A")).upper())
+            if kind is not None:
+                name = each.name.rstrip(".").lower()
+                self._extra.setdefault(name, []).append(dns.Record("", kind, self._ttl, each.value))
 
     def _has_below(self, name: str) -> bool:
         """True for a name that exists only because longer ones do."""

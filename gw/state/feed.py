@@ -1,8 +1,8 @@
 """What relay and DNS need to know of the tailnet: a snapshot, then changes.
 
     GET /feed   on the control server's unix socket; the answer is endless, one JSON object a line
-        first   {"full": true,  "domain": "…", "nodes": [all], "removed": []}
-        then    {"full": false, "domain": "…", "nodes": [changed], "removed": [ids]}
+        first   {"full": true,  "domain": "…", "nodes": [all], "removed": [], "records": [all]}
+        then    {"full": false, "domain": "…", "nodes": [changed], "removed": [ids], "records": null, or all of them}
     an empty line now and then says that the server lives
 
 While no server answers, the directory itself is read once, and the socket is tried again and again.
@@ -21,7 +21,7 @@ import h11
 import msgspec
 
 from gw.errors import GwError
-from gw.state.config import load_config
+from gw.state.config import ExtraRecord, load_config
 from gw.state.documents import NodeDoc
 from gw.state.paths import StatePaths
 from gw.state.store import DirectoryStore
@@ -47,12 +47,16 @@ class FeedNode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FeedMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot (`full`: forget everything else) or a change to it. removed: ids."""
+    """A snapshot (`full`: forget everything else) or a change to it.
+
+    removed: ids. records: DNS records of the policy; None where they stay what they are.
+    """
 
     full: bool
     domain: str
     nodes: list[FeedNode] = []
     removed: list[int] = []
+    records: list[ExtraRecord] | None = None
 
 
 _decode: Final = msgspec.json.Decoder(FeedMessage).decode

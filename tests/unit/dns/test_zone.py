@@ -79,3 +79,19 @@ def test_the_hosts_servers_are_upstreams_unless_they_lead_back(tmp_path) -> None
     path.write_text("# written by gwd of GhostWire; …\nnameserver 192.0.2.1\n")
     assert host_servers(path, set()) == []
     assert host_servers(tmp_path / "none", set()) == []
+
+
+def test_records_of_the_policy_stand_beside_those_of_the_configuration() -> None:
+    mesh = zone(node(1, "ann"), extra=[ExtraRecord(name="a.home.test", value="10.0.0.1")])
+    records = [
+        ExtraRecord(name="b.home.test", type="", value="fd00::2"),
+        ExtraRecord(name="a.home.test", value="10.0.0.2"),
+    ]
+    mesh.apply(FeedMessage(full=False, domain="ghost.internal", records=records))
+    assert [r.data for r in mesh.lookup("b.home.test", dns.AAAA).records] == ["fd00::2"]
+    assert [r.data for r in mesh.lookup("a.home.test", dns.A).records] == ["10.0.0.1", "10.0.0.2"]
+    mesh.apply(FeedMessage(full=False, domain="ghost.internal", nodes=[node(2, "bob")]))  # says nothing about records
+    mesh.set_extra([])
+    assert [r.data for r in mesh.lookup("a.home.test", dns.A).records] == ["10.0.0.2"]
+    mesh.apply(FeedMessage(full=False, domain="ghost.internal", records=[]))
+    assert not mesh.is_ours("b.home.test")
