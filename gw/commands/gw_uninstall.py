@@ -86,12 +86,11 @@ def _log_out(paths: StatePaths) -> None:
 
 def _restore_host(paths: StatePaths) -> None:
     """What a node that was killed may have left: routing rules and resolv.conf."""
-    from gw.net.resolv import BACKUP_NAME, RESOLV_CONF, Direct
-    from gw.net.router import remove_leftovers
+    from gw.net import resolv, router
 
     for what, action in (
-        ("routing rules", remove_leftovers),
-        ("resolv.conf", Direct(RESOLV_CONF, paths.node_dir / BACKUP_NAME).restore),
+        ("routing rules", router.remove_leftovers),
+        ("resolv.conf", lambda: resolv.remove_leftovers(paths.node_dir / resolv.BACKUP_NAME)),
     ):
         try:
             action()

@@ -13,13 +13,15 @@ from gw.commands.output import Output, check_format, show
 from gw.errors import ConfigError, GwError, NotFound, UsageError
 
 if TYPE_CHECKING:
-    from gw.policy.evaluate import Topology
     from gw.policy.explain import Explanation
     from gw.policy.faults import PolicyError
+    from gw.policy.topology import Topology
 
 app = shell.group("policy", "Who may reach whom: gwctl policy why laptop nas:22")
 
 REFUSED = 2
+NOTHING = b'{"grants": []}'
+BATCH_HINT = 'one object a line: {"name": "…", "topology": {…}, "policy": "…"}'
 FileArgument = Annotated[
     Path | None, typer.Argument(metavar="[FILE]", help="A policy; default: the one of the state directory.")
 ]
@@ -47,18 +49,22 @@ def evaluate(
     """
     import msgspec
 
-    from gw.policy.evaluate import Topology
     from gw.policy.evaluate import evaluate as run
+    from gw.policy.topology import Asked
 
     if batch:
-        for line in sys.stdin.buffer:
-            if line.strip():
-                asked = msgspec.json.decode(line)
-                result = run(msgspec.convert(asked["topology"], Topology), asked["policy"].encode())
-                sys.stdout.write(f"{msgspec.json.encode(result).decode()}\n")
-                sys.stdout.flush()
+        for number, line in enumerate(sys.stdin.buffer, 1):
+            if not line.strip():
+                continue
+            try:
+                asked = msgspec.json.decode(line, type=Asked)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                raise UsageError(f"standard input, line {number}: {error}", hint=BATCH_HINT) from None
+            result = run(asked.topology, asked.policy.encode(errors="surrogatepass"))
+            sys.stdout.write(f"{msgspec.json.encode(result).decode()}\n")
+            sys.stdout.flush()
         return
-    result = run(_topology(topology), _read(policy))
+    result = run(_topology(topology), _read(policy, empty=b""))
     sys.stdout.write(f"{msgspec.json.encode(result).decode()}\n")
     if result["error"] is not None:
         raise typer.Exit(REFUSED)
@@ -82,7 +88,9 @@ def check(file: FileArgument = None) -> None:
     except PolicyError as error:
         _show_faults(_path(file), raw, error)
         raise ConfigError(f"the policy is refused: {error.message}", path=str(_path(file))) from None
-    if policy.grants is None:
+    if not raw.strip():
+        shell.note("empty: a server allows nothing")
+    elif policy.grants is None:
         shell.note('neither "acls" nor "grants": as with Tailscale, everything is allowed')
     count = len(policy.grants or ())
     tests = len(policy.tests) + len(policy.ssh_tests)
@@ -96,8 +104,8 @@ def test(file: FileArgument = None, topology: TopologyOption = None) -> None:
     gwctl policy test policy.hujson --topology net.json
     """
     from gw.policy.checks import Checks
-    from gw.policy.evaluate import view_of
     from gw.policy.faults import PolicyError
+    from gw.policy.topology import view_of
 
     raw = _read(file)
     try:
@@ -125,9 +133,9 @@ def why(
 
     gwctl policy why laptop nas:22
     """
-    from gw.policy.evaluate import view_of
     from gw.policy.explain import Explainer, parse_question
     from gw.policy.faults import PolicyError
+    from gw.policy.topology import view_of
 
     check_format(output)
     try:
@@ -159,8 +167,8 @@ def diff(
     gwctl policy diff policy.new.hujson
     """
     from gw.policy.difference import difference
-    from gw.policy.evaluate import view_of
     from gw.policy.faults import PolicyError
+    from gw.policy.topology import view_of
 
     check_format(output)
     before, after = (None, old) if new is None else (old, new)
@@ -208,6 +216,8 @@ def set_policy(
 
     path = state_paths().policy_file
     raw = sys.stdin.buffer.read() if file == "-" else _raw(Path(file))
+    if not raw.strip():
+        raise UsageError("an empty policy", hint=f"to allow nothing, say so: {NOTHING.decode()}")
     text = from_toml(raw) if path.suffix == SUFFIX else raw
     answer = ask("POST", "policy", "check", body={"policy": text.decode(errors="surrogateescape"), "announce": True})
     write_atomic(path, raw, path.stat().st_mode & 0o777 if path.exists() else 0o640)
@@ -272,12 +282,14 @@ def _path(file: Path | None) -> Path:
     return state_paths().policy_file
 
 
-def _read(file: Path | None) -> bytes:
-    """The HuJSON of a policy, however it is spelled."""
+def _read(file: Path | None, *, empty: bytes = NOTHING) -> bytes:
+    """The HuJSON of a policy, however it is spelled. empty: what a file without a word means; to a server, nothing."""
     from gw.policy.faults import PolicyError
     from gw.policy.toml import SUFFIX, from_toml
 
     raw, path = _raw(file), _path(file)
+    if not raw.strip():
+        return empty
     if path.suffix != SUFFIX:
         return raw
     try:
@@ -296,8 +308,8 @@ def _topology(file: Path | None) -> Topology:
     """Of a file, else the users and nodes of the server or state directory."""
     import msgspec
 
-    from gw.policy.evaluate import Topology, read_topology
     from gw.policy.faults import PolicyError
+    from gw.policy.topology import Topology, read_topology
 
     if file is None:
         from gw.commands.controlclient import ask

@@ -27,6 +27,7 @@ from gw.errors import NotFound, UsageError
 from gw.policy.checks import FAILED
 from gw.policy.faults import PolicyError
 from gw.policy.reader import read_policy
+from gw.policy.topology import DescribedNode, Topology, TopologyRoutes, TopologyUser
 from gw.state.documents import UserDoc
 
 PREFIX: Final = "/api/v1"
@@ -256,24 +257,26 @@ class _PolicyText(_Body):
 
 
 async def _topology(tailnet: Tailnet, _: list[str], __: Query, ___: bytes) -> Shape:
-    """Users and nodes as `gwctl policy` takes them. Ref: gw.policy.evaluate"""
+    """Users and nodes as `gwctl policy` takes them."""
     people = [policy_user(user) for user in tailnet.users.values()]
-    return {
-        "domains": sorted({user.domain for user in people} - {""}),
-        "users": [{"id": each.id, "name": each.name, "email": each.email, "role": each.role} for each in people],
-        "nodes": [
-            {
-                "id": node.id,
-                "name": node.doc.given_name,
-                "user": node.user or None,
-                "tags": node.tags,
-                "ips": node.addresses,
-                "routes": {"advertised": node.advertised_routes, "approved": node.doc.approved_routes},
-                "attributes": node.posture_attributes,
-            }
+    topology = Topology(
+        users=[TopologyUser(each.name, each.id, each.email, each.role) for each in people],
+        nodes=[
+            DescribedNode(
+                node.doc.given_name,
+                node.id,
+                node.user or None,
+                list(node.tags),
+                list(node.addresses),
+                TopologyRoutes(list(node.advertised_routes), list(node.doc.approved_routes)),
+                dict(node.posture_attributes),
+            )
             for node in sorted(tailnet.nodes.values(), key=lambda node: node.id)
         ],
-    }
+        domains=sorted({user.domain for user in people} - {""}),
+    )
+    plain: Shape = msgspec.to_builtins(topology)
+    return plain
 
 
 async def _check_policy(tailnet: Tailnet, _: list[str], __: Query, body: bytes) -> Shape:

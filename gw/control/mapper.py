@@ -11,9 +11,9 @@ from typing import Final, final
 
 from msgspec import Raw
 
-from gw.control.records import EXIT_ROUTES, NodeRecord
+from gw.control.records import NodeRecord
 from gw.control.tailnet import Tailnet
-from gw.model.addresses import DERP_MAGIC_V4
+from gw.model.addresses import DERP_MAGIC_V4, EXIT_ROUTES
 from gw.model.gojson import encode
 from gw.model.hostinfo import Hostinfo
 from gw.model.mapping import Debug, MapResponse

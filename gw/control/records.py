@@ -7,13 +7,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Final, final
+from typing import final
 
 from gw.model.hostinfo import Hostinfo
 from gw.model.node import PeerChange
 from gw.state.documents import NodeDoc
-
-EXIT_ROUTES: Final = ("0.0.0.0/0", "::/0")
 
 
 @final
@@ -99,8 +97,8 @@ class Change:
     """Something that is durable (or observed) by now and that subscribers may tell.
 
     filters: nodes whose packet filter or SSH rules are other ones because of it. anew: the node itself sees its peers
-    differently. lost: nodes that saw `node` before and do not any
-    more (and that it does not see either); after REMOVED these are all of its former peers.
+    differently. lost: nodes that saw `node` before and do not any more (and that it does not see either); after REMOVED
+    these are all of its former peers.
     """
 
     kind: ChangeKind

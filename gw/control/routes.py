@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import final
 
-from gw.control.records import EXIT_ROUTES, NodeRecord
+from gw.control.records import NodeRecord
+from gw.model.addresses import EXIT_ROUTES
 
 
 @final

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from gw.control.authkeys import KEY_PREFIX
 from gw.control.pending import PendingLogin
-from gw.control.records import EXIT_ROUTES, NodeRecord
+from gw.control.records import NodeRecord
 from gw.control.tailnet import Tailnet
+from gw.model.addresses import EXIT_ROUTES
 from gw.model.keys import DiscoKey
 from gw.state.documents import PreauthKeyDoc, UserDoc
 

@@ -29,10 +29,11 @@ from gw.control.allocator import Allocator
 from gw.control.claims import clean_disco_key, clean_endpoints, clean_hostinfo, same_for_peers
 from gw.control.names import Names, check_label, follows
 from gw.control.pending import PendingLogins
-from gw.control.records import EXIT_ROUTES, Change, ChangeKind, NodeRecord
+from gw.control.records import Change, ChangeKind, NodeRecord
 from gw.control.routes import Routes
 from gw.control.settings import derp_map_of, dns_config_of
 from gw.errors import AuthRequired, Conflict, GwError, NotFound, UsageError, WireError
+from gw.model.addresses import EXIT_ROUTES
 from gw.model.derpmap import DERPMap
 from gw.model.dnsconfig import DNSConfig
 from gw.model.hostinfo import Hostinfo
@@ -711,7 +712,11 @@ class Tailnet:
             del self._advertising[node_id]
             node = self.nodes.get(node_id)
             if node is not None:
-                await self._approve_by_policy(node)
+                try:
+                    await self._approve_by_policy(node)
+                except GwError:
+                    self._advertising[node_id] = None  # tried again with the rest
+                    raise
         while self._deadlines:
             now = self.clock()
             when, node_id = self._deadlines[0]

@@ -19,6 +19,7 @@ SERVICE_V4: Final = IPv4Address("100.100.100.100")
 SERVICE_V6: Final = IPv6Address("fd7a:115c:a1e0::53")
 DERP_MAGIC_V4: Final = "127.3.3.40"  # "address" of a DERP region; the port is the region id
 TAILNET_MTU: Final = 1280
+EXIT_ROUTES: Final = ("0.0.0.0/0", "::/0")  # as routes are written; a node with both is an exit node
 
 ADDR_PORT_BYTES: Final = 18
 

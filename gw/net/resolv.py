@@ -29,6 +29,8 @@ ABSENT: Final = b"# there was no resolv.conf\n"
 OURS: Final = b"# written by gwd of GhostWire"
 HEADER: Final = OURS.decode() + "; the host's own settings are in {backup} and come back when it stops\n"
 COMMAND_S: Final = 5
+RECORD_SUFFIX: Final = ".ghostwire"
+RECORD_FOLDERS: Final = ("interface", "interfaces", "keys")  # Debian's resolvconf; openresolv, before and since 3.13
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,7 @@ class Resolvconf:
     """A record of ours among those that resolvconf joins."""
 
     def __init__(self, tun_name: str) -> None:
-        self._record = f"{tun_name}.ghostwire"
+        self._record = f"{tun_name}{RECORD_SUFFIX}"
         self._applied = ResolvConfig()
         _try("resolvconf", "-d", self._record)  # a killed run may have left it
 
@@ -223,6 +225,14 @@ class Resolvconf:
         if self._applied != ResolvConfig():
             self._applied = ResolvConfig()
             _try("resolvconf", "-d", self._record)
+
+
+def remove_leftovers(backup: Path, path: Path = RESOLV_CONF) -> None:
+    """Undo what a killed run left, whatever way it had chosen. backup: what `Direct` kept. Raises GwError."""
+    Direct(path, backup).restore()
+    folders = [Path("/run/resolvconf") / name for name in RECORD_FOLDERS]
+    for name in {each.name for folder in folders for each in folder.glob(f"*{RECORD_SUFFIX}")}:
+        _run("resolvconf", "-d", name)
 
 
 def _replace(path: Path, raw: bytes) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 from gw.engine.engine import PeerConfig
 from gw.engine.filterrules import Address, Network
 from gw.errors import WireError
-from gw.model.addresses import AddrPort
+from gw.model.addresses import EXIT_ROUTES, AddrPort
 from gw.model.dnsconfig import DNSConfig, Resolver
 from gw.model.filterrule import FilterRule
 from gw.model.keys import DiscoKey, NodeKey
@@ -22,7 +22,7 @@ from gw.net.resolv import ResolvConfig
 
 log: Final = logging.getLogger(__name__)
 
-DEFAULT_ROUTES: Final = (ipaddress.IPv4Network("0.0.0.0/0"), ipaddress.IPv6Network("::/0"))
+DEFAULT_ROUTES: Final = tuple(map(ipaddress.ip_network, EXIT_ROUTES))
 CAP_PREFIX: Final = "cap:"
 
 

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from ipaddress import ip_network
 from typing import Final, TypeVar
 
+from gw.model.addresses import EXIT_ROUTES
 from gw.policy.audience import Audience
 from gw.policy.compiled import Compiled
 from gw.policy.membership import audience, is_meant
 from gw.policy.spans import Span, is_v6, span
-from gw.policy.view import EXIT_ROUTES, Entry, PolicyNode
+from gw.policy.view import Entry, PolicyNode
 
 N = TypeVar("N", bound=PolicyNode)
 

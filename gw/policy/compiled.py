@@ -87,8 +87,8 @@ class Standing:
     """A node's place in the policy, as bits of units.
 
     source4, source6: it may use them by its address of the family. source: by either. seen: also by a subnet that it
-    routes. target4, target6: they open something at its own address of the family. receives: their rules
-    are sent to it. listed: source lists name it. own: own units of its owner.
+    routes. target4, target6: they open something at its own address of the family. receives: their rules are sent to
+    it. listed: source lists name it. own: own units of its owner.
     """
 
     source4: Bits = 0
@@ -240,17 +240,14 @@ class Compiled:
                 list_.append(Unit(len(list_), UnitKind.NETWORK, grant, sources, audience))
             elif grant.via:
                 list_.append(Unit(len(list_), UnitKind.SILENT, grant, sources, audience))
-            if grant.capabilities and not grant.via:
-                values = tuple(grant.capabilities.items())
-                list_.append(Unit(len(list_), UnitKind.CAPABILITY, grant, sources, audience, values))
-                for name in grant.capabilities:
-                    if name in COMPANIONS:
-                        given = ((COMPANIONS[name], ()),)
-                        kind = UnitKind.CAPABILITY
-                        if list_ is self.units:
-                            list_.append(Unit(len(list_), kind, grant, audience, sources, given, reverse=True))
-                        else:
-                            list_.append(Unit(len(list_), kind, grant, sources, audience, given, reverse=True))
+            if not grant.capabilities or grant.via:
+                continue
+            kind, values = UnitKind.CAPABILITY, tuple(grant.capabilities.items())
+            list_.append(Unit(len(list_), kind, grant, sources, audience, values))
+            # who is a source among the devices of a user is decided device by device: there the sides stay
+            back = (audience, sources) if list_ is self.units else (sources, audience)
+            for name in (each for each in grant.capabilities if each in COMPANIONS):
+                list_.append(Unit(len(list_), kind, grant, *back, ((COMPANIONS[name], ()),), reverse=True))
 
 
 def _services(unit: Unit) -> tuple[Service, ...]:

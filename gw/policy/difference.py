@@ -11,13 +11,12 @@ from typing import Any, Final, final
 
 from gw.policy.bits import Bits, ones
 from gw.policy.compiled import Standing, Unit
-from gw.policy.evaluate import TopologyNode
-from gw.policy.services import LAST_PORT, UNSTATED, WITH_PORTS
+from gw.policy.services import LAST_PORT, UNSTATED, WITH_PORTS, protocol_name
 from gw.policy.spans import Span, SpanSet, without
+from gw.policy.topology import TopologyNode
 from gw.policy.view import Entry, PolicyView
 
 View = PolicyView[TopologyNode]
-_NAMES: Final = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp"}
 _ALL: Final[Span] = (0, LAST_PORT)
 
 
@@ -99,7 +98,7 @@ def _services(more: dict[int, SpanSet], less: dict[int, SpanSet]) -> tuple[str, 
     if found.keys() == set(UNSTATED) and all(spans == [_ALL] for spans in found.values()):
         return ("*",)
     return tuple(
-        f"{_NAMES.get(protocol, protocol)}:{'*' if span == _ALL else _port_text(span)}"
+        f"{protocol_name(protocol)}:{'*' if span == _ALL else _port_text(span)}"
         for protocol, spans in sorted(found.items())
         for span in spans
     )

@@ -1,93 +1,24 @@
 """A policy over a described tailnet, and all that it means there: what `gwctl policy eval` prints.
 
-Ref: vectors/policy/README.md (topology, result)
+Ref: vectors/policy/README.md (result)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any
 
 import msgspec
 
+from gw.model.addresses import EXIT_ROUTES
 from gw.policy.attributes import SUGGEST_EXIT, NodeGifts
 from gw.policy.checks import FAILED, Checks
 from gw.policy.faults import PolicyError
 from gw.policy.filters import filter_for
-from gw.policy.people import User
-from gw.policy.reader import read_policy
 from gw.policy.routing import routes_for
 from gw.policy.sshrules import SshSection
-from gw.policy.view import EXIT_ROUTES, PolicyView
-
-POOLS: Final = ("100.64.0.0/10", "fd7a:115c:a1e0::/48")
-
-
-class _User(msgspec.Struct):
-    name: str
-    id: int = 0
-    email: str = ""
-    role: str = "member"
-
-
-class _Routes(msgspec.Struct):
-    advertised: list[str] = []
-    approved: list[str] = []
-
-
-class _Node(msgspec.Struct):
-    name: str
-    id: int = 0
-    user: str | None = None
-    tags: list[str] = []
-    ips: list[str] = []
-    routes: _Routes = msgspec.field(default_factory=_Routes)
-    attributes: dict[str, Any] = {}
-
-
-class Topology(msgspec.Struct):
-    """domains: e-mail domains of the tailnet."""
-
-    users: list[_User] = []
-    nodes: list[_Node] = []
-    domains: list[str] = []
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class TopologyNode:
-    """A node of a topology, as the policy looks at it."""
-
-    id: int
-    name: str
-    user: str
-    tags: tuple[str, ...]
-    addresses: tuple[str, ...]
-    served_routes: tuple[str, ...]
-    advertised: tuple[str, ...] = ()
-    posture_attributes: dict[str, Any] = field(default_factory=dict)
-
-
-def read_topology(raw: bytes) -> Topology:
-    """Raises PolicyError."""
-    try:
-        return msgspec.json.decode(raw, type=Topology)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise PolicyError(f"not a topology: {error}") from None
-
-
-def view_of(topology: Topology, text: bytes) -> PolicyView[TopologyNode]:
-    """The policy in force over the topology. Raises PolicyError for either."""
-    policy = read_policy(text, domains=topology.domains)
-    users = [User(each.name, each.email, each.role, each.id) for each in topology.users]
-    try:
-        view = PolicyView[TopologyNode](policy, POOLS, users)
-        for each in topology.nodes:
-            view.add(_node(each))
-    except ValueError as error:
-        raise PolicyError(f"not a topology: {error}") from None
-    return view
+from gw.policy.topology import Topology, TopologyNode, view_of
+from gw.policy.view import PolicyView
 
 
 def evaluate(topology: Topology, text: bytes) -> dict[str, Any]:
@@ -127,20 +58,6 @@ def evaluate(topology: Topology, text: bytes) -> dict[str, Any]:
             for node in nodes
         },
     }
-
-
-def _node(each: _Node) -> TopologyNode:
-    served = [route for route in each.routes.advertised if route in each.routes.approved]
-    return TopologyNode(
-        each.id,
-        each.name,
-        each.user or "",
-        tuple(each.tags),
-        tuple(each.ips),
-        tuple(served),
-        tuple(each.routes.advertised),
-        each.attributes,
-    )
 
 
 def _routes(view: PolicyView[TopologyNode], viewer: TopologyNode, peer: TopologyNode) -> list[str]:

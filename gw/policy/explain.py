@@ -15,18 +15,17 @@ import msgspec
 from gw.policy.bits import Bits, ones
 from gw.policy.compiled import Unit
 from gw.policy.decisions import Decider
-from gw.policy.evaluate import TopologyNode
 from gw.policy.faults import PolicyError
 from gw.policy.hujson import parse, position
-from gw.policy.services import PROTOCOLS, WITH_PORTS, parse_protocol
+from gw.policy.services import PROTOCOLS, WITH_PORTS, parse_protocol, protocol_name
 from gw.policy.spans import address_at, is_v6, number
+from gw.policy.topology import TopologyNode
 from gw.policy.view import Entry, PolicyView
 
 View = PolicyView[TopologyNode]
 _Families = tuple[Bits, Bits]  # by IPv4, by IPv6
 
 MAX_MISSES: Final = 3
-_NAMES: Final = {6: "tcp", 17: "udp", 1: "icmp", 58: "ipv6-icmp", 132: "sctp"}
 _SPACE: Final = re.compile(r"\s+")
 
 
@@ -41,7 +40,7 @@ class Question:
     port: int
 
     def __str__(self) -> str:
-        name = _NAMES.get(self.protocol, str(self.protocol))
+        name = protocol_name(self.protocol)
         target = f"[{self.target}]" if ":" in self.target else self.target
         return f"{self.source} -> {target}:{self.port}/{name}" if self.port else f"{self.source} -> {target}/{name}"
 
@@ -224,7 +223,7 @@ class Explainer:
     def _suggestion(
         self, question: Question, source: Entry[TopologyNode] | None, target: Entry[TopologyNode] | None
     ) -> str:
-        service = f"{_NAMES.get(question.protocol, question.protocol)}:{question.port or '*'}"
+        service = f"{protocol_name(question.protocol)}:{question.port or '*'}"
         sources = self._called(source, question.source)
         targets = self._called(target, question.target)
         return f'{{"src": ["{sources}"], "dst": ["{targets}"], "ip": ["{service}"]}}'
@@ -249,7 +248,8 @@ def _of_family(place: int | None, bits4: Bits, bits6: Bits) -> _Families:
 
 
 def _service(question: Question) -> str:
-    name = _NAMES.get(question.protocol, f"protocol {question.protocol}")
+    name = protocol_name(question.protocol)
+    name = f"protocol {name}" if name.isdigit() else name
     return f"{name} {question.port}" if question.port else name
 
 

@@ -23,10 +23,10 @@ class Faults:
     def add(self, at: int, message: str) -> None:
         self.found.append((at, message))
 
-    def guard(self, at: int, action: Callable[[], T], *, prefix: str = "") -> T | None:
-        """The result, or None where it raised ValueError, which is noted."""
+    def guard(self, at: int, parse: Callable[[str], T], text: str, *, prefix: str = "") -> T | None:
+        """What the text says, or None where `parse` raised ValueError, which is noted."""
         try:
-            return action()
+            return parse(text)
         except ValueError as error:
             self.add(at, f"{prefix}{error}")
             return None

@@ -33,7 +33,7 @@ def filter_for(view: PolicyView[N], node: N) -> list[FilterRule]:
     for index in ones(entry.standing.receives):
         unit = view.compiled.units[index]
         if unit.kind is UnitKind.NETWORK:
-            targets = _via_targets(unit, entry) if unit.grant.via else _targets(view, unit, entry)
+            targets = _via_targets(unit, entry) if unit.grant.via else _targets(unit, entry)
             _add(rules, unit, view.sources(unit), targets)
         elif unit.kind is UnitKind.CAPABILITY:
             dsts = _capability_targets(view, unit, entry)
@@ -90,7 +90,7 @@ def _add(rules: _Rules, unit: Unit, sources: list[str], targets: list[str]) -> N
             known.dst_ports = [*(known.dst_ports or ()), *opened]
 
 
-def _targets(view: PolicyView[N], unit: Unit, entry: Entry[N]) -> list[str]:
+def _targets(unit: Unit, entry: Entry[N]) -> list[str]:
     """What of a rule's destinations concerns the node, as `DstPorts` say it."""
     audience, facts = unit.destinations, entry.facts
     if audience.everybody:

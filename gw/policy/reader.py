@@ -216,7 +216,7 @@ class _Reader:
     # Selectors
 
     def _selector(self, at: int, text: str, *, prefix: str = "") -> Selector | None:
-        found = self.faults.guard(at, lambda: parse_selector(text), prefix=prefix)
+        found = self.faults.guard(at, parse_selector, text, prefix=prefix)
         if found is not None and found.kind is Kind.HOST and found.name in self.hosts:
             return Selector(Kind.HOST, found.name, self.hosts[found.name])
         return found
@@ -290,7 +290,7 @@ class _Reader:
         if action != "accept":
             self.faults.add(fields.place("action"), f'action="{action}" is not supported')
         sources = self._sources(fields, "users" if "users" in fields and "src" not in fields else "src")
-        protocol = self.faults.guard(fields.place("proto"), lambda: parse_protocol(fields.text("proto").strip())) or 0
+        protocol = self.faults.guard(fields.place("proto"), parse_protocol, fields.text("proto").strip()) or 0
         postures = self._source_postures(fields)
         by_ports: dict[tuple[Service, ...], list[Selector]] = {}
         for at, text in fields.texts("ports" if "ports" in fields and "dst" not in fields else "dst"):
@@ -317,7 +317,7 @@ class _Reader:
             self.faults.add(at, f'dst="{text}": hostport must contain a colon')
             return None
         prefix = f'dst="{text}": '
-        spans = self.faults.guard(at, lambda: parse_ports(ports), prefix=prefix)
+        spans = self.faults.guard(at, parse_ports, ports, prefix=prefix)
         if spans is None:
             return None
         if host.startswith("["):
@@ -345,7 +345,7 @@ class _Reader:
             destinations.append(selector)
         services: list[Service] = []
         for at, text in fields.texts("ip"):
-            services += self.faults.guard(at, lambda text=text: parse_service(text)) or []  # type: ignore[misc]
+            services += self.faults.guard(at, parse_service, text) or []
         capabilities = self._capabilities(fields)
         if not fields.texts("ip") and not capabilities:
             self.faults.add(value.start, "ip and app can not both be empty")
@@ -398,7 +398,7 @@ class _Reader:
         routes: list[tuple[Span, tuple[Selector, ...]]] = []
         for name, at, approvers in section.members("routes"):
             selectors = self._approvers(texts(approvers, self.faults, f'autoApprovers.routes["{name}"]'))
-            route = self.faults.guard(at, lambda name=name: span(name))  # type: ignore[misc]
+            route = self.faults.guard(at, span, name)
             if route is not None:
                 routes.append((route, selectors))
         return AutoApprovers(tuple(routes), self._approvers(section.texts("exitNode")))
@@ -496,7 +496,7 @@ class _Reader:
             return CHECK_PERIOD_S
         if text == "always":
             return 0.0
-        period = self.faults.guard(fields.place("checkPeriod"), lambda: durations.parse(text))
+        period = self.faults.guard(fields.place("checkPeriod"), durations.parse, text)
         if period is None:
             return CHECK_PERIOD_S
         if period < 0:
@@ -524,7 +524,7 @@ class _Reader:
                 targets.append(selector)
         pools: list[Span] = []
         for at, text in fields.texts("ipPool"):
-            pool = self.faults.guard(at, lambda text=text: span(text))  # type: ignore[misc]
+            pool = self.faults.guard(at, span, text)
             if pool is None:
                 continue
             if not (POOL[0] <= pool[0] and pool[1] <= POOL[1]) or any(overlap(pool, each) for each in RESERVED_POOLS):

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from gw.model.addresses import EXIT_ROUTES
 from gw.policy.bits import ones
 from gw.policy.spans import Span
-from gw.policy.view import EXIT_ROUTES, Entry, PolicyNode, PolicyView
+from gw.policy.view import Entry, PolicyNode, PolicyView
 
 N = TypeVar("N", bound=PolicyNode)
 Primary = Callable[[str], int | None]  # subnet -> id of the active router

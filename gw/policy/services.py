@@ -29,6 +29,7 @@ PROTOCOLS: Final[dict[str, int]] = {
 }
 UNSTATED: Final = (1, 6, 17, 58)  # what a rule without protocol is about
 WITH_PORTS: Final = (6, 17, 132)
+_SHOWN: Final = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp"}
 LAST_PORT: Final = 65535
 _ICMP: Final = (1, 58)
 
@@ -56,6 +57,11 @@ class Service:
         if protocol not in WITH_PORTS:
             return self.ports == ALL_PORTS
         return self.ports[0] <= port <= self.ports[1]
+
+
+def protocol_name(number: int) -> str:
+    """As a policy says it; the number where it has no common name."""
+    return _SHOWN.get(number, str(number))
 
 
 def parse_protocol(text: str) -> int:

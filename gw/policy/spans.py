@@ -125,15 +125,6 @@ class SpanSet:
         at = bisect_right(self._starts, other[0]) - 1
         return at >= 0 and other[1] <= self._ends[at]
 
-    def within(self, bounds: Span) -> list[Span]:
-        """What of the set lies inside `bounds`."""
-        found: list[Span] = []
-        at = bisect_left(self._ends, bounds[0])
-        while at < len(self._starts) and self._starts[at] <= bounds[1]:
-            found.append((max(self._starts[at], bounds[0]), min(self._ends[at], bounds[1])))
-            at += 1
-        return found
-
     def add(self, place: int) -> None:
         """Put one address in; nothing happens if it is there."""
         starts, ends = self._starts, self._ends

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar, final
 
+from gw.model.addresses import EXIT_ROUTES
 from gw.policy.audience import Audience
 from gw.policy.bits import Bits, ones
 from gw.policy.compiled import Compiled, Facts, Standing, Unit
@@ -20,8 +21,6 @@ from gw.policy.people import People, User
 from gw.policy.postures import held
 from gw.policy.sources import SourceList
 from gw.policy.spans import Span, SpanSet, number, span
-
-EXIT_ROUTES: Final = ("0.0.0.0/0", "::/0")
 
 
 class PolicyNode(Protocol):
@@ -83,7 +82,10 @@ _NO_CLASS: Final[frozenset[Any]] = frozenset()
 
 @final
 class PolicyView(Generic[N]):
-    """A policy over an index of nodes. Nothing here waits, and nothing walks all nodes but `set_policy`."""
+    """A policy over an index of nodes. Nothing here waits.
+
+    Only `set_policy` walks all nodes, and the first question for the sources of a rule with a posture.
+    """
 
     def __init__(self, policy: Policy, pools: Iterable[str], users: Iterable[User] = ()) -> None:
         """pools: the tailnet's address prefixes. Raises PolicyError where the users make the policy ambiguous."""

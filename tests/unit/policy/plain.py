@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gw.policy.evaluate import POOLS, Topology, _Node
 from gw.policy.ipsets import INTERNET
 from gw.policy.model import Grant, Policy
 from gw.policy.people import People, User
 from gw.policy.selectors import Kind, Selector
 from gw.policy.services import Service
 from gw.policy.spans import EVERYTHING, Span, SpanSet, number, overlap, span, without
+from gw.policy.topology import POOLS, DescribedNode, Topology
 
 EXITS = ("0.0.0.0/0", "::/0")
 Rule = tuple[list[Span], list[tuple[Span, tuple[int, ...], tuple[int, int]]]]  # sources; (target, protocols, ports)
@@ -35,24 +35,24 @@ class Plain:
 
     # Nodes
 
-    def owner(self, node: _Node) -> str:
+    def owner(self, node: DescribedNode) -> str:
         return "" if node.tags else node.user or ""
 
-    def served(self, node: _Node) -> list[str]:
+    def served(self, node: DescribedNode) -> list[str]:
         return [route for route in node.routes.advertised if route in node.routes.approved]
 
-    def subnets(self, node: _Node) -> list[str]:
+    def subnets(self, node: DescribedNode) -> list[str]:
         return [route for route in self.served(node) if route not in EXITS]
 
-    def is_exit(self, node: _Node) -> bool:
+    def is_exit(self, node: DescribedNode) -> bool:
         return len(self.served(node)) > len(self.subnets(node))
 
-    def places(self, node: _Node) -> list[Span]:
+    def places(self, node: DescribedNode) -> list[Span]:
         return [(number(ip), number(ip)) for ip in node.ips]
 
     # Selectors
 
-    def is_named(self, selector: Selector, node: _Node) -> bool:
+    def is_named(self, selector: Selector, node: DescribedNode) -> bool:
         named = self.people.named(selector)
         if named is not None:
             return not node.tags and node.user in named
@@ -91,7 +91,7 @@ class Plain:
         default = Grant("grants", 0, anybody, anybody, (Service(),))
         return (default,) if self.policy.grants is None else self.policy.grants
 
-    def rules(self, node: _Node) -> list[Rule]:
+    def rules(self, node: DescribedNode) -> list[Rule]:
         """The network rules of a node, after reduction."""
         found: list[Rule] = []
         for grant in self.grants():
@@ -106,7 +106,7 @@ class Plain:
     def opened(self, grant: Grant, targets: list[Span]) -> list[tuple[Span, tuple[int, ...], tuple[int, int]]]:
         return [(target, service.protocols(), service.ports) for target in targets for service in grant.services]
 
-    def targets(self, grant: Grant, node: _Node) -> list[Span]:
+    def targets(self, grant: Grant, node: DescribedNode) -> list[Span]:
         found: list[Span] = []
         for selector in grant.destinations:
             if selector.kind is Kind.ANY:
@@ -115,14 +115,14 @@ class Plain:
                 found += [piece for piece in self.spans(selector) if self.concerns(piece, node)]
         return found
 
-    def concerns(self, piece: Span, node: _Node) -> bool:
+    def concerns(self, piece: Span, node: DescribedNode) -> bool:
         return (
             any(overlap(place, piece) for place in self.places(node))
             or any(overlap(span(route), piece) for route in self.subnets(node))
             or (self.is_exit(node) and SpanSet(INTERNET).covers(piece))
         )
 
-    def via_targets(self, grant: Grant, node: _Node) -> list[Span]:
+    def via_targets(self, grant: Grant, node: DescribedNode) -> list[Span]:
         if not set(grant.via) & set(node.tags):
             return []
         found: list[Span] = []
@@ -134,7 +134,7 @@ class Plain:
                 found += [p for p in pieces if any(overlap(span(route), p) for route in self.subnets(node))]
         return found
 
-    def own(self, grant: Grant, node: _Node) -> list[Span]:
+    def own(self, grant: Grant, node: DescribedNode) -> list[Span]:
         """Sources of an `autogroup:self` rule at a node."""
         if grant.via or not self.owner(node) or not any(each.is_autogroup("self") for each in grant.destinations):
             return []
@@ -148,13 +148,13 @@ class Plain:
 
     # Visibility and routes
 
-    def may_reach(self, one: _Node, other: _Node) -> bool:
+    def may_reach(self, one: DescribedNode, other: DescribedNode) -> bool:
         ways = [*self.places(one), *(span(route) for route in self.subnets(one))]
         return any(
             overlap(source, way) for sources in self.received(other) for source in sources for way in ways
         ) or any(self.via_leads(grant, one, other) for grant in self.grants() if grant.via)
 
-    def received(self, node: _Node) -> list[list[Span]]:
+    def received(self, node: DescribedNode) -> list[list[Span]]:
         """The sources of every rule that a node receives, capability rules and their companions included."""
         found = [sources for sources, _ in self.rules(node)]
         for grant in self.grants():
@@ -171,7 +171,7 @@ class Plain:
                     found.append(self.sources(Grant("", 0, tuple(others), ())))
         return found
 
-    def is_target(self, selector: Selector, node: _Node) -> bool:
+    def is_target(self, selector: Selector, node: DescribedNode) -> bool:
         """Whether a capability's destination leaves something at a node."""
         if selector.is_autogroup("self"):
             return False
@@ -184,24 +184,24 @@ class Plain:
         )
         return mine or routed
 
-    def via_leads(self, grant: Grant, one: _Node, other: _Node) -> bool:
+    def via_leads(self, grant: Grant, one: DescribedNode, other: DescribedNode) -> bool:
         is_source = any(overlap(source, place) for source in self.sources(grant) for place in self.places(one))
         return is_source and bool(self.via_targets(grant, other))
 
-    def peers(self, viewer: _Node) -> dict[str, set[str]]:
+    def peers(self, viewer: DescribedNode) -> dict[str, set[str]]:
         return {
             peer.name: self.routes(viewer, peer)
             for peer in self.nodes
             if peer is not viewer and (self.may_reach(viewer, peer) or self.may_reach(peer, viewer))
         }
 
-    def routes(self, viewer: _Node, peer: _Node) -> set[str]:
+    def routes(self, viewer: DescribedNode, peer: DescribedNode) -> set[str]:
         found = {route for route in self.subnets(peer) if self.is_shown(viewer, peer, route)}
         if self.is_exit(peer) and self.may_exit(viewer, peer):
             found |= set(EXITS)
         return found
 
-    def is_shown(self, viewer: _Node, peer: _Node, route: str) -> bool:
+    def is_shown(self, viewer: DescribedNode, peer: DescribedNode, route: str) -> bool:
         serving = sorted((node for node in self.nodes if route in self.subnets(node)), key=lambda node: node.id)
         plain = any(self.leads(grant, viewer, route, by_routes=True) for grant in self.grants() if not grant.via)
         steering = [grant for grant in self.grants() if grant.via and self.leads(grant, viewer, route, by_routes=False)]
@@ -213,7 +213,7 @@ class Plain:
         returning = any(overlap(source, span(route)) for sources in self.received(viewer) for source in sources)
         return plain or returning or route in self.subnets(viewer)
 
-    def leads(self, grant: Grant, viewer: _Node, route: str, *, by_routes: bool) -> bool:
+    def leads(self, grant: Grant, viewer: DescribedNode, route: str, *, by_routes: bool) -> bool:
         ways = self.places(viewer)
         if by_routes:
             ways += [span(each) for each in self.subnets(viewer)]
@@ -227,7 +227,7 @@ class Plain:
             for selector in grant.destinations
         )
 
-    def may_exit(self, viewer: _Node, peer: _Node) -> bool:
+    def may_exit(self, viewer: DescribedNode, peer: DescribedNode) -> bool:
         for grant in self.grants():
             if not grant.services and not (grant.via and grant.capabilities):
                 continue

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gw.policy.difference import difference
-from gw.policy.evaluate import Topology, evaluate, read_topology, view_of
+from gw.policy.evaluate import evaluate
 from gw.policy.explain import Explainer, parse_question
 from gw.policy.formatting import formatted
 from gw.policy.hujson import parse
+from gw.policy.topology import Topology, read_topology, view_of
 
 from .clientfilter import accepts
 

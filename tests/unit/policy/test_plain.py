@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from gw.policy.evaluate import evaluate, read_topology
+from gw.policy.evaluate import evaluate
 from gw.policy.reader import read_policy
+from gw.policy.topology import read_topology
 
 from .plain import Plain, as_rules
 from .test_vectors import check

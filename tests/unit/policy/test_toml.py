@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gw.policy.evaluate import evaluate, read_topology
+from gw.policy.evaluate import evaluate
 from gw.policy.faults import PolicyError
 from gw.policy.hujson import parse
 from gw.policy.model import Policy
 from gw.policy.toml import from_toml, read_toml_policy, to_toml
+from gw.policy.topology import read_topology
 
 FOLDER = Path(__file__).parents[2] / "vectors" / "policy"
 POLICY = b"""# people

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from gw.policy.evaluate import evaluate, read_topology
+from gw.policy.evaluate import evaluate
+from gw.policy.topology import read_topology
 
 FOLDER = Path(__file__).parents[2] / "vectors" / "policy"
 
