@@ -50,16 +50,17 @@ def evaluate(
     import msgspec
 
     from gw.policy.evaluate import evaluate as run
-    from gw.policy.topology import Asked
+    from gw.policy.faults import PolicyError
+    from gw.policy.topology import read_asked
 
     if batch:
         for number, line in enumerate(sys.stdin.buffer, 1):
             if not line.strip():
                 continue
             try:
-                asked = msgspec.json.decode(line, type=Asked)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                raise UsageError(f"standard input, line {number}: {error}", hint=BATCH_HINT) from None
+                asked = read_asked(line)
+            except PolicyError as error:
+                raise UsageError(f"standard input, line {number}: {error.message}", hint=BATCH_HINT) from None
             result = run(asked.topology, asked.policy.encode(errors="surrogatepass"))
             sys.stdout.write(f"{msgspec.json.encode(result).decode()}\n")
             sys.stdout.flush()
@@ -83,14 +84,15 @@ def check(file: FileArgument = None) -> None:
     from gw.policy.toml import SUFFIX, read_toml_policy
 
     raw = _raw(file)
+    if not raw.strip():
+        shell.note(f"{_path(file)} is empty: a server allows nothing")
+        return
     try:
         policy = read_toml_policy(raw) if _path(file).suffix == SUFFIX else read_policy(raw)
     except PolicyError as error:
         _show_faults(_path(file), raw, error)
         raise ConfigError(f"the policy is refused: {error.message}", path=str(_path(file))) from None
-    if not raw.strip():
-        shell.note("empty: a server allows nothing")
-    elif policy.grants is None:
+    if policy.grants is None:
         shell.note('neither "acls" nor "grants": as with Tailscale, everything is allowed')
     count = len(policy.grants or ())
     tests = len(policy.tests) + len(policy.ssh_tests)
@@ -235,9 +237,12 @@ def fmt(
     """
     from gw.policy.formatting import formatted
     from gw.policy.hujson import HuJSONError
+    from gw.policy.toml import SUFFIX
     from gw.state.files import write_atomic
 
     path = _path(file)
+    if path.suffix == SUFFIX:
+        raise UsageError(f"`{path}` is TOML, which has no one style here", hint=f"gwctl policy convert {path}")
     raw = _raw(file)
     try:
         neat = formatted(raw)
@@ -328,14 +333,14 @@ def _topology(file: Path | None) -> Topology:
 
 def _refusal(path: Path, error: PolicyError) -> ConfigError:
     place = f"{path}:{error.line}:{error.column}" if error.line else str(path)
-    return ConfigError(error.message, path=place, hint="gwctl policy check")
+    return ConfigError(error.message, path=place, hint=f"gwctl policy check {path}")
 
 
 def _show_faults(path: Path, raw: bytes, error: PolicyError) -> None:
     """Each fault with its line, and a caret under its place."""
     lines = raw.decode(errors="replace").splitlines()
     for line, column, message in error.located or [(error.line, error.column, error.message)]:
-        shell.note(f"{path}:{line}:{column}: {message}")
+        shell.note(f"{path}:{line}:{column}: {message}" if line else f"{path}: {message}")
         if 0 < line <= len(lines):
             text = lines[line - 1]
             before = text.encode()[: column - 1].decode(errors="replace")

@@ -6,13 +6,14 @@ Ref: vectors/policy/README.md (topology)
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 
 import msgspec
 
 from gw.policy.faults import PolicyError
 from gw.policy.people import User
 from gw.policy.reader import read_policy
+from gw.policy.spans import number, span
 from gw.policy.view import PolicyView
 
 POOLS: Final = ("100.64.0.0/10", "fd7a:115c:a1e0::/48")
@@ -61,6 +62,20 @@ class Topology(msgspec.Struct):
     nodes: list[DescribedNode] = []
     domains: list[str] = []
 
+    def checked(self) -> Topology:
+        """Itself. Raises PolicyError where an address or a route is none, or two nodes have one id."""
+        for node in self.nodes:
+            try:
+                for address in node.ips:
+                    number(address)
+                for route in (*node.routes.advertised, *node.routes.approved):
+                    span(route)
+            except ValueError as error:
+                raise PolicyError(f"not a topology: node `{node.name}`: {error}") from None
+        if len({node.id for node in self.nodes}) < len(self.nodes):
+            raise PolicyError("not a topology: two nodes have one id")
+        return self
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -86,20 +101,31 @@ class Asked(msgspec.Struct):
 
 def read_topology(raw: bytes) -> Topology:
     """Raises PolicyError."""
-    try:
-        return msgspec.json.decode(raw, type=Topology)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise PolicyError(f"not a topology: {error}") from None
+    return _read(raw, Topology).checked()
+
+
+def read_asked(raw: bytes) -> Asked:
+    """Raises PolicyError where it is no question; its policy may be no policy."""
+    asked = _read(raw, Asked)
+    asked.topology.checked()
+    return asked
 
 
 def view_of(topology: Topology, text: bytes) -> PolicyView[TopologyNode]:
-    """The policy in force over the topology. Raises PolicyError for either."""
+    """The policy in force over the topology. Raises PolicyError."""
     policy = read_policy(text, domains=topology.domains)
     users = [User(each.name, each.email, each.role, each.id) for each in topology.users]
-    try:
-        view = PolicyView[TopologyNode](policy, POOLS, users)
-        for each in topology.nodes:
-            view.add(each.placed())
-    except ValueError as error:
-        raise PolicyError(f"not a topology: {error}") from None
+    view = PolicyView[TopologyNode](policy, POOLS, users)
+    for each in topology.nodes:
+        view.add(each.placed())
     return view
+
+
+T = TypeVar("T")
+
+
+def _read(raw: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise PolicyError(f"not a topology: {error}") from None

@@ -30,11 +30,12 @@ def state(tmp_path: Path) -> Path:
 def gwctl(state: Path) -> Run:
     """Run gwctl on the test's own state directory."""
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
+    def run(*words: str, said: str = "") -> subprocess.CompletedProcess[str]:
+        """said: on standard input."""
         env = {**os.environ, "GW_STATE_DIR": str(state), "TZ": "UTC", "COLUMNS": "100"}
         env.pop("GW_RUNTIME_DIR", None)
         return subprocess.run(
-            [GWCTL, *words], capture_output=True, text=True, env=env, check=False, stdin=subprocess.DEVNULL, timeout=60
+            [GWCTL, *words], capture_output=True, text=True, env=env, check=False, input=said, timeout=60
         )
 
     return run

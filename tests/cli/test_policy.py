@@ -82,6 +82,57 @@ def test_check_shows_each_fault_with_a_caret_under_it(gwctl: Run, tmp_path: Path
     assert "error: " in lines[-1]
 
 
+BAD = [
+    (("check", "half.hujson"), 9, "half.hujson:2:1: hujson: line 2, column 1: parsing value: unexpected EOF"),
+    (("check", "binary.hujson"), 9, "invalid character"),
+    (("check", "nowhere.hujson"), 4, "no policy: `nowhere.hujson`"),
+    (("check", "."), 1, "cannot read `.`"),
+    (("check", "half.toml"), 9, "half.toml: not TOML"),
+    (("check", "empty.hujson"), 0, "empty.hujson is empty: a server allows nothing"),
+    (("fmt", "half.toml"), 2, "gwctl policy convert half.toml"),
+    (("convert", "binary.hujson"), 9, "binary.hujson:1:1"),
+    (("set", "empty.hujson"), 2, "an empty policy"),
+    (("set", "half.hujson"), 2, "the policy is refused: 2:1"),
+    (("eval", "-t", "net.json", "-p", "nowhere"), 4, "no policy"),
+    (("eval", "-t", "list.json", "-p", "p.hujson"), 2, "list.json: not a topology: Expected `object`"),
+    (("eval", "-t", "where.json", "-p", "p.hujson"), 2, "node `a`: 'x' does not appear to be"),
+    (("eval", "-t", "twice.json", "-p", "p.hujson"), 2, "two nodes have one id"),
+    (("eval", "--batch"), 2, "standard input, line 1: not a topology"),
+    (("why", "laptop", "nas", "-t", "net.json", "-p", "p.hujson"), 2, "which port of `nas`?"),
+    (("why", "who", "nas:22", "-t", "net.json", "-p", "p.hujson"), 4, "no such node: `who`"),
+    (("diff", "half.hujson", "-t", "net.json"), 9, "half.hujson:2:1"),
+    (("test", "half.hujson", "-t", "net.json"), 9, "half.hujson:2:1"),
+]
+
+
+def test_every_bad_input_gets_one_clear_line(
+    ready: Run, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, raw in {
+        "half.hujson": b'{"acls": [\n',
+        "half.toml": b"acls = [",
+        "binary.hujson": b"\xff\xfe\0",
+        "empty.hujson": b" \n",
+        "list.json": b"[]",
+        "where.json": b'{"nodes": [{"name": "a", "ips": ["x"]}]}',
+        "twice.json": b'{"nodes": [{"name": "a"}, {"name": "b"}]}',
+    }.items():
+        (tmp_path / name).write_bytes(raw)
+    monkeypatch.chdir(tmp_path)
+    for words, code, line in BAD:
+        found = ready("policy", *words, said="[1]\n")
+        assert (found.returncode, line in found.stderr) == (code, True), (words, found.stderr)
+        assert "Traceback" not in found.stderr
+
+
+def test_an_empty_policy_means_to_the_cli_what_it_means_to_a_server(
+    ready: Run, files: dict[str, str], state: Path
+) -> None:
+    (state / "policy.hujson").write_text("")
+    asked = ready("policy", "why", "laptop", "nas:22", "-t", files["net"], "-o", "json")
+    assert json.loads(asked.stdout)["allowed"] is False
+
+
 def test_a_policy_whose_tests_fail_is_not_put_in_force(ready: Run, state: Path, files: dict[str, str]) -> None:
     assert ready("policy", "test", files["policy"], "--topology", files["net"]).stdout == "1 tests hold\n"
     before = (state / "policy.hujson").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import socket
@@ -43,8 +44,11 @@ class Node:
         self.connect()
 
     def connect(self) -> None:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/key?v={VERSION}", timeout=5) as answer:
-            server = MachineKey.parse(json.load(answer)["publicKey"])
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/key?v={VERSION}", timeout=5) as answer:
+                server = MachineKey.parse(json.load(answer)["publicKey"])
+        except http.client.HTTPException as error:  # killed in the middle of its answer
+            raise ConnectionError(str(error)) from error
         hello = ClientHandshake(self.machine, server, os.urandom(32), VERSION)
         self.socket.close()
         self.socket = socket.create_connection(("127.0.0.1", self.port), timeout=10)

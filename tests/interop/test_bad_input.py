@@ -7,36 +7,12 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def run(
-    script: str, *words: object, state: Path, user: int | None = None, timeout_s: float = 30.0, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(BIN / script), *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout_s,
-        user=user,
-        cwd="/",
-        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GW_STATE_DIR": str(state), **environment},
-    )
+from .scripts import BIN, free_port, initialise, run, serving
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -54,46 +30,6 @@ def assert_refused(result: subprocess.CompletedProcess[str], code: int, *words: 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     return tmp_path / "state"
-
-
-@pytest.fixture
-def port() -> int:
-    return free_port()
-
-
-def initialise(state: Path, port: int) -> None:
-    result = run(
-        "gwctl", "init", "--server-url", f"http://127.0.0.1:{port}", "--listen", f"127.0.0.1:{port}", state=state
-    )
-    assert result.returncode == 0, result.stderr
-
-
-@contextmanager
-def serving(state: Path, port: int) -> Iterator[subprocess.Popen[str]]:
-    """`gwctl serve` until the block ends."""
-    server = subprocess.Popen(
-        [str(BIN / "gwctl"), "serve"],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd="/",
-        env={"PATH": os.environ["PATH"], "GW_STATE_DIR": str(state)},
-    )
-    try:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert server.poll() is None, server.stderr and server.stderr.read()
-            time.sleep(0.05)
-        yield server
-    finally:
-        server.send_signal(signal.SIGTERM)
-        try:
-            server.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.communicate()
 
 
 def test_a_directory_that_was_never_initialised(state: Path) -> None:

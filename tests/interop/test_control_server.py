@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import random
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from .controlclient import Node, opened
-from .test_bad_input import free_port, initialise, run, serving
+from .controlclient import Node
+from .scripts import key, nodes, run, serving
 
 LOGOUT = datetime(1970, 1, 1, 0, 2, 3, tzinfo=UTC)
-
-
-@pytest.fixture(autouse=True)
-def closed_sockets() -> Iterator[None]:
-    yield
-    while opened:
-        opened.pop().close()
-
-
-@pytest.fixture
-def port() -> int:
-    return free_port()
-
-
-@pytest.fixture
-def state(tmp_path: Path, port: int) -> Path:
-    initialise(tmp_path / "s", port)
-    for user in ("ann", "bob"):
-        assert run("gwctl", "users", "create", user, state=tmp_path / "s").returncode == 0
-    return tmp_path / "s"
-
-
-def key(state: Path, *flags: str, user: str = "ann") -> str:
-    result = run("gwctl", "preauthkeys", "create", "-u", user, *flags, "-o", "json", state=state)
-    assert result.returncode == 0, result.stderr
-    return str(json.loads(result.stdout)["key"])
-
-
-def nodes(state: Path) -> list[dict[str, object]]:
-    return list(json.loads(run("gwctl", "nodes", "list", "-o", "json", state=state).stdout))
 
 
 def test_own_devices_see_each_other_come_change_and_go(state: Path, port: int) -> None:

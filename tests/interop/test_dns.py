@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,9 +22,8 @@ import pytest
 
 from tests.netns.namespaces import Namespaces, needs_namespaces
 
-from .controlclient import Node, opened
-from .test_bad_input import free_port, initialise, run, serving
-from .test_control_server import key
+from .controlclient import Node
+from .scripts import BIN, free_port, initialise, key, run, serving
 
 
 class Upstream:
@@ -89,20 +87,6 @@ class Upstream:
         self.udp.close()
 
 
-@pytest.fixture(autouse=True)
-def closed_sockets() -> Iterator[None]:
-    yield
-    while opened:
-        opened.pop().close()
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    initialise(tmp_path / "s", free_port())
-    assert run("gwctl", "users", "create", "ann", state=tmp_path / "s").returncode == 0
-    return tmp_path / "s"
-
-
 @contextmanager
 def naming(state: Path, port: int, upstreams: list[int]) -> Iterator[subprocess.Popen[bytes]]:
     """`gwdns serve` until the block ends."""
@@ -110,10 +94,16 @@ def naming(state: Path, port: int, upstreams: list[int]) -> Iterator[subprocess.
     if "[dns_server]" not in config.read_text():
         servers = ", ".join(f'"127.0.0.1:{upstream}"' for upstream in upstreams)
         config.write_text(config.read_text() + f"\n[dns_server]\nupstreams = [{servers}]\nttl = 7\n")
+    with listening([str(BIN / "gwdns"), "serve", "--listen", f"127.0.0.1:{port}"], state) as server:
+        yield server
+
+
+@contextmanager
+def listening(argv: list[str], state: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A DNS server that says that it listens; it must end soon when it is told to."""
     server = subprocess.Popen(
-        [str(Path(sys.executable).parent / "gwdns"), "serve", "--listen", f"127.0.0.1:{port}"],
-        stderr=subprocess.PIPE, cwd="/", env={"PATH": os.environ["PATH"], "GW_STATE_DIR": str(state)},
-    )  # fmt: skip
+        argv, stderr=subprocess.PIPE, cwd="/", env={"PATH": os.environ["PATH"], "GW_STATE_DIR": str(state)}
+    )
     assert server.stderr is not None
     try:
         for line in server.stderr:
@@ -302,15 +292,8 @@ def test_strangers_are_refused_and_answers_leave_from_the_address_that_was_asked
         spaces.ip("server", f"addr add 5.5.5.2/24 dev {server_end}")
         spaces.ip("server", f"addr add 10.5.5.2/24 dev {server_end}")
         spaces.ip("client", "addr add 10.5.5.9/24 dev v1b")
-        process = subprocess.Popen(
-            spaces.argv("server", str(Path(sys.executable).parent / "gwdns"), "serve", "--listen", "0.0.0.0:53"),
-            stderr=subprocess.PIPE, cwd="/", env={"PATH": os.environ["PATH"], "GW_STATE_DIR": str(state)},
-        )  # fmt: skip
-        assert process.stderr is not None
-        try:
-            for line in process.stderr:
-                if b"listens on" in line:
-                    break
+        argv = spaces.argv("server", str(BIN / "gwdns"), "serve", "--listen", "0.0.0.0:53")
+        with listening(argv, state) as process:
 
             def dig(server: str, *more: str) -> str:
                 return spaces.run(
@@ -329,7 +312,24 @@ def test_strangers_are_refused_and_answers_leave_from_the_address_that_was_asked
                 time.sleep(0.1)
             assert "status: NXDOMAIN" in dig("5.5.5.2")  # dig drops what comes from another address
             assert "status: NXDOMAIN" in dig("5.5.5.2", "+tcp")
-        finally:
-            process.terminate()
-            process.wait(timeout=10)
-            process.stderr.close()
+
+
+def test_records_of_the_policy_are_served_and_follow_it(tmp_path: Path) -> None:
+    state, control, port = tmp_path / "s", free_port(), free_port()
+    initialise(state, control)
+    policy = tmp_path / "p.hujson"
+
+    def put(records: str) -> None:
+        policy.write_text(f'{{"acls": [], "extraDNSRecords": [{records}]}}')
+        assert run("gwctl", "policy", "set", policy, state=state).returncode == 0
+
+    put('{"Name": "nas.home.test", "Value": "192.0.2.7"}')
+    with serving(state, control), naming(state, port, []):
+        assert data(ask(port, "nas.home.test")) == ["192.0.2.7"]
+        put('{"Name": "tv.home.test", "Value": "192.0.2.8"}')
+        for _ in range(100):
+            if data(ask(port, "tv.home.test")):
+                break
+            time.sleep(0.05)
+        assert data(ask(port, "tv.home.test")) == ["192.0.2.8"]
+        assert data(ask(port, "nas.home.test")) == []

@@ -3,35 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from .controlclient import Node, opened
-from .test_bad_input import free_port, initialise, run, serving
-from .test_control_server import key, nodes
-
-
-@pytest.fixture(autouse=True)
-def closed_sockets() -> Iterator[None]:
-    yield
-    while opened:
-        opened.pop().close()
-
-
-@pytest.fixture
-def port() -> int:
-    return free_port()
-
-
-@pytest.fixture
-def state(tmp_path: Path, port: int) -> Path:
-    initialise(tmp_path / "s", port)
-    for user in ("ann", "bob"):
-        assert run("gwctl", "users", "create", user, state=tmp_path / "s").returncode == 0
-    return tmp_path / "s"
+from .controlclient import Node
+from .scripts import key, nodes, run, serving
 
 
 def put(state: Path, text: str) -> None:

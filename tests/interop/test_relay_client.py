@@ -23,7 +23,7 @@ from gw.model.keys import NodeKey, NodeSecret
 from gw.relay.certificates import pin
 from gw.wire.x25519 import clamp, public_key
 
-from .test_bad_input import free_port
+from .scripts import free_port
 
 
 @contextmanager

@@ -153,17 +153,21 @@ def test_who_waits_for_admission_comes_in_once_it_is_known(running: Running, flo
     assert waiting.sock.recv(100) == b""
 
 
+def send_and_be_shut_out(port: int, garbage: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+        sock.sendall(garbage)
+        sock.shutdown(socket.SHUT_WR)
+        try:
+            while sock.recv(4096):
+                pass
+        except ConnectionResetError:
+            pass
+
+
 def test_garbage_ends_its_own_connection_only(running: Running, flows: list[Flow]) -> None:
     flows.append(Flow(running, 1).connected())
     for garbage in (b"\x00" * 100, b"GET / HTTP/9\r\n\r\n", os.urandom(5000), UPGRADE + b"\xff" * 40):
-        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as sock:
-            sock.sendall(garbage)
-            sock.shutdown(socket.SHUT_WR)
-            try:
-                while sock.recv(4096):
-                    pass
-            except ConnectionResetError:
-                pass
+        send_and_be_shut_out(running.port, garbage)
     flows.append(Flow(running, 2).connected())
     flows[0].send(flows[1].key, b"hello")
     flows[1].until(received(b"hello"))
@@ -177,14 +181,7 @@ def test_garbage_on_the_tls_port_ends_its_own_connection_only(tmp_path: Path) ->
     running = Running(certificates.context(tmp_path, pem, private, b"\x01" * 32, datetime.now(UTC)))
     try:
         for garbage in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(3000), b"\x16\x03\x01\xff\xff" + os.urandom(500)):
-            with socket.create_connection(("127.0.0.1", running.port), timeout=10) as sock:
-                sock.sendall(garbage)
-                sock.shutdown(socket.SHUT_WR)
-                try:
-                    while sock.recv(4096):
-                        pass
-                except ConnectionResetError:
-                    pass
+            send_and_be_shut_out(running.port, garbage)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,25 +20,7 @@ from gw.node.identity import Identity
 from gw.node.netmap import Netmap, NetmapChange
 from gw.node.session import ControlSession, State
 
-from .test_bad_input import free_port, initialise, run, serving
-
-
-@pytest.fixture
-def port() -> int:
-    return free_port()
-
-
-@pytest.fixture
-def state(tmp_path: Path, port: int) -> Path:
-    initialise(tmp_path / "s", port)
-    assert run("gwctl", "users", "create", "ann", state=tmp_path / "s").returncode == 0
-    return tmp_path / "s"
-
-
-def key(state: Path, *flags: str) -> str:
-    result = run("gwctl", "preauthkeys", "create", "-u", "ann", *flags, "-o", "json", state=state)
-    assert result.returncode == 0, result.stderr
-    return str(json.loads(result.stdout)["key"])
+from .scripts import key, run, serving
 
 
 class Machine:
