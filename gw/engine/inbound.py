@@ -26,10 +26,11 @@ from gw.engine.link import (
 )
 from gw.engine.worker import Setup, listen, share, udp_socket
 from gw.native.coalesce import Coalescer
-from gw.native.filter import Filter, Rule
+from gw.native.filter import Filter
 from gw.native.flows import FlowTable
 from gw.native.inbound import Inbound
 from gw.native.prefixes import PrefixMap
+from gw.native.rules import RuleSet
 
 ROUNDS: Final = 8  # reads of a socket before the engine is listened to again
 FOREIGN_BATCH: Final = 64
@@ -51,7 +52,7 @@ class InboundPlane:
         ]
         self._core = Inbound(
             counters,
-            Filter([], PrefixMap(), table),
+            Filter(RuleSet(), PrefixMap(), table),
             Coalescer(setup.tun, setup.tcp_offload, setup.udp_offload),
         )
         self._core.invalid_tag = InvalidTag
@@ -125,27 +126,17 @@ class _Rules:
 
     def __init__(self, table: FlowTable) -> None:
         self._table = table
-        self._rules: list[Rule] = []
+        self._rules = RuleSet()
         self._local = PrefixMap()
 
     def add(self, message: FilterRules) -> Filter | None:
         """The whole filter when the last message is here."""
-        number = int.from_bytes
         for protocols, sources, targets in message.rules:
-            self._rules.append(
-                Rule(
-                    protocols,
-                    [(v6, number(first, "big"), number(last, "big")) for v6, first, last in sources],
-                    [
-                        (v6, number(first, "big"), number(last, "big"), low, high)
-                        for v6, first, last, low, high in targets
-                    ],
-                )
-            )
+            self._rules.add(protocols, sources, targets)
         for network, length in message.local:
             self._local.put(network, length, 1)
         if not message.last:
             return None
         ready = Filter(self._rules, self._local, self._table)
-        self._rules, self._local = [], PrefixMap()
+        self._rules, self._local = RuleSet(), PrefixMap()
         return ready

@@ -92,7 +92,7 @@ class Inject(_Message, tag="i"):
 
 
 class FilterRules(_Message, tag="f"):
-    """rules: (protocols, sources, destinations) as `gw.native.filter.Rule`, addresses as bytes.
+    """rules: (protocols, sources, destinations) as `gw.native.rules.RuleSet.add` takes them.
 
     A filter too large for one message comes in several; it takes effect as a whole with the last.
     """

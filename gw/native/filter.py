@@ -1,7 +1,7 @@
 """The packet filter: which inner packets a peer may send us. Nothing passes that no rule allows.
 
-What was decided once for (source, destination, protocol, port) is remembered until the rules change, so a packet
-costs one dictionary look-up however many rules there are.
+What was decided once for (source, destination, protocol, port) is remembered until the rules change: a packet costs one
+dictionary look-up however many rules there are, and the first one of a flow a few more (`gw.native.rules`).
 
 Ref: tailscale wgengine/filter/filter.go; spec dataplane §3.2
 """
@@ -24,6 +24,7 @@ from gw.native.counters import (
 )
 from gw.native.flows import FlowTable, key
 from gw.native.prefixes import NOBODY, PrefixMap
+from gw.native.rules import ANY_PORT, EVERY_PORT, RuleSet
 
 ACCEPT: Final = -1
 TSMP_PACKET: Final = -2  # for us, not for the TUN
@@ -40,39 +41,6 @@ SYN: Final = 0x02
 ACK: Final = 0x10
 MIN_FRAGMENT_OFFSET: Final = 10  # in units of 8 bytes: (60 + 20) / 8
 MAX_REMEMBERED: Final = 65536
-ALL_PORTS: Final = 65535
-
-
-@final
-@mypyc_attr(native_class=True)
-class Rule:
-    """One rule. Ranges are inclusive pairs of whole addresses as numbers; v6 tells which family they are of."""
-
-    def __init__(
-        self,
-        protocols: list[int],
-        sources: list[tuple[bool, int, int]],
-        destinations: list[tuple[bool, int, int, int, int]],
-    ) -> None:
-        """sources: (v6, first, last); destinations: (v6, first, last, first port, last port)."""
-        self.protocols: list[int] = protocols
-        self.sources: list[tuple[bool, int, int]] = sources
-        self.destinations: list[tuple[bool, int, int, int, int]] = destinations
-
-    def has_source(self, v6: bool, address: int) -> bool:
-        for is_v6, first, last in self.sources:
-            if is_v6 == v6 and first <= address <= last:
-                return True
-        return False
-
-    def has_destination(self, v6: bool, address: int, port: int) -> bool:
-        """port: -1 where any will do, -2 where only a rule for all ports will."""
-        for is_v6, first, last, low, high in self.destinations:
-            if is_v6 != v6 or not first <= address <= last:
-                continue
-            if port == -1 or (port == -2 and low == 0 and high == ALL_PORTS) or low <= port <= high:
-                return True
-        return False
 
 
 @final
@@ -80,8 +48,8 @@ class Rule:
 class Filter:
     """Rules and our own addresses; replaced as a whole when either changes."""
 
-    def __init__(self, rules: list[Rule], local: PrefixMap, flows: FlowTable) -> None:
-        self.rules: list[Rule] = rules
+    def __init__(self, rules: RuleSet, local: PrefixMap, flows: FlowTable) -> None:
+        self.rules: RuleSet = rules
         self.local: PrefixMap = local
         self.flows: FlowTable = flows
         self.decided: dict[bytes, bool] = {}
@@ -143,12 +111,12 @@ class Filter:
                 return DROP_FRAGMENT
             if _is_icmp_answer(i64(packet[ip_length]), v6):
                 return ACCEPT
-            return self._ruled(packet, ip_length, protocol, v6, -1)
+            return self._ruled(packet, ip_length, protocol, v6, ANY_PORT)
         if protocol == TSMP:
             return TSMP_PACKET
         if protocol == 0 or protocol == 43 or protocol == 60 or protocol == FRAGMENT6:
             return DROP_UNKNOWN_PROTOCOL
-        return self._ruled(packet, ip_length, protocol, v6, -2)
+        return self._ruled(packet, ip_length, protocol, v6, EVERY_PORT)
 
     def _ruled(self, packet: bytes, ip_length: i64, protocol: i64, v6: bool, port: i64) -> i64:
         addresses = packet[8:40] if v6 else packet[12:20]
@@ -157,22 +125,14 @@ class Filter:
             question += packet[ip_length + 2 : ip_length + 4]
         known = self.decided.get(question)
         if known is None:
-            known = self._search(addresses, int(protocol), v6, int(port))
+            half = len(addresses) // 2
+            source = int.from_bytes(addresses[:half], "big")
+            destination = int.from_bytes(addresses[half:], "big")
+            known = self.rules.allow(v6, source, destination, int(protocol), int(port))
             if len(self.decided) >= MAX_REMEMBERED:
                 self.decided = {}
             self.decided[question] = known
         return ACCEPT if known else DROP_ACL
-
-    def _search(self, addresses: bytes, protocol: int, v6: bool, port: int) -> bool:
-        half = len(addresses) // 2
-        source = int.from_bytes(addresses[:half], "big")
-        destination = int.from_bytes(addresses[half:], "big")
-        for rule in self.rules:
-            if port != -1 and protocol not in rule.protocols:
-                continue
-            if rule.has_source(v6, source) and rule.has_destination(v6, destination, port):
-                return True
-        return False
 
 
 def _is_icmp_answer(kind: i64, v6: bool) -> bool:

@@ -18,9 +18,10 @@ from gw.native.counters import (
     DROP_NOT_LOCAL,
     DROP_UNKNOWN_PROTOCOL,
 )
-from gw.native.filter import ACCEPT, TSMP_PACKET, Filter, Rule
+from gw.native.filter import ACCEPT, TSMP_PACKET, Filter
 from gw.native.flows import SHARED_BYTES, FlowTable, answer_key
 from gw.native.prefixes import PrefixMap
+from gw.native.rules import RuleSet
 
 ANN, BOB, EVE = "100.64.0.1", "100.64.0.2", "100.64.0.3"
 ANN6, BOB6 = "fd7a:115c:a1e0::1", "fd7a:115c:a1e0::2"
@@ -42,10 +43,20 @@ def udp(source: str, destination: str, from_port: int, port: int) -> bytes:
     return packet(source, destination, 17, struct.pack(">HHHH", from_port, port, 8, 0))
 
 
+Rule = tuple[str, str, int, int, list[int]]
+
+
 def rule(source: str, destination: str, low: int, high: int, protocols: list[int] | None = None) -> Rule:
-    a, b = ip_address(source), ip_address(destination)
-    v6 = a.version == 6
-    return Rule(protocols or [6, 17, 1, 58], [(v6, int(a), int(a))], [(v6, int(b), int(b), low, high)])
+    return source, destination, low, high, protocols or [6, 17, 1, 58]
+
+
+def rules(*found: Rule) -> RuleSet:
+    made = RuleSet()
+    for source, destination, low, high, protocols in found:
+        a, b = ip_address(source), ip_address(destination)
+        v6 = a.version == 6
+        made.add(protocols, [(v6, a.packed, a.packed)], [(v6, b.packed, b.packed, low, high)])
+    return made
 
 
 @pytest.fixture
@@ -59,7 +70,9 @@ def filter_(flows: FlowTable) -> Filter:
     for address in (ANN, ANN6):
         raw = ip_address(address).packed
         local.put(raw, len(raw) * 8, 1)
-    return Filter([rule(BOB, ANN, 80, 90), rule(BOB6, ANN6, 0, 65535), rule(BOB, ANN, 0, 65535, [47])], local, flows)
+    return Filter(
+        rules(rule(BOB, ANN, 80, 90), rule(BOB6, ANN6, 0, 65535), rule(BOB, ANN, 0, 65535, [47])), local, flows
+    )
 
 
 def decide(filter_: Filter, data: bytes) -> int:
@@ -79,7 +92,7 @@ def test_what_a_rule_allows_passes_and_nothing_else_does(filter_: Filter) -> Non
 def test_nobody_passes_without_rules(flows: FlowTable) -> None:
     local = PrefixMap()
     local.put(ip_address(ANN).packed, 32, 1)
-    empty = Filter([], local, flows)
+    empty = Filter(rules(), local, flows)
     assert decide(empty, tcp(BOB, ANN, 80, SYN)) == DROP_ACL
     assert decide(empty, packet(BOB, ANN, 1, b"\x08\0" + bytes(6))) == DROP_ACL
 
@@ -134,7 +147,7 @@ def test_any_packet_gets_a_verdict(data: bytes, first: int) -> None:
     local = PrefixMap()
     local.put(bytes(4), 0, 1)
     local.put(bytes(16), 0, 1)
-    filter_ = Filter([rule(BOB, ANN, 0, 65535)], local, FlowTable(mmap(-1, SHARED_BYTES)))
+    filter_ = Filter(rules(rule(BOB, ANN, 0, 65535)), local, FlowTable(mmap(-1, SHARED_BYTES)))
     data = bytes([first]) + data[1:]
     if first == 0x60 and len(data) < 40:
         return
