@@ -110,7 +110,7 @@ def run(planes: list[tuple[socket.socket, Plane]]) -> None:
 
 
 def listen(link: socket.socket, plane: Plane) -> bool:
-    """Do what the engine has said; False when it is gone. A large filter is taken in small bites: packets go between."""
+    """Do what the engine has said; False when it is gone. A large filter is taken in bites: packets go between."""
     enough_ns = time.monotonic_ns() + LISTEN_NS
     while time.monotonic_ns() < enough_ns:
         try:
