@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from gw.commands import shell
-from gw.errors import UsageError
+from gw.errors import PermissionNeeded, UsageError
 
 if TYPE_CHECKING:
     from gw.lab import NodeSpec
@@ -51,8 +51,14 @@ def up(nodes: Nodes = DEFAULT_NODES) -> None:
 
     Next: sudo gw lab exec ann gw tui, and at the end: sudo gw lab down.
     """
-    from gw.lab import Lab
+    import os
 
+    from gw.lab import Lab
+    from gw.lab.unprivileged import ensure_tun
+
+    if os.geteuid() != 0:
+        raise PermissionNeeded("a lab that stays needs root", hint="sudo gw lab up; without root: gw lab demo")
+    ensure_tun()
     _stop_in_order()
     lab = Lab(_parse(nodes), say=shell.note)
     lab.up()

@@ -159,8 +159,8 @@ class Lab:
         except subprocess.TimeoutExpired:
             raise TimedOut(f"{name}: `{' '.join(argv)}` did not end in {timeout_s:.0f} s") from None
         if done.returncode:
-            words = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            raise GwError(f"{name}: `{' '.join(argv)}`: {words[0] if words else f'status {done.returncode}'}")
+            said, hint = last_words(done.stderr.strip() or done.stdout)
+            raise GwError(f"{name}: `{' '.join(argv)}`: {said or f'status {done.returncode}'}", hint=hint)
         return done.stdout
 
     def status(self, name: str) -> dict[str, object]:
@@ -220,8 +220,10 @@ class Lab:
             if READY_MARK in text:
                 return
             if self._running[label].poll() is not None:
-                lines = [line for line in text.splitlines() if line.strip()]
-                raise GwError(f"{label} ended: {lines[-1] if lines else 'without a word'}", hint=f"log: {log}")
+                said, hint = last_words(text)
+                raise GwError(
+                    f"{label} ended: {said or 'without a word'}", hint=f"{hint}; log: {log}" if hint else f"log: {log}"
+                )
             time.sleep(POLL_S)
         raise TimedOut(f"{label} is not ready after {READY_S:.0f} s", hint=f"log: {log}")
 
@@ -229,3 +231,11 @@ class Lab:
         if self._ledger is None:
             raise NotFound("no lab is up", hint="gw lab up")
         return self._ledger
+
+
+def last_words(text: str) -> tuple[str, str | None]:
+    """What a program that failed said: (its error, else its last line; its hint)."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    hints = [line.removeprefix("hint: ") for line in lines if line.startswith("hint: ")]
+    return (errors or lines or [""])[-1], hints[-1] if errors and hints else None

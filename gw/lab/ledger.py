@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -14,10 +15,12 @@ from typing import Final, final
 
 import msgspec
 
-from gw.errors import Conflict, GwError
+from gw.errors import Conflict, GwError, PermissionNeeded
 
 FILE: Final = "lab.json"
+USUAL: Final = Path("/tmp/ghostwire-lab")  # noqa: S108 - only taken where it is the caller's own: see `_see_that_it_is_ours`
 PREFIX: Final = "gwlab-"
+NETNS: Final = Path("/run/netns")
 STOP_S: Final = 6.0
 
 
@@ -42,17 +45,15 @@ class Entry(msgspec.Struct):
 
 def lab_folder() -> Path:
     """Where labs keep their state: $GW_LAB_DIR, else a folder in the temporary one."""
-    return Path(os.environ.get("GW_LAB_DIR") or usual_folder())
-
-
-def usual_folder() -> Path:
-    """The folder where $GW_LAB_DIR names none."""
-    return Path(tempfile.gettempdir()) / "ghostwire-lab"
+    return Path(os.environ.get("GW_LAB_DIR") or Path(tempfile.gettempdir()) / USUAL.name)
 
 
 def prefix(folder: Path) -> str:
-    """How the names of a lab's namespaces begin: `gwlab-`, and a mark of the folder where it is not the usual one."""
-    if folder == usual_folder():
+    """How the names of a lab's namespaces begin: `gwlab-`, and a mark of the folder where it is not the usual one.
+
+    Names are the machine's, so one name belongs to one folder, whatever $TMPDIR says.
+    """
+    if folder == USUAL:
         return PREFIX
     return f"{PREFIX}{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:6]}-"
 
@@ -72,6 +73,7 @@ class Ledger:
     def open(cls, folder: Path) -> Ledger | None:
         """The record that is there, or None. Raises GwError where it cannot be read."""
         ledger = cls(folder)
+        _see_that_it_is_ours(folder)
         try:
             ledger.entry = msgspec.json.decode(ledger._path.read_bytes(), type=Entry)
         except FileNotFoundError:
@@ -92,6 +94,7 @@ class Ledger:
             folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         except OSError as error:
             raise GwError(f"cannot make `{folder}`: {error.strerror}", hint="set GW_LAB_DIR") from error
+        _see_that_it_is_ours(folder)
         ledger = cls(folder)
         try:
             os.link(ledger._write(), ledger._path)
@@ -130,7 +133,7 @@ class Ledger:
 
     def remove_all(self, *, keep_files: bool = False) -> None:
         """End the processes, remove namespaces and folders. Whatever is gone already is no error."""
-        self._end_processes()
+        _end(list(reversed(self.entry.processes)))
         for name in reversed(self.entry.namespaces):
             if name.startswith(PREFIX):
                 subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
@@ -142,21 +145,45 @@ class Ledger:
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _end_processes(self) -> None:
-        alive = [process for process in reversed(self.entry.processes) if _is_alive(process)]
-        for process in alive:
-            _signal(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_S
-        while alive and time.monotonic() < deadline:
-            _reap()
-            alive = [process for process in alive if _is_alive(process)]
-            time.sleep(0.02)
-        for process in alive:
-            _signal(process.pid, signal.SIGKILL)
-        while alive and time.monotonic() < deadline + 1.0:
-            _reap()
-            alive = [process for process in alive if _is_alive(process)]
-            time.sleep(0.02)
+    def remove_stale(self, name: str) -> None:
+        """Remove a namespace of this lab that stands although no record tells of it, with what runs inside.
+
+        Only the lab that holds this folder has such names. Raises Conflict where the caller itself is inside.
+        """
+        if not (NETNS / name).exists():
+            return
+        listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False).stdout
+        pids = [int(pid) for pid in listed.split()]
+        if os.getpid() in pids:
+            raise Conflict(f"this shell is inside `{name}`, which an earlier lab left", hint="leave it and try again")
+        _end([Process(pid, _started(pid) or 0, name) for pid in pids])
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def _end(processes: list[Process]) -> None:
+    """End them, by force where they do not go in STOP_S."""
+    alive = [process for process in processes if _is_alive(process)]
+    for process in alive:
+        _signal(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_S
+    while alive and time.monotonic() < deadline:
+        alive = [process for process in alive if _is_alive(process)]
+        time.sleep(0.02)
+    for process in alive:
+        _signal(process.pid, signal.SIGKILL)
+    while alive and time.monotonic() < deadline + 1.0:
+        alive = [process for process in alive if _is_alive(process)]
+        time.sleep(0.02)
+
+
+def _see_that_it_is_ours(folder: Path) -> None:
+    """A record that another user can write would have us end their choice of processes and write to their links."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise PermissionNeeded(f"`{folder}` is not a folder of this user alone", hint="set GW_LAB_DIR to a new folder")
 
 
 def _is_alive(process: Process) -> bool:
@@ -177,13 +204,4 @@ def _signal(pid: int, number: signal.Signals) -> None:
     try:
         os.kill(pid, number)
     except ProcessLookupError:
-        pass
-
-
-def _reap() -> None:
-    """Take the exit of our own children, or they stay as corpses."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
         pass

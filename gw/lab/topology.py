@@ -112,6 +112,7 @@ class Topology:
             (folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
         except OSError as error:
             raise GwError(f"cannot make `{folder}`: {error.strerror}") from error
+        self._ledger.remove_stale(full)
         run(["ip", "netns", "add", full])
         self._ip(name, "link set lo up")
 

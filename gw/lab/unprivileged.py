@@ -13,8 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from gw.errors import PermissionNeeded
+from gw.errors import GwError, PermissionNeeded
 
+TUN: Final = "/dev/net/tun"
 INSIDE: Final = "GW_LAB_INSIDE"
 SETUP: Final = """
 set -e
@@ -30,8 +31,9 @@ exec "$@"
 def ensure_root(arguments: list[str]) -> None:
     """Return as root; otherwise run `gw` with these arguments in a user namespace and end with its status.
 
-    Raises PermissionNeeded where the kernel does not allow that.
+    Raises PermissionNeeded where the kernel does not allow that, or the TUN device is not for this user.
     """
+    ensure_tun()
     if os.geteuid() == 0:
         return
     unshare = shutil.which("unshare")
@@ -50,3 +52,15 @@ def ensure_root(arguments: list[str]) -> None:
             check=False,
         )
     raise SystemExit(done.returncode)
+
+
+def ensure_tun() -> None:
+    """See that this user may open the TUN device: being root of a namespace does not help there. Raises GwError."""
+    try:
+        os.close(os.open(TUN, os.O_RDWR | os.O_CLOEXEC))
+    except PermissionError:
+        raise PermissionNeeded(
+            f"a lab needs `{TUN}`, and this user may not open it", hint=f"sudo gw lab demo, or: sudo chmod 666 {TUN}"
+        ) from None
+    except OSError as error:
+        raise GwError(f"a lab needs `{TUN}`: {error.strerror}", hint="load the driver: modprobe tun") from None

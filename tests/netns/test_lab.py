@@ -17,9 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from gw.errors import Conflict, UsageError
+from gw.errors import Conflict, PermissionNeeded, UsageError
 from gw.lab import Lab, Nat, NodeSpec
+from gw.lab.lab import last_words
 from gw.lab.ledger import Ledger, prefix
+from gw.lab.ledger import lab_folder as lab_folder_of_this_run
 from gw.lab.topology import HUB_ADDRESS, Topology
 
 from .namespaces import needs_namespaces
@@ -106,7 +108,14 @@ def test_the_demo_holds_twice_in_a_row_and_leaves_nothing(lab_folder: Path) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing(lab_folder: Path, number: signal.Signals) -> None:
-    process = subprocess.Popen([GW, "lab", "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """The suite itself may run as a background job, whose children inherit that SIGINT is ignored."""
+    process = subprocess.Popen(
+        [GW, "lab", "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     time.sleep(3.0)
     process.send_signal(number)
     process.communicate(timeout=30)
@@ -123,6 +132,54 @@ def test_the_next_run_cleans_up_after_a_killed_one(lab_folder: Path) -> None:
     done = subprocess.run([GW, "lab", "demo"], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert left_over(lab_folder) == []
+
+
+def test_a_namespace_of_its_name_that_no_record_tells_of_is_made_anew(lab_folder: Path) -> None:
+    """A killed run whose folder somebody removed; a process of it still lives inside."""
+    name = prefix(lab_folder) + "ann"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    inside = subprocess.Popen(["ip", "netns", "exec", name, "sleep", "120"])
+    try:
+        with Lab([NodeSpec("ann")]) as lab:
+            assert inside.wait(5) == -signal.SIGTERM
+            assert lab.status("ann")["BackendState"] == "Running"
+    finally:
+        inside.kill()
+        inside.wait()
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    assert left_over(lab_folder) == []
+
+
+def test_the_plain_prefix_belongs_to_one_folder_whatever_tmpdir_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Namespaces are the machine's: a lab of another TMPDIR must not take the names of the usual one."""
+    monkeypatch.delenv("GW_LAB_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert prefix(lab_folder_of_this_run()) != prefix(Path("/tmp/ghostwire-lab"))
+
+
+def test_a_record_that_another_user_can_write_is_not_followed(lab_folder: Path) -> None:
+    """It would have root end their choice of processes, and write logs through their links."""
+    victim = subprocess.Popen(["sleep", "60"])
+    try:
+        ledger = Ledger.begin(lab_folder)
+        ledger.note_process(victim.pid, "gwd")
+        os.chown(lab_folder, 65534, 65534)
+        for command in (["demo"], ["down"]):
+            done = subprocess.run([GW, "lab", *command], capture_output=True, text=True, check=False)
+            assert done.returncode == PermissionNeeded.exit_code, done.stderr
+        assert victim.poll() is None
+    finally:
+        victim.kill()
+        victim.wait()
+
+
+def test_a_service_that_ends_is_quoted_with_its_error_not_its_hint() -> None:
+    said = "warning: core is interpreted\nerror: may not open `/dev/net/tun`\nhint: run `gwd` as root\n"
+    assert last_words(said) == ("may not open `/dev/net/tun`", "run `gwd` as root")
+    assert last_words("Traceback\nValueError: x\n") == ("ValueError: x", None)
+    assert last_words("") == ("", None)
 
 
 def test_labs_of_two_folders_stand_side_by_side(tmp_path: Path) -> None:
@@ -254,6 +311,8 @@ def test_without_root_it_runs_in_a_user_namespace_or_says_why_not(public_gw: Pat
     )  # fmt: skip
     if done.returncode:
         assert done.returncode == 5, done.stdout + done.stderr
-        assert "user namespaces" in done.stderr
+        assert "user namespaces" in done.stderr or "/dev/net/tun" in done.stderr
+        assert done.stdout == ""
+        assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
     else:
         assert "every step held" in done.stdout
