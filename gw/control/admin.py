@@ -260,7 +260,7 @@ async def _topology(tailnet: Tailnet, _: list[str], __: Query, ___: bytes) -> Sh
     """Users and nodes as `gwctl policy` takes them."""
     people = [policy_user(user) for user in tailnet.users.values()]
     topology = Topology(
-        users=[TopologyUser(each.name, each.id, each.email, each.role) for each in people],
+        users=[TopologyUser(each.name, each.id, each.email, each.role, sorted(each.groups)) for each in people],
         nodes=[
             DescribedNode(
                 node.doc.given_name,

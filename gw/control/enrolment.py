@@ -38,14 +38,24 @@ class NewKeyNeeded(AuthRequired):
 
 @final
 @dataclass(frozen=True, slots=True)
+class Lifetime:
+    """How long a login lasts. until: None = for ever; not asked where `by_settings`: `node.key_expiry` counts then."""
+
+    by_settings: bool = True
+    until: datetime | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class _Grant:
     """Why a machine may come in, and as whose."""
 
     user: str
     tags: Sequence[str]
     ephemeral: bool
-    method: Literal["authkey", "cli"]
+    method: Literal["authkey", "cli", "oidc"]
     preauth_key: PreauthKeyDoc | None = None
+    lifetime: Lifetime = Lifetime()
 
 
 async def register_preauth(tailnet: Tailnet, machine_key: str, request: RegisterRequest) -> NodeRecord:
@@ -139,20 +149,35 @@ async def wait_auth(tailnet: Tailnet, auth_id: str) -> NodeRecord | None:
     return login.node if login.node is not None and tailnet.has(login.node) else None
 
 
-async def approve(tailnet: Tailnet, auth_id: str, user: UserDoc) -> NodeRecord:
+async def approve(
+    tailnet: Tailnet,
+    auth_id: str,
+    user: UserDoc,
+    *,
+    method: Literal["cli", "oidc"] = "cli",
+    lifetime: Lifetime = Lifetime(),
+) -> NodeRecord:
     """Let a waiting login in as this user. Raises NotFound for an unknown id, AuthRequired if it cannot be admitted."""
     login = tailnet.logins.require(auth_id, _seconds(tailnet))
     login.approving = True
     try:
-        node = await tailnet.durably(_approve(tailnet, login.machine_key, login.request, user))
+        node = await tailnet.durably(_approve(tailnet, login.machine_key, login.request, user, method, lifetime))
     finally:
         login.approving = False
     login.settle(node)
     return node
 
 
-async def _approve(tailnet: Tailnet, machine_key: str, request: RegisterRequest, user: UserDoc) -> NodeRecord:
-    grant = _with_asked_tags(tailnet, _Grant(user.name, (), request.ephemeral, "cli"), request)
+async def _approve(
+    tailnet: Tailnet,
+    machine_key: str,
+    request: RegisterRequest,
+    user: UserDoc,
+    method: Literal["cli", "oidc"],
+    lifetime: Lifetime,
+) -> NodeRecord:
+    grant = _Grant(user.name, (), request.ephemeral, method, lifetime=lifetime)
+    grant = _with_asked_tags(tailnet, grant, request)
     async with tailnet.locked(f"machine {machine_key}"):
         return await _admit(tailnet, machine_key, _node_key(request), request, grant)
 
@@ -281,6 +306,8 @@ def _hostname(request: RegisterRequest) -> str:
 
 
 def _expiry(tailnet: Tailnet, grant: _Grant, now: datetime) -> datetime | None:
+    if not grant.tags and not grant.lifetime.by_settings:
+        return grant.lifetime.until
     lifetime_s = tailnet.config.node.key_expiry_s
     return None if grant.tags or not lifetime_s else now + timedelta(seconds=lifetime_s)
 

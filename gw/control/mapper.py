@@ -82,7 +82,12 @@ class Mapper:
         user = self._tailnet.users.get(node.user)
         if user is None:
             return UserProfile(id=TAGGED_USER_ID, login_name=TAGGED_USER_NAME, display_name="Tagged Devices")
-        return UserProfile(id=user.id, login_name=user.name, display_name=user.display_name or user.name)
+        return UserProfile(
+            id=user.id,
+            login_name=user.name,
+            display_name=user.display_name or user.name,
+            profile_pic_url=user.picture,
+        )
 
     def filters(self, node: NodeRecord) -> bytes:
         """The node's packet filter, `{"base":[…]}`."""

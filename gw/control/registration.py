@@ -77,9 +77,16 @@ def accepted(tailnet: Tailnet, node: NodeRecord) -> RegisterResponse:
     user = tailnet.users.get(node.user)
     number = user.id if user is not None else TAGGED_USER_ID
     name = user.name if user is not None else TAGGED_USER_NAME
+    picture = user.picture if user is not None else ""
+    provider = (user.provider if user is not None else "") or "ghostwire"
     shown = (user.display_name or user.name) if user is not None else "Tagged Devices"
     return RegisterResponse(
-        user=User(id=number, display_name=shown),
-        login=Login(id=number, provider="ghostwire", login_name=name, display_name=shown),
+        user=User(id=number, display_name=shown, profile_pic_url=picture),
+        login=Login(
+            id=number,
+            provider=provider,
+            login_name=name,
+            display_name=shown,
+        ),
         machine_authorized=True,
     )

@@ -18,7 +18,7 @@ from gw.state.documents import PreauthKeyDoc, UserDoc
 
 TAGGED_DEVICES_ID: Final = 2147455555  # the user that Headscale shows for tagged nodes
 TAGGED_DEVICES: Final = "tagged-devices"
-_METHODS: Final = {"authkey": "REGISTER_METHOD_AUTH_KEY", "cli": "REGISTER_METHOD_CLI"}
+_METHODS: Final = {"authkey": "REGISTER_METHOD_AUTH_KEY", "cli": "REGISTER_METHOD_CLI", "oidc": "REGISTER_METHOD_OIDC"}
 _NO_DISCO_KEY: Final = str(DiscoKey.zero())
 
 Shape = dict[str, Any]
@@ -35,9 +35,9 @@ def user_shape(user: UserDoc) -> Shape:
         "createdAt": time_shape(user.created),
         "displayName": user.display_name,
         "email": user.email,
-        "providerId": "",
+        "providerId": user.provider_id,
         "provider": user.provider,
-        "profilePicUrl": "",
+        "profilePicUrl": user.picture,
     }
 
 

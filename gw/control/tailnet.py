@@ -100,6 +100,8 @@ class Tailnet:
         self.addresses = Allocator(self._pools())
         self.names = Names()
         self._by_user: dict[str, dict[int, NodeRecord]] = {}
+        self._by_identity: dict[str, str] = {}
+        self._by_email: dict[str, str] = {}
         self._reserved_users: set[str] = set()
         self._reserved_keys: dict[str, str] = {}
         self._enrolling: Counter[str] = Counter()
@@ -130,6 +132,8 @@ class Tailnet:
         tailnet = cls(store, config, policy, record, clock)
         tailnet._server = store.load("server").get("server") or ServerDoc()
         tailnet.users.update(store.load("user"))
+        for user in tailnet.users.values():
+            tailnet._index_user(user)
         tailnet._understand(policy)
         tailnet.preauth_keys.update(store.load("preauthkey"))
         tailnet.relays.update(store.load("relay"))
@@ -192,6 +196,23 @@ class Tailnet:
         if found is None:
             raise NotFound(f"no such user: `{name}`", hint=f"gwctl users create {name}")
         return found
+
+    def user_of_identity(self, provider_id: str) -> UserDoc | None:
+        """The user that an identity provider knows by `issuer/subject`."""
+        found = self.users.get(self._by_identity.get(provider_id, ""))
+        return found if found is not None and found.provider_id == provider_id else None
+
+    def user_of_email(self, email: str) -> UserDoc | None:
+        """The user with this address; letter case does not count."""
+        found = self.users.get(self._by_email.get(email.lower(), ""))
+        return found if found is not None and found.email.lower() == email.lower() else None
+
+    def _index_user(self, user: UserDoc) -> None:
+        """Entries of users gone or changed stay until overwritten: who looks up checks."""
+        if user.provider_id:
+            self._by_identity[user.provider_id] = user.name
+        if user.email:
+            self._by_email[user.email.lower()] = user.name
 
     def has(self, node: NodeRecord) -> bool:
         """Whether the node is still part of the tailnet."""
@@ -616,6 +637,7 @@ class Tailnet:
     def put_user(self, user: UserDoc) -> None:
         """Show a user that is new or different, and durable."""
         self.users[user.name] = user
+        self._index_user(user)
         try:
             if self.policy.put_user(policy_user(user)):
                 self._policy_is_new()
@@ -818,4 +840,5 @@ def revision_of(text: bytes) -> str:
 
 def policy_user(user: UserDoc) -> User:
     """A user as the policy names it."""
-    return User(user.name, user.email or (user.name if "@" in user.name else ""), id=user.id)
+    email = user.email or (user.name if "@" in user.name else "")
+    return User(user.name, email, id=user.id, groups=frozenset(user.groups))

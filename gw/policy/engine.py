@@ -148,6 +148,8 @@ class PolicyEngine(Generic[N]):
     def _change_people(self, user: User, *, present: bool) -> bool:
         people = self.view.compiled.people
         old = people.by_name.get(user.name)
+        if present and old == user:
+            return False
         is_mentioned = self.policy.mentions(user) or (old is not None and self.policy.mentions(old))
         if not is_mentioned:
             if old is not None:

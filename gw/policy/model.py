@@ -126,6 +126,7 @@ class Policy:
         is_local = any(login.startswith("localpart:") for rule in self.ssh for login in rule.users)
         return (
             not words.isdisjoint(user.called)
+            or any(f"group:{group}" in self.groups for group in user.groups)
             or user.domain in domains
             or (has_roles and user.role != "member")
             or is_local

@@ -13,12 +13,16 @@ from gw.policy.selectors import Kind, Selector
 @final
 @dataclass(frozen=True, slots=True)
 class User:
-    """name: by which nodes name their owner. email: "" for a user without one. role: `member`, `admin`, `owner`, …"""
+    """name: by which nodes name their owner. email: "" for a user without one. role: `member`, `admin`, `owner`, …
+
+    groups: names without `group:` that the identity provider gives; they add to the groups that the policy names.
+    """
 
     name: str
     email: str = ""
     role: str = "member"
     id: int = 0
+    groups: frozenset[str] = frozenset()
 
     @property
     def called(self) -> set[str]:
@@ -39,6 +43,7 @@ class People:
         self._groups = groups or {}
         self._called: dict[str, list[str]] = {}
         self._in_domain: dict[str, set[str]] = {}
+        self._in_group: dict[str, set[str]] = {}
         for user in users:
             self.add(user)
 
@@ -47,6 +52,8 @@ class People:
         for word in user.called:
             self._called.setdefault(word, []).append(user.name)
         self._in_domain.setdefault(user.domain, set()).add(user.name)
+        for group in user.groups:
+            self._in_group.setdefault(f"group:{group}", set()).add(user.name)
 
     def remove(self, user: User) -> None:
         """Of a user that was added."""
@@ -56,6 +63,8 @@ class People:
             if not self._called[word]:
                 del self._called[word]
         self._in_domain[user.domain].discard(user.name)
+        for group in user.groups:
+            self._in_group[f"group:{group}"].discard(user.name)
 
     def named(self, selector: Selector) -> frozenset[str] | None:
         """Names of the users that a selector is about; None where it is not about users.
@@ -68,8 +77,10 @@ class People:
             case Kind.DOMAIN:
                 return frozenset(self._in_domain.get(selector.name, ()))
             case Kind.GROUP:
-                members = [self._find(member) for member in self._groups.get(selector.name, ())]
-                return frozenset[str]().union(*members)
+                if selector.name not in self._groups:
+                    return frozenset()
+                members = [self._find(member) for member in self._groups[selector.name]]
+                return frozenset(self._in_group.get(selector.name, ())).union(*members)
             case Kind.AUTOGROUP if selector.name not in ("member", "tagged", "self", "internet", "danger-all"):
                 return frozenset(user.name for user in self.by_name.values() if _has_role(user, selector.name))
         return None

@@ -24,6 +24,7 @@ class TopologyUser(msgspec.Struct):
     id: int = 0
     email: str = ""
     role: str = "member"
+    groups: list[str] = []  # that the identity provider names
 
 
 class TopologyRoutes(msgspec.Struct):
@@ -114,7 +115,7 @@ def read_asked(raw: bytes) -> Asked:
 def view_of(topology: Topology, text: bytes) -> PolicyView[TopologyNode]:
     """The policy in force over the topology. Raises PolicyError."""
     policy = read_policy(text, domains=topology.domains)
-    users = [User(each.name, each.email, each.role, each.id) for each in topology.users]
+    users = [User(each.name, each.email, each.role, each.id, frozenset(each.groups)) for each in topology.users]
     view = PolicyView[TopologyNode](policy, POOLS, users)
     for each in topology.nodes:
         view.add(each.placed())

@@ -22,6 +22,21 @@ from gw.state.tomlpositions import KeyPath
 from gw.state.tomltext import convert, fault, parse, read_bytes, refuse_newer
 
 SCHEMA: Final = 1
+RESERVED_PARAMS: Final = frozenset(
+    [
+        "client_id",
+        "code_challenge",
+        "code_challenge_method",
+        "nonce",
+        "redirect_uri",
+        "request",
+        "request_uri",
+        "response_mode",
+        "response_type",
+        "scope",
+        "state",
+    ]
+)
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -65,6 +80,37 @@ class NodeSettings(_Table, frozen=True, kw_only=True):
         return parse_duration(self.ephemeral_timeout)
 
 
+class PkceSettings(_Table, frozen=True, kw_only=True):
+    enabled: bool = True
+    method: str = "S256"
+
+
+class OidcSettings(_Table, frozen=True, kw_only=True):
+    """Logins by an OpenID Connect provider; off without `issuer`. The names are Headscale's."""
+
+    issuer: str = ""
+    client_id: str = ""
+    client_secret_file: str = ""  # none for a public client
+    ca_file: str = ""  # CA certificates for the provider, instead of the host's
+    scope: list[str] = msgspec.field(default_factory=lambda: ["openid", "profile", "email"])
+    extra_params: dict[str, str] = {}
+    allowed_domains: list[str] = []
+    allowed_users: list[str] = []
+    allowed_groups: list[str] = []
+    email_verified_required: bool = True
+    groups_claim: str = "groups"
+    policy_groups: bool = True  # whether the provider's groups add to those that the policy names
+    expiry: str = ""  # "" = node.key_expiry
+    use_expiry_from_token: bool = False
+    only_start_if_oidc_is_available: bool = False
+    pkce: PkceSettings = PkceSettings()
+
+    @property
+    def expiry_s(self) -> float | None:
+        """Seconds that a login lasts; 0 = for ever, None = what `node.key_expiry` says."""
+        return parse_duration(self.expiry) if self.expiry else None
+
+
 class RelaySettings(_Table, frozen=True, kw_only=True):
     listen: str = "0.0.0.0:443"
     stun: str = "0.0.0.0:3478"  # or `off`
@@ -96,6 +142,7 @@ class Config(_Table, frozen=True, kw_only=True):
     prefixes: Prefixes = Prefixes()
     dns: DnsSettings = DnsSettings()
     node: NodeSettings = NodeSettings()
+    oidc: OidcSettings = OidcSettings()
     relay: RelaySettings = RelaySettings()
     dns_server: DnsServerSettings = DnsServerSettings()
 
@@ -119,12 +166,13 @@ def decode_config(raw: bytes, path: Path) -> Config:
         raise fault(raw, where, key, message)
     folder = path.absolute().parent
     relay = msgspec.structs.replace(config.relay, **_absolute(config.relay, folder))
-    return msgspec.structs.replace(config, relay=relay, **_absolute(config, folder))
+    oidc = msgspec.structs.replace(config.oidc, **_absolute(config.oidc, folder))
+    return msgspec.structs.replace(config, relay=relay, oidc=oidc, **_absolute(config, folder))
 
 
-def _absolute(table: Config | RelaySettings, folder: Path) -> dict[str, str]:
+def _absolute(table: Config | RelaySettings | OidcSettings, folder: Path) -> dict[str, str]:
     """The `*_file` keys that are set, as absolute paths."""
-    named = {key: getattr(table, key) for key in ("tls_cert_file", "tls_key_file")}
+    named = {key: getattr(table, key) for key in table.__struct_fields__ if key.endswith("_file")}
     return {key: str(folder / Path(text).expanduser()) for key, text in named.items() if text}
 
 
@@ -148,6 +196,7 @@ def _faults(config: Config) -> Iterator[tuple[KeyPath, str]]:
             parse_duration(getattr(config.node, name))
         except UsageError as error:
             yield ("node", name), error.message
+    yield from _oidc(config.oidc)
     yield from _relay(config.relay)
     yield from _listen(("dns_server", "listen"), config.dns_server.listen)
     for index, upstream in enumerate(config.dns_server.upstreams):
@@ -193,6 +242,35 @@ def _dns(dns: DnsSettings) -> Iterator[tuple[KeyPath, str]]:
             good = False
         if not good:
             yield (*at, "value"), f"no address for {record.type}: `{record.value}`"
+
+
+def _oidc(oidc: OidcSettings) -> Iterator[tuple[KeyPath, str]]:
+    if not oidc.issuer:
+        return
+    try:
+        url = urlsplit(oidc.issuer)
+        good = bool(url.hostname) and not url.query and not url.fragment and url.port != 0
+        local = url.hostname in ("localhost", "::1") or (url.hostname or "").startswith("127.")
+    except ValueError:
+        good, local, url = False, False, urlsplit("")
+    if not good or url.scheme not in ("http", "https"):
+        yield ("oidc", "issuer"), f"not an https URL: `{oidc.issuer}`"
+    elif url.scheme == "http" and not local:
+        yield ("oidc", "issuer"), f"over http anybody could log in as anybody: `{oidc.issuer}`; use https"
+    if not oidc.client_id:
+        yield ("oidc", "client_id"), "missing: the name that the provider gave this server"
+    if "openid" not in oidc.scope:
+        yield ("oidc", "scope"), "`openid` has to be among them"
+    if not oidc.groups_claim and oidc.allowed_groups:
+        yield ("oidc", "allowed_groups"), "nobody could log in: `groups_claim` is empty"
+    if oidc.pkce.method != "S256":
+        yield ("oidc", "pkce", "method"), f"not supported: `{oidc.pkce.method}`; S256 is"
+    for name in sorted(RESERVED_PARAMS & set(oidc.extra_params)):
+        yield ("oidc", "extra_params", name), f"`{name}` is the server's own to set"
+    try:
+        _ = oidc.expiry_s
+    except UsageError as error:
+        yield ("oidc", "expiry"), error.message
 
 
 def _relay(relay: RelaySettings) -> Iterator[tuple[KeyPath, str]]:

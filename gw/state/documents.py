@@ -50,7 +50,10 @@ class UserDoc(Document, frozen=True, kw_only=True):
     name: str
     display_name: str = ""
     email: str = ""
-    provider: str = ""  # "" = made by hand, else the identity provider's URL
+    provider: str = ""  # "" = made by hand, `oidc` = by the identity provider
+    provider_id: str = ""  # issuer/subject: what makes this person the same one at every login
+    picture: str = ""  # URL
+    groups: list[str] = []  # that the identity provider named at the last login
     created: Time
 
     @property
@@ -71,7 +74,7 @@ class NodeDoc(Document, frozen=True, kw_only=True):
     created: Time
     expiry: Time | None = None
     tags: list[str] = []
-    register_method: Literal["authkey", "cli"] = "cli"
+    register_method: Literal["authkey", "cli", "oidc"] = "cli"
     preauth_key: str = ""  # prefix of the key it came with
     ephemeral: bool = False
     approved_routes: list[str] = []
