@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from typing import Final
 
 import typer
 
-from gw.commands import shell
+from gw.commands import shell, verbs
 
 HELP: Final = """Run and administer a control server.
 
@@ -31,18 +30,9 @@ ALIASES: Final = {
 _OUTPUT_FLAGS: Final = ("-o", "--output")
 
 
-def build(verbs: tuple[str, ...] = VERBS) -> typer.Typer:
-    """The application with these verbs. Each is a module `gwctl_<verb>` with a function or a group of that name."""
-    app = shell.new_app("gwctl", HELP)
-    for verb in verbs:
-        module = import_module(f"gw.commands.gwctl_{verb}")
-        if hasattr(module, "app"):
-            app.add_typer(module.app, name=verb)
-            for alias in (alias for alias, meant in ALIASES.items() if meant == verb):
-                app.add_typer(module.app, name=alias, hidden=True)
-        else:
-            app.command(verb)(module.command)
-    return app
+def build() -> typer.Typer:
+    """The whole application."""
+    return verbs.build("gwctl", HELP, VERBS)
 
 
 def trailing_output(words: list[str]) -> list[str]:
@@ -64,8 +54,5 @@ def trailing_output(words: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Load only the verb that was asked for: the others would cost their imports at every start."""
     sys.argv[1:] = trailing_output(sys.argv[1:])
-    word = shell.verb(sys.argv[1:])
-    chosen = tuple(verb for verb in VERBS if verb == ALIASES.get(word, word))
-    shell.run(build(chosen or VERBS), "gwctl")
+    shell.run(verbs.application("gwctl", HELP, VERBS, sys.argv[1:], ALIASES), "gwctl")

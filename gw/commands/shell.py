@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
+from gw.commands import arguments
 from gw.errors import EXIT_BUG, EXIT_INTERRUPTED, GwError, UsageError
 
 LOG_LEVELS: Final = ("error", "warning", "info", "debug")
@@ -52,6 +53,7 @@ def state_dir() -> Path:
 
 def new_app(name: str, help: str) -> typer.Typer:
     """A Typer application with the house's habits: plain help, `-h`, no boxes, no rich tracebacks."""
+    arguments.install()
     app = typer.Typer(
         name=name,
         help=help,
