@@ -69,6 +69,6 @@ def _offline(paths: StatePaths, method: str, target: str, body: object) -> Any:
     config = load_config(paths.config_file)
     raw = b"" if body is None else msgspec.json.encode(body)
     with DirectoryStore(paths).open(lock=changes_state(method), wait_s=LOCK_WAIT_S) as store:
-        tailnet = Tailnet.load(store, config, DENY_ALL, events.recorder(paths.events_dir))
+        tailnet = Tailnet.load(store, config, DENY_ALL, events.recorder(store.trail))
         with events.acting_as(f"uid {os.getuid()}, offline"):
             return asyncio.run(answer(tailnet, method, target, raw))

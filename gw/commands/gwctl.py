@@ -20,8 +20,8 @@ HELP: Final = """Run and administer a control server.
 Works with a running server, and without one on the state directory. Next: gw up --login-server URL --auth-key file:PATH
 """
 VERBS: Final = (
-    "init", "serve", "users", "nodes", "preauthkeys", "auth", "routes", "policy", "config", "health",
-    "version",
+    "init", "serve", "users", "nodes", "preauthkeys", "auth", "routes", "policy", "config", "events",
+    "health", "version",
 )  # fmt: skip
 ALIASES: Final = {
     "user": "users", "namespace": "users", "namespaces": "users", "node": "nodes", "machine": "nodes",

@@ -1,7 +1,7 @@
 """The trail of what was changed, by whom: lines of `events/<day>.jsonl`, appended and never rewritten.
 
-    {"time":"2031-05-01T10:00:00.123+00:00","event":"node-renamed","actor":"root (uid 0)","subject":"node:3",
-     "before":{"given_name":"box"},"after":{"given_name":"nas"}}
+    {"seq":7,"prev":"<64 hex>","time":"2031-05-01T10:00:00.123+00:00","event":"node-renamed","actor":"root (uid 0)",
+     "subject":"node:3","revision":4,"before":{"given_name":"box"},"after":{"given_name":"nas"}}
 
 before and after hold only the fields that differ, and never a secret or its hash.
 """
@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final, TypeAlias, final
 
 import msgspec
 
-from gw.state.events import record_event
+from gw.state.trail import Trail
 
 SECRET_FIELDS: Final = frozenset({"hash", "schema", "revision"})
 SERVER: Final = "server"
@@ -48,6 +47,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     event: str
     actor: str
     subject: str
+    revision: int | None = None  # of the document that the change left
     before: dict[str, Any] | None = None
     after: dict[str, Any] | None = None
 
@@ -63,7 +63,8 @@ def event(
     if old is not None and new is not None:
         keys = [key for key in new if old.get(key) != new[key]]
         old, new = {key: old.get(key) for key in keys}, {key: new[key] for key in keys}
-    return Event(time=at, event=name, actor=_actor.get(), subject=subject, before=old, after=new)
+    revision = getattr(after, "revision", None)
+    return Event(time=at, event=name, actor=_actor.get(), subject=subject, revision=revision, before=old, after=new)
 
 
 def _fields(doc: msgspec.Struct | None) -> dict[str, Any] | None:
@@ -72,13 +73,13 @@ def _fields(doc: msgspec.Struct | None) -> dict[str, Any] | None:
     return {name: getattr(doc, name) for name in doc.__struct_fields__ if name not in SECRET_FIELDS}
 
 
-def recorder(folder: Path) -> Recorder:
-    """A function that appends events below `folder`."""
+def recorder(trail: Trail) -> Recorder:
+    """A function that appends events to a trail."""
 
     def record(entry: Event) -> None:
-        details = {"before": entry.before, "after": entry.after}
-        record_event(
-            folder, entry.time.timestamp(), entry.event, actor=entry.actor, subject=entry.subject,
+        details = {"revision": entry.revision, "before": entry.before, "after": entry.after}
+        trail.append(
+            entry.time.timestamp(), entry.event, actor=entry.actor, subject=entry.subject,
             **{name: value for name, value in details.items() if value is not None},
         )  # fmt: skip
 

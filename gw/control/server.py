@@ -8,6 +8,7 @@ import logging
 import secrets
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
 CONTROL_KEY: Final = "control.key"
+SEAL_S: Final = 2.0
 
 
 def control_key(paths: StatePaths) -> MachineSecret:
@@ -55,7 +57,7 @@ async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None])
     """Serve until cancelled. Raises Conflict for a directory or port in use, ConfigError for bad files."""
     store = DirectoryStore(paths).open()
     try:
-        tailnet = Tailnet.load(store, config, load_policy(paths.policy_file), events.recorder(paths.events_dir))
+        tailnet = Tailnet.load(store, config, load_policy(paths.policy_file), events.recorder(store.trail))
         gc.collect()
         gc.freeze()
         key = control_key(paths)
@@ -63,11 +65,19 @@ async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None])
         listener = listening_socket(config.listen)
         async with tailnet.running(), admin_socket(tailnet, paths.control_socket), asyncio.TaskGroup() as tasks:
             tasks.create_task(follow_edits(store, tailnet, paths))
+            tasks.create_task(keep_sealed(store))
             async with public_listener(tailnet, key, listener, context):
                 ready(f"control server for {tailnet.domain} on {config.listen}, {len(tailnet.nodes)} nodes")
                 await asyncio.Event().wait()
     finally:
         store.close()
+
+
+async def keep_sealed(store: DirectoryStore) -> None:
+    """Sign the event trail every two seconds while there are new events, until cancelled."""
+    while True:
+        await asyncio.sleep(SEAL_S)
+        await asyncio.to_thread(store.trail.seal, time.time())
 
 
 @asynccontextmanager

@@ -86,10 +86,13 @@ class Committer:
         lost: Callable[[Loss], None],
         wall: Callable[[], float],
         settle_delay_s: float,
+        before_forgetting: Callable[[], None] = lambda: None,
     ) -> None:
+        """before_forgetting: what must be durable before a change leaves the journal."""
         self._root, self._journal, self._heads = root, journal, heads
         self._check, self._lost, self._wall = check, lost, wall
         self._settle_delay_s = settle_delay_s
+        self._before_forgetting = before_forgetting
         self._wake = threading.Condition()
         self._queue: list[_Waiting] = []
         self._stopping = False
@@ -263,6 +266,7 @@ class Committer:
             return True
         try:
             losses = settle(self._root, entries, self._check)
+            self._before_forgetting()
             remove_segments(segments)
         except OSError as error:
             if not self._complained:

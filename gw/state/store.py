@@ -33,14 +33,16 @@ from gw.state.documents import (
     ServerDoc,
     UserDoc,
 )
-from gw.state.events import record_event
 from gw.state.files import TEMPORARY_PREFIX, make_folder, translate
+from gw.state.heads import KEY_FILE
 from gw.state.journal import Journal, read_journal
 from gw.state.loading import load_kind
 from gw.state.lock import DirectoryLock
 from gw.state.migrations import MIGRATIONS, Migrations
 from gw.state.paths import StatePaths
+from gw.state.recovering import record_recovered
 from gw.state.settling import Loss
+from gw.state.trail import Trail
 from gw.state.watching import Watcher
 
 __all__ = ["Change", "Delete", "DirectoryStore", "ExternalChange", "Put", "Store", "WatchedKind"]
@@ -100,6 +102,7 @@ class DirectoryStore:
         self._committer: Committer | None = None
         self._watcher: Watcher | None = None
         self._has_snapshot = False
+        self.trail = Trail(paths.events_dir, paths.keys_dir / KEY_FILE)
 
     @property
     def paths(self) -> StatePaths:
@@ -142,11 +145,13 @@ class DirectoryStore:
             self._tell_loss,
             self._wall,
             self._settle_delay_s,
+            self.trail.sync,
         )
         if replay.torn_bytes:
             log.warning("journal: dropped %d bytes of a change that was never acknowledged", replay.torn_bytes)
         if replay.records:
             log.info("journal: settling %d changes of the last run", len(replay.records))
+            record_recovered(self.trail, replay.records, self._migrations, self._wall())
         committer.adopt([entry for record in replay.records for entry in record.entries], replay.segments)
         self._watcher = Watcher(self._paths, self._heads, self._migrations)
         committer.settle_now()
@@ -170,6 +175,7 @@ class DirectoryStore:
         """Finish all commits, settle them, give the lock back. Blocks; twice does no harm."""
         if self._committer is not None:
             self._committer.stop()
+        self.trail.close(self._wall())
         if self._lock is not None:
             self._lock.release()
         self._committer = self._lock = None
@@ -248,7 +254,7 @@ class DirectoryStore:
             log.warning("%s `%s`: a hand edit overtook a change%s", kind, key, f", kept as {kept}" if kept else "")
         else:
             log.warning("%s `%s`: a broken hand edit was replaced, kept as %s", kind, key, kept)
-        record_event(self._paths.events_dir, self._wall(), loss.what, kind=kind, key=key, kept=kept)
+        self.trail.append(self._wall(), loss.what, actor="hand edit", subject=f"{kind}:{key}", kept=kept)
 
     def _snapshot(self) -> None:
         """Copy what people and the server wrote, once a run, before a migration touches it."""

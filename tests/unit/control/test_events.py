@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from gw.control.events import acting_as, recorder
+from gw.state.trail import BEGINNING, Trail
 
 
 async def test_a_change_is_told_with_who_what_before_and_after(world: Any, tmp_path: Path) -> None:
     node = await world.node()
     with acting_as("root (uid 0)"):
         await world.tailnet.rename(node, "nas")
-    recorder(tmp_path)(world.events[-1])
-    (line,) = (tmp_path / "2031-05-01.jsonl").read_text().splitlines()
+    recorder(Trail(tmp_path / "events", tmp_path / "key"))(world.events[-1])
+    (line,) = (tmp_path / "events" / "2031-05-01.jsonl").read_text().splitlines()
     assert json.loads(line) == {
+        "seq": 1,
+        "prev": BEGINNING,
         "time": "2031-05-01T00:00:00.000+00:00",
         "event": "node-renamed",
         "actor": "root (uid 0)",
         "subject": "node:1",
+        "revision": 1,
         "before": {"given_name": "box"},
         "after": {"given_name": "nas"},
     }

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from gw.errors import Conflict, GwError, NotFound, PermissionNeeded
-from gw.state.events import record_event
 from gw.state.files import make_folder, read_secret, translate, write_atomic, write_secret
 from gw.state.layout import init_state_dir
 from gw.state.lock import DirectoryLock
 from gw.state.paths import StatePaths
+from gw.state.trail import Trail
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives files away")
 
@@ -111,7 +111,7 @@ def test_what_root_makes_belongs_to_the_owner_of_the_folder(tmp_path: Path) -> N
     write_atomic(tmp_path / "file", b"x")
     write_secret(tmp_path / "keys" / "k", b"x")
     make_folder(tmp_path / "a" / "b", 0o700)
-    record_event(tmp_path / "events", 0.0, "x")
+    Trail(tmp_path / "events", tmp_path / "keys" / "e").append(0.0, "x")
     lock = DirectoryLock(StatePaths(tmp_path))
     lock.release()
     for name in ("file", "keys", "keys/k", "a", "a/b", "events", "events/1970-01-01.jsonl", "lock"):
@@ -160,14 +160,3 @@ def test_a_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
     first.release()
     first.release()
     DirectoryLock(paths, wait_s=1.0).release()
-
-
-def test_events_are_json_lines_by_day_and_never_raise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    record_event(tmp_path / "events", 86400.5, "conflict", kind="node", key=7)
-    record_event(tmp_path / "events", 86401.0, "conflict", kind="user", key="a")
-    lines = (tmp_path / "events" / "1970-01-02.jsonl").read_text().splitlines()
-    assert lines[0] == '{"time":"1970-01-02T00:00:00.500+00:00","event":"conflict","kind":"node","key":7}'
-    assert len(lines) == 2
-    (tmp_path / "file").write_text("")
-    record_event(tmp_path / "file", 0.0, "x")
-    assert "not recorded" in caplog.text

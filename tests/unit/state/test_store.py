@@ -340,7 +340,7 @@ async def test_a_hand_edit_overtakes_an_unsettled_change_and_the_trail_says_so(
         path.write_bytes(encode(node(1, hostname="hand")))
     assert b'"hand"' in path.read_bytes() and b'"ours"' in (paths.nodes_dir / "1.toml.conflict").read_bytes()
     trail = (paths.events_dir / "1970-01-01.jsonl").read_text()
-    assert '"event":"conflict","kind":"node","key":1,"kept":"control/nodes/1.toml.conflict"' in trail
+    assert '"event":"conflict","actor":"hand edit","subject":"node:1","kept":"control/nodes/1.toml.conflict"' in trail
     assert "a hand edit overtook a change" in caplog.text
 
 
