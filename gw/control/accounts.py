@@ -11,11 +11,12 @@ from typing import Final
 
 from gw.control import authkeys
 from gw.control.tailnet import Tailnet, check_tag
-from gw.errors import Conflict, NotFound, UsageError
+from gw.errors import Conflict, GwError, NotFound, UsageError
 from gw.state.changes import Delete, Put
 from gw.state.documents import PreauthKeyDoc, UserDoc
 
 MAX_USER_CHARS: Final = 63
+MAX_DESCRIPTION_CHARS: Final = 200
 _USER_NAME: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9._@-]+", re.ASCII)
 
 
@@ -81,6 +82,7 @@ async def _destroy_user(tailnet: Tailnet, user: UserDoc) -> None:
     tailnet.drop_user(user.name)
     for key in keys:
         tailnet.preauth_keys.pop(key.prefix, None)
+        tailnet.promised.end(key)
         tailnet.record("preauthkey-deleted", f"preauthkey:{key.prefix}", key, None)
     tailnet.record("user-deleted", f"user:{user.name}", user, None)
 
@@ -150,13 +152,24 @@ async def create_preauth_key(
     ephemeral: bool = False,
     tags: Iterable[str] = (),
     expiration: datetime | None = None,
+    addresses: Iterable[str] = (),
+    preapproved: bool = False,
+    description: str = "",
 ) -> tuple[PreauthKeyDoc, str]:
-    """A new key and its whole text, which is not stored and cannot be shown again. Raises UsageError."""
+    """A new key and its whole text, which is not stored and cannot be shown again.
+
+    addresses: what its node gets; one-shot keys only. Raises UsageError, and Conflict for an address that is taken.
+    """
     wanted = sorted({check_tag(tag) for tag in tags})
     if user is None and not wanted:
         raise UsageError("a key needs a user or tags", hint="gwctl preauthkeys create -u NAME")
     if expiration is not None and expiration <= tailnet.clock():
         raise UsageError("the key would be expired at once", hint="choose a later expiration")
+    if len(description) > MAX_DESCRIPTION_CHARS or not description.isprintable():
+        raise UsageError("not a description", hint=f"up to {MAX_DESCRIPTION_CHARS} printable characters")
+    chosen = list(addresses)
+    if chosen and reusable:
+        raise UsageError("a reusable key has no address to give", hint="leave out --reusable, or --ip")
     text, prefix, hashed = authkeys.compose(
         secrets.token_bytes(authkeys.PREFIX_BYTES), secrets.token_bytes(authkeys.SECRET_BYTES)
     )
@@ -168,10 +181,18 @@ async def create_preauth_key(
         reusable=reusable,
         ephemeral=ephemeral,
         tags=wanted,
+        addresses=tailnet.promised.claim(chosen),
+        preapproved=preapproved,
+        description=description,
         created=tailnet.clock(),
         expiration=expiration,
     )
-    await tailnet.durably(_put_key(tailnet, doc, "preauthkey-created", None))
+    tailnet.promised.promise(doc)
+    try:
+        await tailnet.durably(_put_key(tailnet, doc, "preauthkey-created", None))
+    except GwError:
+        tailnet.promised.end(doc)
+        raise
     return doc, text
 
 
@@ -200,6 +221,7 @@ async def _expire_key(tailnet: Tailnet, key: PreauthKeyDoc) -> None:
         now = tailnet.clock()
         if current.expiration is None or current.expiration > now:
             await _put_key(tailnet, current.edited(expiration=now), "preauthkey-expired", current)
+            tailnet.promised.end(current)
 
 
 async def delete_preauth_key(tailnet: Tailnet, key: PreauthKeyDoc) -> None:
@@ -213,6 +235,7 @@ async def _delete_key(tailnet: Tailnet, key: PreauthKeyDoc) -> None:
             return
         await tailnet.commit([Delete("preauthkey", key.prefix), tailnet.put_counters()])
         tailnet.preauth_keys.pop(key.prefix, None)
+        tailnet.promised.end(key)
         tailnet.record("preauthkey-deleted", f"preauthkey:{key.prefix}", key, None)
 
 

@@ -9,11 +9,11 @@ Ref: control protocol §9.5
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final, final
 
-from gw.errors import Conflict
+from gw.errors import Conflict, UsageError
 from gw.model.addresses import CHROMEOS_VM_V4, SERVICE_V4, SERVICE_V6
 
 _RESERVED: Final[dict[int, tuple[tuple[int, int], ...]]] = {
@@ -39,6 +39,10 @@ class Pool:
 
     def __contains__(self, value: int) -> bool:
         return self._first <= value <= self._last
+
+    def may_give(self, value: int) -> bool:
+        """Whether a node may have this address, were it free."""
+        return value in self and self._past_reserved(value) == value
 
     def take(self) -> int:
         """The next free address, now taken. Raises Conflict when none is left."""
@@ -83,16 +87,47 @@ class Allocator:
         self._pools = [Pool(network) for network in sorted(networks, key=lambda network: network.version)]
         self._outside: set[str] = set()  # addresses of older pools, still in use
 
-    def allocate(self) -> list[str]:
-        """A fresh address of each family, IPv4 first; they are taken at once. Raises Conflict, having taken none."""
+    def allocate(self, families: Collection[int] = (4, 6)) -> list[str]:
+        """A fresh address of each of these families, IPv4 first; they are taken at once.
+
+        Raises Conflict, having taken none.
+        """
         taken: list[str] = []
         try:
             for pool in self._pools:
-                taken.append(str(type(pool.network.network_address)(pool.take())))  # noqa: PERF401  undone on error
+                if pool.network.version not in families:
+                    continue
+                taken.append(str(type(pool.network.network_address)(pool.take())))
         except Conflict:
             self.release(taken)
             raise
         return taken
+
+    def check_chosen(self, chosen: Iterable[str]) -> list[str]:
+        """Addresses that a person chose for a node, in canonical form, IPv4 first. Raises UsageError."""
+        found: dict[int, str] = {}
+        for text in chosen:
+            try:
+                address = ip_address(text.strip())
+            except ValueError:
+                raise UsageError(
+                    f"not an address: `{text[:80]}`", hint="write `100.64.0.7` or `fd7a:115c:a1e0::7`"
+                ) from None
+            pool = next((each for each in self._pools if each.network.version == address.version), None)
+            if pool is None or not pool.may_give(int(address)):
+                pools = " or ".join(str(each.network) for each in self._pools)
+                raise UsageError(
+                    f"no node may have `{address}`", hint=f"choose inside {pools}; some there are reserved"
+                )
+            if address.version in found:
+                raise UsageError(f"two addresses of one family: `{found[address.version]}`, `{address}`")
+            found[address.version] = str(address)
+        return [found[version] for version in sorted(found)]
+
+    @property
+    def families(self) -> list[int]:
+        """The families of the pools: 4, 6 or both."""
+        return [pool.network.version for pool in self._pools]
 
     def claim(self, address: str) -> bool:
         """Mark an address as in use; False if another node has it."""

@@ -56,6 +56,7 @@ class _Grant:
     method: Literal["authkey", "cli", "oidc"]
     preauth_key: PreauthKeyDoc | None = None
     lifetime: Lifetime = Lifetime()
+    approved: bool = True  # the device too; else a person has yet to say so
 
 
 async def register_preauth(tailnet: Tailnet, machine_key: str, request: RegisterRequest) -> NodeRecord:
@@ -99,7 +100,8 @@ async def _register_by_key(
     authkeys.check_usable(key, tailnet.clock())
     user = "" if key.tags else key.user
     ephemeral = key.ephemeral or request.ephemeral
-    grant = _with_asked_tags(tailnet, _Grant(user, key.tags, ephemeral, "authkey", key), request)
+    approved = key.preapproved or not tailnet.config.node.require_approval
+    grant = _with_asked_tags(tailnet, _Grant(user, key.tags, ephemeral, "authkey", key, approved=approved), request)
     return await _admit(tailnet, machine_key, node_key, request, grant)
 
 
@@ -176,7 +178,8 @@ async def _approve(
     method: Literal["cli", "oidc"],
     lifetime: Lifetime,
 ) -> NodeRecord:
-    grant = _Grant(user.name, (), request.ephemeral, method, lifetime=lifetime)
+    approved = method == "cli" or not tailnet.config.node.require_approval  # a person looked at it, or need not
+    grant = _Grant(user.name, (), request.ephemeral, method, lifetime=lifetime, approved=approved)
     grant = _with_asked_tags(tailnet, grant, request)
     async with tailnet.locked(f"machine {machine_key}"):
         return await _admit(tailnet, machine_key, _node_key(request), request, grant)
@@ -246,7 +249,7 @@ async def _create(
     hostname = _hostname(request)
     now = tailnet.clock()
     try:
-        addresses = tailnet.addresses.allocate()
+        addresses = _addresses(tailnet, grant)
     except Conflict as error:
         raise AuthRequired(error.message, hint=error.hint) from None
     given_name = tailnet.names.take(hostname)
@@ -264,17 +267,22 @@ async def _create(
         register_method=grant.method,
         preauth_key=grant.preauth_key.prefix if grant.preauth_key else "",
         ephemeral=grant.ephemeral,
+        approved=grant.approved,
         last_seen=now,
     )
     try:
         await tailnet.commit([Put(doc), *_use(grant)])
     except BaseException:
-        tailnet.addresses.release(addresses)
+        tailnet.addresses.release(each for each in addresses if each not in _promised(grant))
         tailnet.names.release(given_name)
         raise
-    _mark_used(tailnet, grant)
+    _mark_used(tailnet, grant, addresses)
     node = tailnet.add_node(doc, request.hostinfo)
-    logger.info("node %s (%s) of %s is in", doc.given_name, addresses[0], grant.user or ", ".join(grant.tags))
+    owner = grant.user or ", ".join(grant.tags)
+    if doc.approved:
+        logger.info("node %s (%s) of %s is in", doc.given_name, addresses[0], owner)
+    else:
+        logger.info("node %s of %s waits for approval: gwctl nodes approve %d", doc.given_name, owner, doc.id)
     return node
 
 
@@ -290,14 +298,28 @@ async def _renew(
         register_method=grant.method,
         preauth_key=grant.preauth_key.prefix if grant.preauth_key else "",
         ephemeral=grant.ephemeral,
+        approved=node.doc.approved or grant.approved,
         last_seen=now,
     )
     await tailnet.commit([Put(doc), *_use(grant)])
-    _mark_used(tailnet, grant)
+    _mark_used(tailnet, grant, ())
     tailnet.replace_doc(node, doc, "node-logged-in")
     if request.hostinfo is not None:
         tailnet.observe(node, hostinfo=request.hostinfo)
     return node
+
+
+def _promised(grant: _Grant) -> list[str]:
+    """The addresses that the key holds for its node."""
+    return grant.preauth_key.addresses if grant.preauth_key is not None else []
+
+
+def _addresses(tailnet: Tailnet, grant: _Grant) -> list[str]:
+    """What the key promises, and a fresh address of each other family. Raises Conflict."""
+    promised = _promised(grant)
+    given = {6 if ":" in address else 4 for address in promised}
+    fresh = tailnet.addresses.allocate([family for family in tailnet.addresses.families if family not in given])
+    return sorted([*promised, *fresh], key=lambda address: ":" in address)
 
 
 def _hostname(request: RegisterRequest) -> str:
@@ -317,7 +339,9 @@ def _use(grant: _Grant) -> list[Write]:
     return [Put(key.edited(used=True))] if key is not None and not key.reusable else []
 
 
-def _mark_used(tailnet: Tailnet, grant: _Grant) -> None:
+def _mark_used(tailnet: Tailnet, grant: _Grant, addresses: Sequence[str]) -> None:
+    """addresses: of the node that came by it, if it is a new one."""
     key = grant.preauth_key
     if key is not None and not key.reusable:
+        tailnet.promised.end(key, addresses)
         tailnet.preauth_keys[key.prefix] = key.edited(used=True)

@@ -65,12 +65,13 @@ def _records(tailnet: Tailnet) -> list[ExtraRecord]:
 
 def _line(tailnet: Tailnet, ids: list[int], records: list[ExtraRecord] | None, *, full: bool) -> bytes:
     wall = tailnet.clock().timestamp()
-    there = [tailnet.nodes[node_id] for node_id in sorted(ids) if node_id in tailnet.nodes]
+    known = [(node_id, tailnet.nodes.get(node_id)) for node_id in sorted(ids)]
+    there = [node for _, node in known if node is not None and node.doc.approved]
     message = FeedMessage(
         full=full,
         domain=tailnet.domain,
         nodes=[feed_node(node.doc, tailnet.domain, wall) for node in there],
-        removed=[node_id for node_id in sorted(ids) if node_id not in tailnet.nodes],
+        removed=[] if full else [node_id for node_id, node in known if node is None or not node.doc.approved],
         records=records,
     )
     return msgspec.json.encode(message) + b"\n"

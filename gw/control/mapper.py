@@ -147,7 +147,7 @@ class Mapper:
             tags=list(doc.tags) or None,
             last_seen=None if node.online else node.last_seen,
             online=node.online,
-            machine_authorized=True,
+            machine_authorized=doc.approved,
             cap_map={SUGGEST_EXIT: []} if len(primaries) < len(routes) else {},
             expired=tailnet.is_expired(node),
         )

@@ -29,6 +29,11 @@ def label_of(hostname: str) -> str:
     return _NOT_LABEL.sub("-", plain).strip("-")[:MAX_LABEL].strip("-") or FALLBACK
 
 
+def is_label(name: str) -> bool:
+    """Whether this is a DNS label in lower case."""
+    return _LABEL.fullmatch(name) is not None
+
+
 def check_label(name: str) -> str:
     """The name in lower case. Raises UsageError if it is no DNS label."""
     lowered = name.lower()

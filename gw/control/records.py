@@ -28,6 +28,7 @@ class NodeRecord:
     cap: int = 0
     online: bool = False
     last_seen: datetime | None = None
+    armed: float = float("inf")  # when the clock looks at it next, UTC seconds
     expiry_told: bool = False  # whether the others know that its key expired
     lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)  # held over a durable change of `doc`
 
@@ -59,8 +60,8 @@ class NodeRecord:
 
     @property
     def served_routes(self) -> list[str]:
-        """Routes that it advertises and that were approved, exit routes included."""
-        approved = self.doc.approved_routes
+        """Routes that it advertises and that were approved, exit routes included; none before it is approved itself."""
+        approved = self.doc.approved_routes if self.doc.approved else []
         return [route for route in self.advertised_routes if route in approved] if approved else []
 
     @property

@@ -88,5 +88,5 @@ def accepted(tailnet: Tailnet, node: NodeRecord) -> RegisterResponse:
             login_name=name,
             display_name=shown,
         ),
-        machine_authorized=True,
+        machine_authorized=node.doc.approved,
     )

@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 import heapq
 import logging
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -27,8 +28,9 @@ import msgspec
 from gw.control import events
 from gw.control.allocator import Allocator
 from gw.control.claims import clean_disco_key, clean_endpoints, clean_hostinfo, same_for_peers
-from gw.control.names import Names, check_label, follows
+from gw.control.names import Names, check_label, follows, is_label
 from gw.control.pending import PendingLogins
+from gw.control.promises import Promises
 from gw.control.records import Change, ChangeKind, NodeRecord
 from gw.control.routes import Routes
 from gw.control.settings import derp_map_of, dns_config_of
@@ -49,7 +51,7 @@ from gw.policy.view import Effect
 from gw.state.changes import Change as Write
 from gw.state.changes import Delete, Put
 from gw.state.config import Config
-from gw.state.documents import Kind, NodeDoc, PreauthKeyDoc, RelayRegionDoc, ServerDoc, UserDoc
+from gw.state.documents import ApiKeyDoc, Kind, NodeDoc, PreauthKeyDoc, RelayRegionDoc, ServerDoc, UserDoc
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,11 @@ Clock = Callable[[], datetime]
 Subscriber = Callable[[Change], None]
 
 MAX_TAG_CHARS: Final = 100
+RETRY_S: Final = 60.0
+
+
+_NODE_KEY: Final = re.compile(r"nodekey:(?!0{64})[0-9a-f]{64}", re.ASCII)
+_MACHINE_KEY: Final = re.compile(r"mkey:(?!0{64})[0-9a-f]{64}", re.ASCII)
 
 
 class Keeper(Protocol):
@@ -92,13 +99,16 @@ class Tailnet:
         self.by_node_key: dict[str, NodeRecord] = {}
         self.by_machine_key: dict[str, list[NodeRecord]] = {}
         self.by_name: dict[str, NodeRecord] = {}
+        self.by_address: dict[str, NodeRecord] = {}
         self.users: dict[str, UserDoc] = {}
         self.preauth_keys: dict[str, PreauthKeyDoc] = {}
+        self.api_keys: dict[str, ApiKeyDoc] = {}
         self.relays: dict[int, RelayRegionDoc] = {}
         self.policy: PolicyEngine[NodeRecord] = PolicyEngine(policy, self._pools())
         self.routes = Routes()
         self.addresses = Allocator(self._pools())
         self.names = Names()
+        self.promised = Promises(self.addresses, clock)
         self._by_user: dict[str, dict[int, NodeRecord]] = {}
         self._by_identity: dict[str, str] = {}
         self._by_email: dict[str, str] = {}
@@ -136,6 +146,7 @@ class Tailnet:
             tailnet._index_user(user)
         tailnet._understand(policy)
         tailnet.preauth_keys.update(store.load("preauthkey"))
+        tailnet.api_keys.update(store.load("apikey"))
         tailnet.relays.update(store.load("relay"))
         tailnet._raise_counters()
         for doc in sorted(store.load("node").values(), key=lambda doc: doc.id):
@@ -144,6 +155,8 @@ class Tailnet:
                 logger.error("nodes/%d.toml: %s: the node is left out", doc.id, fault)
                 continue
             tailnet._enter(NodeRecord(doc, config.domain, last_seen=doc.last_seen))
+        for key in tailnet.preauth_keys.values():
+            tailnet.promised.keep(key)
         return tailnet
 
     def _understand(self, policy: Policy) -> None:
@@ -159,10 +172,12 @@ class Tailnet:
         """Never below what the documents use: the counters are written only with deletions."""
         highest_user = max((user.id for user in self.users.values()), default=0)
         highest_key = max((key.id for key in self.preauth_keys.values()), default=0)
+        highest_api_key = max((key.id for key in self.api_keys.values()), default=0)
         self._server = msgspec.structs.replace(
             self._server,
             next_user_id=max(self._server.next_user_id, highest_user + 1),
             next_preauthkey_id=max(self._server.next_preauthkey_id, highest_key + 1),
+            next_apikey_id=max(self._server.next_apikey_id, highest_api_key + 1),
         )
 
     # What there is
@@ -185,9 +200,9 @@ class Tailnet:
         name = text.lower().removesuffix(".").removesuffix(f".{self.domain}")
         found = self.by_name.get(name)
         if found is None:
-            found = next((each for each in self.nodes.values() if text in each.addresses), None)
+            found = self.by_address.get(name)
         if found is None:
-            raise NotFound(f"no such node: `{text}`", hint="see `gwctl nodes list`")
+            raise NotFound(f"no such node: `{text[:80]}`", hint="see `gwctl nodes list`")
         return found
 
     def user(self, name: str) -> UserDoc:
@@ -261,14 +276,14 @@ class Tailnet:
 
     async def expire(self, node: NodeRecord, when: datetime | None) -> None:
         """Let the node's key expire at `when` (now or later), or never."""
-        await self.durably(self._change(node, "node-expiry-set", expiry=when))
+        await self.change_node(node, "node-expiry-set", expiry=when)
 
     async def logout(self, node: NodeRecord) -> None:
         """The node said good-bye: its key expires now; an ephemeral node is deleted."""
         if node.doc.ephemeral:
             await self.delete(node)
         else:
-            await self.durably(self._change(node, "node-logged-out", expiry=self.clock()))
+            await self.change_node(node, "node-logged-out", expiry=self.clock())
 
     async def delete(self, node: NodeRecord) -> None:
         """Remove the node and free its addresses and name. A node already gone is no error."""
@@ -281,7 +296,7 @@ class Tailnet:
             return
         self.names.claim(label)
         try:
-            await self.durably(self._change(node, "node-renamed", given_name=label))
+            await self.change_node(node, "node-renamed", given_name=label)
         finally:
             if self.by_name.get(label) is not node:
                 self.names.release(label)
@@ -291,7 +306,7 @@ class Tailnet:
         wanted = sorted({check_tag(tag) for tag in tags})
         if not wanted:
             raise UsageError("a node cannot lose its last tag", hint="log it in again as a user")
-        await self.durably(self._change(node, "node-tagged", tags=wanted, user="", expiry=None))
+        await self.change_node(node, "node-tagged", tags=wanted, user="", expiry=None)
 
     async def approve_routes(self, node: NodeRecord, routes: Iterable[str]) -> None:
         """Replace the approved routes. One exit route brings the other family's along."""
@@ -304,11 +319,11 @@ class Tailnet:
         if wanted & set(EXIT_ROUTES):
             wanted |= set(EXIT_ROUTES)
         ordered = sorted(wanted, key=lambda text: (ip_network(text).version, ip_network(text)))
-        await self.durably(self._change(node, "node-routes-approved", approved_routes=ordered))
+        await self.change_node(node, "node-routes-approved", approved_routes=ordered)
 
     async def rotate_key(self, node: NodeRecord, new_node_key: str, request: RegisterRequest) -> None:
         """Put a new node key in place of the old one; id, addresses and name stay. Raises Conflict if it is in use."""
-        await self.durably(self._change(node, "node-key-rotated", node_key=self.claimed_key(node, new_node_key)))
+        await self.change_node(node, "node-key-rotated", node_key=self.claimed_key(node, new_node_key))
         if request.hostinfo is not None:
             self.observe(node, hostinfo=request.hostinfo)
 
@@ -320,9 +335,13 @@ class Tailnet:
             raise Conflict("node key belongs to another node")
         return key
 
+    async def change_node(self, node: NodeRecord, event: str, **fields: object) -> None:
+        """Give the node's document other values, durably. Raises NotFound for a node that is gone."""
+        await self.durably(self._change(node, event, **fields))
+
     async def _change(self, node: NodeRecord, event: str, **fields: object) -> None:
         async with node.lock:
-            self._still_there(node)
+            self.check_there(node)
             before = node.doc
             if all(getattr(before, name) == value for name, value in fields.items()):
                 return
@@ -353,6 +372,11 @@ class Tailnet:
     def new_preauth_key_id(self) -> int:
         fresh = self._server.next_preauthkey_id
         self._server = msgspec.structs.replace(self._server, next_preauthkey_id=fresh + 1)
+        return fresh
+
+    def new_api_key_id(self) -> int:
+        fresh = self._server.next_apikey_id
+        self._server = msgspec.structs.replace(self._server, next_apikey_id=fresh + 1)
         return fresh
 
     def put_counters(self) -> Put:
@@ -445,9 +469,18 @@ class Tailnet:
         self._index(node)
         node.expiry_told = self.is_expired(node)
         self._arm(node)
-        effect = self.policy.update(node)
+        effect = self._judge(node)
         self.record(event, f"node:{node.id}", before, after)
         self._publish_whole(node, effect)
+
+    def _judge(self, node: NodeRecord) -> Effect[NodeRecord]:
+        """Let the policy look at a node again. It knows the approved ones alone: the others reach nobody."""
+        if node.doc.approved:
+            return self.policy.update(node) if self.policy.knows(node) else self.policy.add(node)
+        if not self.policy.knows(node):
+            return Effect()
+        effect = self.policy.remove(node)
+        return Effect([*effect.filters, node], effect.lost, anew=True)
 
     def _publish_whole(self, node: NodeRecord, effect: Effect[NodeRecord]) -> None:
         elected = self.routes.refresh(node)
@@ -463,14 +496,20 @@ class Tailnet:
             self._advertising[node.id] = None
             self._wake.set()
 
-    def _still_there(self, node: NodeRecord) -> None:
+    def check_there(self, node: NodeRecord) -> None:
+        """Raises NotFound for a node that was deleted meanwhile."""
         if not self.has(node):
             raise NotFound(f"node is gone: `{node.doc.given_name}`")
 
     # Indexes
 
     def _admissible(self, doc: NodeDoc) -> str:
-        """Why a document cannot be taken in, "" if it can."""
+        """Why a document cannot be taken in, "" if it can. What it says goes to every peer: one bad name or key would
+        make their clients drop whole messages."""
+        if not is_label(doc.given_name):
+            return f"`given_name` is no DNS label: `{doc.given_name[:80]}`"
+        if not _NODE_KEY.fullmatch(doc.node_key) or not _MACHINE_KEY.fullmatch(doc.machine_key):
+            return "`node_key` or `machine_key` is no key"
         if doc.node_key in self.by_node_key:
             return f"node key belongs to node {self.by_node_key[doc.node_key].id}"
         if doc.given_name in self.by_name:
@@ -480,9 +519,13 @@ class Tailnet:
         if not doc.user and not doc.tags:
             return "neither user nor tags"
         for index, address in enumerate(doc.addresses):
-            if not self.addresses.claim(address):
+            try:
+                fault = "" if self.addresses.claim(address) else f"address `{address}` belongs to another node"
+            except ValueError:
+                fault = f"not an address: `{address[:80]}`"
+            if fault:
                 self.addresses.release(doc.addresses[:index])
-                return f"address `{address}` belongs to another node"
+                return fault
         self.addresses.release(doc.addresses)
         return ""
 
@@ -495,7 +538,7 @@ class Tailnet:
         node.expiry_told = self.is_expired(node)
         self._arm(node)
         self.routes.refresh(node)
-        return self.policy.add(node)
+        return self.policy.add(node) if node.doc.approved else Effect()
 
     def _drop(self, node: NodeRecord, event: str) -> None:
         self._unindex(node)
@@ -504,7 +547,7 @@ class Tailnet:
         machine.remove(node)
         if not machine:
             del self.by_machine_key[node.doc.machine_key]
-        effect = self.policy.remove(node)
+        effect = self.policy.remove(node) if self.policy.knows(node) else Effect()
         elected = self.routes.refresh(node, gone=True)
         self.record(event, f"node:{node.id}", node.doc, None)
         self.publish(Change(ChangeKind.REMOVED, node, filters=effect.filters, lost=effect.lost))
@@ -521,6 +564,7 @@ class Tailnet:
             self.names.claim(doc.given_name)
         for address in doc.addresses:
             self.addresses.claim(address)
+            self.by_address[address] = node
 
     def _unindex(self, node: NodeRecord) -> None:
         doc = node.doc
@@ -529,6 +573,8 @@ class Tailnet:
             del self._by_user[doc.user][node.id]
         self.names.release(doc.given_name)
         self.addresses.release(doc.addresses)
+        for address in doc.addresses:
+            self.by_address.pop(address, None)
 
     async def _approve_by_policy(self, node: NodeRecord) -> None:
         """Approve what the policy approves by itself. It only ever adds: people remove."""
@@ -576,7 +622,7 @@ class Tailnet:
         if cap is not None and cap != node.cap:
             node.cap = patch.cap = cap
         if whole:
-            self._publish_whole(node, self.policy.update(node))
+            self._publish_whole(node, self._judge(node))
         elif patch != PeerChange(node_id=node.id):
             self.publish(Change(ChangeKind.PATCHED, node, patch))
 
@@ -716,7 +762,7 @@ class Tailnet:
                 due = await self.maintain()
             except GwError as error:
                 logger.error("clean-up failed and is tried again in a minute: %s", error.message)
-                due = 60.0
+                due = RETRY_S
             try:
                 async with asyncio.timeout(due):
                     await self._wake.wait()
@@ -746,15 +792,22 @@ class Tailnet:
                 return when - now.timestamp()
             heapq.heappop(self._deadlines)
             node = self.nodes.get(node_id)
-            if node is None:
+            if node is None or node.armed != when:
                 continue
+            node.armed = float("inf")
             if node.is_expired(now) and not node.expiry_told:
                 node.expiry_told = True
                 self.record("node-expired", f"node:{node.id}")
                 self.publish(Change(ChangeKind.CHANGED, node))
             if self._ephemeral_deadline(node, now) <= now.timestamp():
+                try:
+                    await self.durably(self._delete(node))
+                except GwError:
+                    self._arm(node, now.timestamp() + RETRY_S)
+                    raise
                 logger.info("ephemeral node %s was away too long: removed", node.doc.given_name)
-                await self.durably(self._delete(node))
+            else:
+                self._arm(node)  # seen again since, or the time allowed was made longer
         return None
 
     def _ephemeral_deadline(self, node: NodeRecord, now: datetime) -> float:
@@ -763,11 +816,14 @@ class Tailnet:
         seen = max(node.last_seen or self.started, self.started, node.doc.created)
         return (seen + timedelta(seconds=self.config.node.ephemeral_timeout_s)).timestamp()
 
-    def _arm(self, node: NodeRecord) -> None:
+    def _arm(self, node: NodeRecord, earliest: float = 0.0) -> None:
+        """See to the node when its time has come. One entry a node: a later one is found when the earlier is due."""
         due = self._ephemeral_deadline(node, self.clock())
         if node.doc.expiry is not None and not node.expiry_told:
             due = min(due, node.doc.expiry.timestamp())
-        if due != float("inf"):
+        due = max(due, earliest)
+        if due < node.armed:
+            node.armed = due
             heapq.heappush(self._deadlines, (due, node.id))
             if self._deadlines[0] == (due, node.id):
                 self._wake.set()
@@ -777,14 +833,14 @@ class Tailnet:
         if hostname == node.doc.hostname:
             return
         if not follows(node.doc.given_name, node.doc.hostname):
-            await self.durably(self._change(node, "node-hostname-changed", hostname=hostname))
+            await self.change_node(node, "node-hostname-changed", hostname=hostname)
             return
         self.names.release(node.doc.given_name)
         label = self.names.take(hostname)
         if label != node.doc.given_name and node.doc.given_name not in self.names:
             self.names.claim(node.doc.given_name)
         try:
-            await self.durably(self._change(node, "node-hostname-changed", hostname=hostname, given_name=label))
+            await self.change_node(node, "node-hostname-changed", hostname=hostname, given_name=label)
         finally:
             if self.by_name.get(label) is not node:
                 self.names.release(label)

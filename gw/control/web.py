@@ -54,7 +54,7 @@ def web(tailnet: Tailnet, key: MachineKey) -> Starlette:
                 return PlainTextResponse("too large", 413)
         asked = _read_verify(body).node_public.lower()
         node = tailnet.by_node_key.get(asked)
-        return JSONResponse({"Allow": node is not None and not tailnet.is_expired(node)})
+        return JSONResponse({"Allow": node is not None and node.doc.approved and not tailnet.is_expired(node)})
 
     async def relays(request: Request) -> Response:
         return Response(encode(tailnet.derp_map()), media_type="application/json")

@@ -68,6 +68,10 @@ class PolicyEngine(Generic[N]):
         """Take in a new node."""
         return self._with_ssh(self.view.add(node), node)
 
+    def knows(self, node: N) -> bool:
+        """Whether the node was added. One that was not reaches nobody, and nobody reaches it."""
+        return node.id in self.view.entries
+
     def update(self, node: N) -> Effect[N]:
         """Look again at a node that may be another one for the policy."""
         before = self.view.entries[node.id]
@@ -88,7 +92,7 @@ class PolicyEngine(Generic[N]):
 
     def rivals(self, node: N) -> Collection[N]:
         """Other routers of this node's subnets that a `via` rule may lead by instead."""
-        if not self.view.compiled.via:
+        if not self.view.compiled.via or not self.knows(node):
             return ()
         found = {
             id_: entry.node
@@ -101,23 +105,25 @@ class PolicyEngine(Generic[N]):
     # What it means for a node
 
     def visible(self, viewer: N, other: N) -> bool:
-        return self.view.visible(viewer, other)
+        return self.knows(viewer) and self.knows(other) and self.view.visible(viewer, other)
 
     def peers_of(self, node: N) -> list[N]:
-        return self.view.peers_of(node)
+        return self.view.peers_of(node) if self.knows(node) else []
 
     def filter_for(self, node: N) -> list[FilterRule]:
-        return filter_for(self.view, node)
+        return filter_for(self.view, node) if self.knows(node) else []
 
     def ssh_for(self, node: N) -> list[SSHRule]:
-        return self.ssh.rules_for(self.view, node)
+        return self.ssh.rules_for(self.view, node) if self.knows(node) else []
 
     def attributes_of(self, node: N, *, is_mac: bool = False) -> dict[str, list[str] | None]:
         """Name -> values as JSON texts."""
+        if not self.knows(node):
+            return {}
         return self.gifts.attributes(self.view.entries[node.id], is_mac=is_mac)
 
     def has_ipv4(self, node: N) -> bool:
-        return self.gifts.has_ipv4(self.view.entries[node.id])
+        return not self.knows(node) or self.gifts.has_ipv4(self.view.entries[node.id])
 
     def routes_for(self, viewer: N, peer: N, primary: Primary, is_online: IsOnline[N]) -> list[str]:
         """Of the routes that `peer` serves, those in the map of `viewer`."""
@@ -125,6 +131,8 @@ class PolicyEngine(Generic[N]):
 
     def approved(self, node: N, advertised: Iterable[str]) -> list[str]:
         """Of the advertised routes, those that the policy approves by itself."""
+        if not self.knows(node):
+            return []
         return self.gifts.approved(self.view.entries[node.id], advertised)
 
     def may_tag(self, user: str, tag: str) -> bool:

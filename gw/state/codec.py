@@ -49,7 +49,7 @@ def decode(kind: Kind, name: str, raw: bytes, where: str, migrations: Migrations
     except UsageError:
         expected = ""
     if expected != name:
-        key = {"user": "name", "preauthkey": "prefix", "relay": "region_id"}.get(kind, "id")
+        key = {"user": "name", "preauthkey": "prefix", "apikey": "prefix", "relay": "region_id"}.get(kind, "id")
         raise fault(
             raw, where, (key,), f"`{document.key}` does not fit the name of the file",
             hint=f"the file of `{document.key}` is `{expected}`" if expected else None,

@@ -37,6 +37,7 @@ RESERVED_PARAMS: Final = frozenset(
         "state",
     ]
 )
+MAX_BASE_DOMAIN: Final = 253 - 64  # a node name and a dot go before it
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -69,6 +70,7 @@ class DnsSettings(_Table, frozen=True, kw_only=True):
 class NodeSettings(_Table, frozen=True, kw_only=True):
     key_expiry: str = "0"
     ephemeral_timeout: str = "30m"
+    require_approval: bool = False  # a new node reaches nobody until `gwctl nodes approve`
 
     @property
     def key_expiry_s(self) -> float:
@@ -136,6 +138,7 @@ class Config(_Table, frozen=True, kw_only=True):
     schema: int = SCHEMA
     server_url: str
     listen: str = ""  # becomes 0.0.0.0 and the port of server_url
+    metrics_listen: str = ""  # host:port of /metrics; "" = nowhere
     domain: str = "ghost.internal"
     tls_cert_file: str = ""
     tls_key_file: str = ""
@@ -186,7 +189,11 @@ def _faults(config: Config) -> Iterator[tuple[KeyPath, str]]:
     if not good:
         yield ("server_url",), f"not an http or https URL: `{config.server_url}`"
     yield from _listen(("listen",), config.listen)
+    if config.metrics_listen:
+        yield from _listen(("metrics_listen",), config.metrics_listen)
     yield from _domain(("domain",), config.domain)
+    if len(config.domain) > MAX_BASE_DOMAIN:
+        yield ("domain",), f"longer than {MAX_BASE_DOMAIN} characters: no room for the names of nodes"
     if bool(config.tls_cert_file) != bool(config.tls_key_file):
         yield ("tls_cert_file" if config.tls_cert_file else "tls_key_file",), "certificate and key come together"
     yield from _prefixes(config.prefixes)

@@ -21,7 +21,7 @@ SCHEMA: Final = 1
 MAX_NAME_BYTES: Final = 200  # of a file name, so that temporary and conflict names fit in 255
 
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
-Kind = Literal["user", "node", "preauthkey", "relay", "server"]
+Kind = Literal["user", "node", "preauthkey", "apikey", "relay", "server"]
 Key = str | int
 
 
@@ -77,6 +77,7 @@ class NodeDoc(Document, frozen=True, kw_only=True):
     register_method: Literal["authkey", "cli", "oidc"] = "cli"
     preauth_key: str = ""  # prefix of the key it came with
     ephemeral: bool = False
+    approved: bool = True  # false: it waits until a person approves the device, and reaches nobody meanwhile
     approved_routes: list[str] = []
     last_seen: Time | None = None
 
@@ -95,10 +96,34 @@ class PreauthKeyDoc(Document, frozen=True, kw_only=True):
     reusable: bool = False
     ephemeral: bool = False
     tags: list[str] = []
+    addresses: list[str] = []  # what the node it admits gets; kept free for it while the key can be used
+    preapproved: bool = False  # the node needs no approval of a person
+    description: str = ""
     used: bool = False
     created: Time
     expiration: Time | None = None
     revoked: bool = False
+
+    @property
+    def key(self) -> str:
+        return self.prefix
+
+
+class ApiKeyDoc(Document, frozen=True, kw_only=True):
+    """A key for the HTTP API, or the client that gets such keys for an hour each by OAuth."""
+
+    kind = "apikey"
+
+    id: int
+    prefix: str
+    hash: str  # hex, of the secret part
+    role: Literal["key", "client"] = "key"
+    scopes: list[str] = []
+    tags: list[str] = []  # a client may make pre-auth keys for these tags alone
+    description: str = ""
+    created: Time
+    expiration: Time | None = None
+    last_used: Time | None = None  # to the hour
 
     @property
     def key(self) -> str:
@@ -152,13 +177,14 @@ class ServerDoc(Document, frozen=True, kw_only=True):
     next_user_id: int = 1
     next_node_id: int = 1
     next_preauthkey_id: int = 1
+    next_apikey_id: int = 1
 
     @property
     def key(self) -> str:
         return "server"
 
 
-AnyDocument = UserDoc | NodeDoc | PreauthKeyDoc | RelayRegionDoc | ServerDoc
+AnyDocument = UserDoc | NodeDoc | PreauthKeyDoc | ApiKeyDoc | RelayRegionDoc | ServerDoc
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +201,7 @@ PLACES: Final[dict[Kind, Place]] = {
     "user": Place(UserDoc, "control/users"),
     "node": Place(NodeDoc, "control/nodes", numbered=True),
     "preauthkey": Place(PreauthKeyDoc, "control/preauthkeys"),
+    "apikey": Place(ApiKeyDoc, "control/apikeys"),
     "relay": Place(RelayRegionDoc, "relays", numbered=True, mode=0o644),
     "server": Place(ServerDoc, "control"),
 }

@@ -79,7 +79,7 @@ def read_snapshot(paths: StatePaths, wall: float) -> FeedMessage:
     """The feed's first message from the directory alone. Blocks. Raises GwError where it cannot be read."""
     domain = load_config(paths.config_file).domain
     with DirectoryStore(paths).open(lock=False) as store:
-        nodes = [feed_node(doc, domain, wall) for doc in store.load("node").values()]
+        nodes = [feed_node(doc, domain, wall) for doc in store.load("node").values() if doc.approved]
     return FeedMessage(full=True, domain=domain, nodes=nodes)
 
 

@@ -38,7 +38,14 @@ def init_state_dir(paths: StatePaths, *, config: str | None = None, policy: str 
             f"`{paths.root}` is set up already", hint=f"edit `{paths.config_file}`, or choose another `--state-dir`"
         )
     make_folder(paths.root, 0o755)
-    for folder in (paths.control_dir, paths.users_dir, paths.nodes_dir, paths.preauthkeys_dir, paths.events_dir):
+    for folder in (
+        paths.control_dir,
+        paths.users_dir,
+        paths.nodes_dir,
+        paths.preauthkeys_dir,
+        paths.apikeys_dir,
+        paths.events_dir,
+    ):
         make_folder(folder, 0o750)
     for folder in (paths.relays_dir, paths.dns_dir):
         make_folder(folder, 0o755)

@@ -64,6 +64,10 @@ class StatePaths:
         return self.control_dir / "preauthkeys"
 
     @property
+    def apikeys_dir(self) -> Path:
+        return self.control_dir / "apikeys"
+
+    @property
     def relays_dir(self) -> Path:
         return self.root / "relays"
 
