@@ -2,7 +2,7 @@
 
     bench/control.py                       100, 300 and 1,000 nodes that all see each other; with $HEADSCALE also there
     bench/control.py --sizes 300           one size
-    bench/control.py --large 10000         many users with five devices each and three shared servers (not in the default)
+    bench/control.py --large 10000         users with five devices each, three shared servers
     bench/control.py --large 50000 --workers 3 --tls
 
 The clients speak the real protocol (`loadgen/`) and run beside the server on the same cores; their own cost is printed.

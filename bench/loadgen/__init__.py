@@ -6,5 +6,6 @@
     servers   `gwctl serve` and Headscale as processes: state, keys, policy, CPU and memory
 
 A client is what a stock client is to a server: it fetches `/key`, upgrades, registers with a pre-auth key, opens a map
-stream, sends lite updates beside it, keeps what the stream tells, and comes back with jittered backoff when it is cut off.
+stream, sends lite updates beside it, keeps what the stream tells, and comes back with jittered
+backoff when it is cut off.
 """

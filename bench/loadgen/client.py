@@ -36,8 +36,8 @@ _PREFACE: Final = (
 _STATUS: Final = {0x88: 200, 0x89: 204, 0x8C: 400, 0x8D: 404, 0x8E: 500}
 _EARLY_MAGIC: Final = b"\xff\xff\xffTS"
 
-REGISTER: Final = """{"Version":%d,"NodeKey":"%s","OldNodeKey":"nodekey:%s","NLKey":"nlpub:%s",%s"Expiry":"0001-01-01T00:00:00Z",\
-"Followup":"","Hostinfo":%s,"NodeKeySignature":null}"""
+REGISTER: Final = """{"Version":%d,"NodeKey":"%s","OldNodeKey":"nodekey:%s","NLKey":"nlpub:%s",%s\
+"Expiry":"0001-01-01T00:00:00Z","Followup":"","Hostinfo":%s,"NodeKeySignature":null}"""
 MAP: Final = """{"Version":%d,"Compress":"zstd","KeepAlive":true,"NodeKey":"%s","DiscoKey":"%s",%s"Hostinfo":%s,\
 "Endpoints":[%s],"EndpointTypes":[1,2]}"""
 HOSTINFO: Final = """{"IPNVersion":"1.86.2-t0123456789","BackendLogID":"%s","OS":"linux","OSVersion":"6.12.38",\

@@ -1,4 +1,4 @@
-"""The parent of the swarms: commands to all, times of all. Every time is `time.monotonic()`, one clock for the machine."""
+"""The parent of the swarms: commands to all, times of all, every one on the machine's one monotonic clock."""
 
 from __future__ import annotations
 

@@ -28,7 +28,6 @@ from typing import Any, Final
 
 from gw.errors import WireError
 from gw.model.keys import MachineKey
-
 from loadgen.client import Client, Identity, Told
 
 READ_BYTES: Final = 256 << 10
