@@ -1,74 +1,72 @@
 """Who is told what of a change: one session a map stream, changes gathered for some milliseconds, bytes made once.
 
-    change → gathered → per session: which peers are new, changed, patched, gone → sessions that need the same get the
-    same compressed frame
+    change ─▶ dirty nodes ─▶ flush: audiences ─▶ for each stream three bit sets: whole nodes, patches, removals
+                                    streams with equal sets ─▶ one message ─▶ each edge once, with whom it is for
 
-Per stream the set of peers sent is kept, because a patch for a node that a client does not have destroys its data: a
-patch becomes a whole node where it is not known yet, nothing follows a removal, and nobody is patched to itself.
+A patch for a node that a client does not have destroys its data, so every stream keeps the set of peers it was sent: a
+patch becomes a whole node where it is not known yet, nothing follows a removal, and nobody is patched to itself. The
+sets are bits of integers: a node has a slot, a small number that is used again after it is gone.
 
-Ref: control protocol §8; Tailscale's client at incremental maps
+A flush waits as long as the last one took (at least GATHER_S), so that a storm of changes costs half the time at most
+and a single change travels at once. Whole maps are queued and made in slices, in order of arrival.
+
+Ref: control protocol §8; Tailscale's client at incremental maps; docs/internals/fanout.md
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
-from collections.abc import Iterable
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final, Protocol, final
+from typing import Final, final
 
-from gw.control.mapper import KEEP_ALIVE, KEEP_ALIVE_PLAIN, Mapper
+from gw.control.edge import Edge
+from gw.control.mapper import Mapper
 from gw.control.records import Change, ChangeKind, NodeRecord
 from gw.control.tailnet import Tailnet
 from gw.model.gojson import encode
-from gw.model.node import PeerChange, UserProfile
+from gw.model.node import PeerChange
+from gw.policy.bits import ones
 from gw.wire.ts2021.mapframes import frame
 
 logger = logging.getLogger(__name__)
 
 GATHER_S: Final = 0.010
-GATHER_PER_SESSION_S: Final = 0.00005  # with 2,000 sessions a tenth of a second
 MAX_GATHER_S: Final = 0.5
-KEEP_ALIVE_S: Final = 50.0
-KEEP_ALIVE_JITTER_S: Final = 9.0
+SLICE_S: Final = 0.010  # of whole maps at a time, then others have a turn
 OFFLINE_GRACE_S: Final = 10.0  # a stream that comes back within it was never away
 GOODBYE_S: Final = 0.5
 
 
-class Pipe(Protocol):
-    """The connection under a session."""
-
-    def push(self, stream: int, data: bytes, *, end: bool = False) -> None: ...
-    def is_slow(self, stream: int) -> bool:
-        """Whether so much waits already that more would only grow memory."""
-
-
 @final
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Session:
-    """One map stream of one node."""
+    """One map stream of one node. known, profiles: peers and owners it was told of, as bits."""
 
+    number: int
     node: NodeRecord
-    pipe: Pipe
+    edge: Edge
+    connection: int
     stream: int
     compress: bool
     omit_peers: bool = False
-    known: set[int] = field(default_factory=set)  # peers sent
-    profiles: dict[int, UserProfile] = field(default_factory=dict)
+    known: int = 0
+    profiles: int = 0
+    is_open: bool = False  # it was answered
+    is_due: bool = False  # a whole map is queued for it
     is_behind: bool = False  # deltas were dropped: a whole map is due when the client reads again
-    keep_alive: asyncio.TimerHandle | None = None
+    owed: list[int] = field(default_factory=list)  # removals it was not told of meanwhile
 
 
-@dataclass
-class _Delta:
-    """What one session is to be told at the next flush."""
+@dataclass(slots=True)
+class _Own:
+    """What a session is to be told of itself."""
 
-    changed: set[int] = field(default_factory=set)
-    removed: set[int] = field(default_factory=set)
-    patched: set[int] = field(default_factory=set)
+    node: bool = False
     filters: bool = False
-    own: bool = False
     anew: bool = False  # peers look different to it: it gets everything
 
 
@@ -79,48 +77,80 @@ class Fanout:
     def __init__(self, tailnet: Tailnet, mapper: Mapper) -> None:
         self._tailnet = tailnet
         self._mapper = mapper
-        self._sessions: dict[int, Session] = {}
-        self._deltas: dict[int, _Delta] = {}
+        self._next = 1
+        self._sessions: dict[int, Session] = {}  # by node id
+        self._numbers: dict[int, Session] = {}
+        self._slots: dict[int, int] = {}  # node id -> slot
+        self._at: list[int] = []  # slot -> node id
+        self._free: list[int] = []
+        self._dirty: dict[int, bool] = {}  # node id -> whether as a whole
         self._patches: dict[int, PeerChange] = {}
-        self._whole = False
+        self._lost: dict[int, int] = {}  # node id -> slots it does not see any more
+        self._gone: dict[int, int] = {}  # slot -> id of a removed node, until the flush
+        self._own: dict[int, _Own] = {}
+        self._due: deque[Session] = deque()
+        self._slicing: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._last_flush_s = 0.0
 
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def open(self, session: Session) -> None:
+    # Sessions
+
+    def open(self, node: NodeRecord, edge: Edge, connection: int, stream: int, request: Compressing) -> Session:
         """Begin a stream: it replaces the node's older one and starts with everything."""
-        old = self._sessions.get(session.node.id)
-        self._sessions[session.node.id] = session
+        compress, omit_peers = request
+        session = Session(self._next, node, edge, connection, stream, compress, omit_peers)
+        self._next += 1
+        old = self._sessions.get(node.id)
         if old is not None:
             self._end(old)
-        self._deltas.pop(session.node.id, None)
-        self._tailnet.set_online(session.node, True)
-        self._send_whole(session)
-        self._arm_keep_alive(session)
+        self._sessions[node.id] = session
+        self._numbers[session.number] = session
+        self._tailnet.set_online(node, True)
+        self._queue(session)
+        return session
 
     def close(self, session: Session) -> None:
         """The stream is over. The node is offline if no other stream opens soon."""
-        if session.keep_alive is not None:
-            session.keep_alive.cancel()
+        self._numbers.pop(session.number, None)
         if self._sessions.get(session.node.id) is session:
             del self._sessions[session.node.id]
-            self._deltas.pop(session.node.id, None)
             asyncio.get_running_loop().call_later(OFFLINE_GRACE_S, self._offline, session.node)
 
-    def drained(self, session: Session) -> None:
-        """A slow reader took all that waited: bring it up to date at once."""
-        if session.is_behind and self._sessions.get(session.node.id) is session:
+    def behind(self, number: int) -> None:
+        """The edge dropped a message."""
+        session = self._numbers.get(number)
+        if session is not None:
+            session.is_behind = True
+
+    def drained(self, number: int) -> None:
+        """A slow reader took all that waited: bring it up to date."""
+        session = self._numbers.get(number)
+        if session is not None and session.is_behind:
             session.is_behind = False
-            self._send_whole(session)
+            self._queue(session)
 
     def close_all(self) -> None:
         """End every stream: the server stops."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for waiting in (self._timer, self._slicing):
+            if waiting is not None:
+                waiting.cancel()
         for session in list(self._sessions.values()):
             self._end(session)
         self._sessions.clear()
+
+    def _end(self, session: Session) -> None:
+        self._numbers.pop(session.number, None)
+        if session.is_open:
+            session.edge.end(session.number)
+
+    def _offline(self, node: NodeRecord) -> None:
+        if node.id not in self._sessions:
+            self._tailnet.set_online(node, False)
+
+    # Changes
 
     def take(self, change: Change) -> None:
         """Note a change; it is told within milliseconds."""
@@ -129,57 +159,52 @@ class Fanout:
             self._mapper.forget(node.id)
         if change.kind is ChangeKind.POLICY:
             self._mapper.forget_all()
-            self._whole = True
+            for session in self._sessions.values():
+                self._queue(session)
         elif change.kind is ChangeKind.DNS:
             self._tell_all(b'{"DNSConfig":' + encode(self._tailnet.dns_config()) + b"}")
-            return
         elif change.kind is ChangeKind.RELAYS:
             self._tell_all(b'{"DERPMap":' + encode(self._tailnet.derp_map()) + b"}")
-            return
+        elif change.kind is ChangeKind.REMOVED and node is not None:
+            self._note_removal(change, node)
         elif node is not None:
             self._note(change, node)
         for other in change.filters:
             if other.id in self._sessions:
-                self._delta(other.id).filters = True
-        if self._timer is None and (self._deltas or self._whole):
-            wait = min(MAX_GATHER_S, GATHER_S + GATHER_PER_SESSION_S * len(self._sessions))
+                self._own.setdefault(other.id, _Own()).filters = True
+        if self._timer is None and (self._dirty or self._own or self._lost):
+            wait = min(MAX_GATHER_S, max(GATHER_S, self._last_flush_s))
             self._timer = asyncio.get_running_loop().call_later(wait, self._flush)
 
     def _note(self, change: Change, node: NodeRecord) -> None:
+        sessions = self._sessions
         for other in change.lost:
-            if other.id in self._sessions:
-                delta = self._delta(other.id)
-                delta.removed.add(node.id)
-                delta.changed.discard(node.id)
-                delta.patched.discard(node.id)
-            if node.id in self._sessions and change.kind is not ChangeKind.REMOVED:
-                self._delta(node.id).removed.add(other.id)
-        if change.kind is ChangeKind.REMOVED:
-            self._say_goodbye(node)
-            return
+            if other.id in sessions:
+                self._lost[other.id] = self._lost.get(other.id, 0) | 1 << self._slot(node.id)
+            if node.id in sessions:
+                self._lost[node.id] = self._lost.get(node.id, 0) | 1 << self._slot(other.id)
         if change.kind is ChangeKind.PATCHED and change.patch is not None:
             self._merge(change.patch)
-        elif node.id in self._sessions:
-            self._delta(node.id).own = True
-            self._delta(node.id).anew |= change.anew
-        for peer in self._tailnet.policy.peers_of(node):
-            session = self._sessions.get(peer.id)
-            if session is None:
-                continue
-            delta = self._delta(peer.id)
-            delta.removed.discard(node.id)
-            if change.kind is ChangeKind.PATCHED and node.id in session.known:
-                delta.patched.add(node.id)
-            else:
-                delta.changed.add(node.id)
-            if change.kind is not ChangeKind.PATCHED and node.id in self._sessions:
-                self._see(node, peer)
+            self._dirty.setdefault(node.id, False)
+            return
+        self._dirty[node.id] = True
+        if node.id in sessions:
+            own = self._own.setdefault(node.id, _Own())
+            own.node = True
+            own.anew |= change.anew
 
-    def _see(self, node: NodeRecord, peer: NodeRecord) -> None:
-        """A node that became visible sees the others too."""
-        session = self._sessions[node.id]
-        if peer.id not in session.known:
-            self._delta(node.id).changed.add(peer.id)
+    def _note_removal(self, change: Change, node: NodeRecord) -> None:
+        self._dirty.pop(node.id, None)
+        self._patches.pop(node.id, None)
+        self._lost.pop(node.id, None)
+        self._own.pop(node.id, None)
+        slot = self._slots.pop(node.id, None)
+        if slot is not None:
+            self._gone[slot] = node.id
+            for other in change.lost:
+                if other.id in self._sessions:
+                    self._lost[other.id] = self._lost.get(other.id, 0) | 1 << slot
+        self._say_goodbye(node)
 
     def _merge(self, patch: PeerChange) -> None:
         kept = self._patches.setdefault(patch.node_id, PeerChange(node_id=patch.node_id))
@@ -188,144 +213,264 @@ class Fanout:
             if (value is not None and value != 0) or (name == "online" and value is not None):
                 setattr(kept, name, value)
 
-    def _delta(self, node_id: int) -> _Delta:
-        return self._deltas.setdefault(node_id, _Delta())
+    def _slot(self, node_id: int) -> int:
+        slot = self._slots.get(node_id)
+        if slot is None:
+            if self._free:
+                slot = self._free.pop()
+                self._at[slot] = node_id
+            else:
+                slot = len(self._at)
+                self._at.append(node_id)
+            self._slots[node_id] = slot
+        return slot
+
+    # Flush
 
     def _flush(self) -> None:
+        begun = time.perf_counter()
         self._timer = None
-        deltas, self._deltas = self._deltas, {}
-        patches, self._patches = self._patches, {}
-        whole, self._whole = self._whole, False
-        if whole:
-            for session in list(self._sessions.values()):
-                self._send_whole(session)
-            return
-        encoded = {node_id: encode(patch) for node_id, patch in patches.items()}
-        frames: dict[tuple[object, ...], bytes] = {}
-        for node_id, delta in deltas.items():
-            reader = self._sessions.get(node_id)
-            if reader is None:
-                continue
-            if reader.is_behind or reader.pipe.is_slow(reader.stream):
-                reader.is_behind = True
-                continue
-            if delta.anew:
-                self._send_whole(reader)
-            else:
-                self._send_delta(reader, delta, encoded, frames)
+        batch = _Batch(self._dirty, self._patches, self._lost, self._own)
+        self._dirty, self._patches, self._lost, self._own = {}, {}, {}, {}
+        try:
+            told = self._audiences(batch)
+            groups: dict[tuple[object, ...], list[Session]] = {}
+            for node_id in told.keys() | batch.lost.keys() | batch.own.keys():
+                session = self._sessions.get(node_id)
+                if session is not None:
+                    self._assign(session, batch, told.get(node_id, 0), groups)
+            for key, sessions in groups.items():
+                self._deliver(self._message(key, batch), sessions)
+        finally:
+            for slot in self._gone:
+                self._at[slot] = 0
+                self._free.append(slot)
+            self._gone.clear()
+            self._last_flush_s = time.perf_counter() - begun
 
-    def _send_delta(
-        self, session: Session, delta: _Delta, patches: dict[int, bytes], frames: dict[tuple[object, ...], bytes]
+    def _audiences(self, batch: _Batch) -> dict[int, int]:
+        """Node id of a session -> slots of dirty nodes it sees. Nodes that stand alike have one audience."""
+        nodes, policy, sessions = self._tailnet.nodes, self._tailnet.policy, self._sessions
+        alike: dict[object, list[NodeRecord]] = {}
+        for node_id, is_whole in batch.dirty.items():
+            node = nodes.get(node_id)
+            if node is None:
+                continue
+            alike.setdefault(policy.audience_of(node), []).append(node)
+            if is_whole:
+                batch.whole |= 1 << self._slot(node_id)
+        told: dict[int, int] = {}
+        for members in alike.values():
+            bits = 0
+            for member in members:
+                bits |= 1 << self._slot(member.id)
+            first = members[0]
+            viewers = policy.peers_of(first)
+            if len(members) > 1 and policy.visible(first, members[1]):
+                viewers.append(first)
+            for viewer in viewers:
+                if viewer.id in sessions:
+                    told[viewer.id] = told.get(viewer.id, 0) | bits
+            movers = [each for each in members if batch.dirty[each.id] and each.id in sessions]
+            if movers:  # what a node that became visible sees itself
+                seen = self._bits(viewers)
+                for each in movers:
+                    batch.sees[each.id] = seen & ~(1 << self._slot(each.id))
+        return told
+
+    def _assign(
+        self, session: Session, batch: _Batch, told: int, groups: dict[tuple[object, ...], list[Session]]
     ) -> None:
-        nodes = self._tailnet.nodes
+        """Put the session with those that are told the same."""
         viewer = session.node
-        changed = [] if session.omit_peers else sorted(each for each in delta.changed if each in nodes)
-        changed = [each for each in changed if self._tailnet.policy.visible(viewer, nodes[each])]
-        removed = sorted((delta.removed - set(changed)) & session.known)
-        fresh = set(changed)
-        patched = [each for each in sorted(delta.patched & session.known) if each not in fresh and each in patches]
-        profiles = self._new_profiles(session, [nodes[each] for each in changed])
-        bodies = [self._mapper.peer(nodes[each], viewer) for each in changed]
-        own = self._mapper.own(viewer) if delta.own else b""
-        filters = self._mapper.filters(viewer) if delta.filters else b""
-        ssh = self._mapper.ssh(viewer) if delta.filters and self._tailnet.policy.ssh else b""
-        session.known |= fresh
-        session.known -= set(removed)
-        key = (
-            tuple(bodies),
-            tuple(removed),
-            tuple(patched),
-            tuple(p.id for p in profiles),
-            own,
-            filters,
-            ssh,
-            session.compress,
-        )
-        if not any(key[:-1]):
+        sees = batch.sees.get(viewer.id, 0)
+        told = (told | sees & ~session.known) & ~(1 << self._slot(viewer.id))
+        removed = batch.lost.get(viewer.id, 0) & session.known & ~told & ~sees
+        session.known &= ~removed
+        if session.is_behind or session.is_due:
+            session.owed += [self._named(slot) for slot in ones(removed)]
             return
-        data = frames.get(key)
-        if data is None:
-            parts = []
-            if own:
-                parts.append(b'"Node":' + own)
-            if filters:
-                parts.append(b'"PacketFilters":' + filters)
-            if ssh:
-                parts.append(b'"SSHPolicy":' + ssh)
-            if profiles:
-                parts.append(b'"UserProfiles":' + encode(profiles))
-            if bodies:
-                parts.append(b'"PeersChanged":[' + b",".join(bodies) + b"]")
-            if removed:
-                parts.append(b'"PeersRemoved":' + encode(removed))
-            if patched:
-                parts.append(b'"PeersChangedPatch":[' + b",".join(patches[each] for each in patched) + b"]")
-            data = frames[key] = frame(b"{" + b",".join(parts) + b"}", compress=session.compress)
-        session.pipe.push(session.stream, data)
+        own = batch.own.get(viewer.id)
+        if own is not None and own.anew:
+            session.owed += [self._named(slot) for slot in ones(removed)]
+            self._queue(session)
+            return
+        if session.omit_peers:
+            told = removed = 0
+        fresh = told & (batch.whole | ~session.known)
+        patched = told & ~fresh
+        session.known |= fresh
+        profiles = batch.profiles_of(fresh, self._profiles) & ~session.profiles if fresh else 0
+        session.profiles |= profiles
+        variant: NodeRecord | None = None
+        mine = filters = ssh = b""
+        if fresh and not self._is_plain(fresh, viewer, batch):
+            variant = viewer
+        if own is not None:
+            mine = self._mapper.own(viewer) if own.node else b""
+            if own.filters:
+                filters = self._mapper.filters(viewer)
+                ssh = self._mapper.ssh(viewer) if self._tailnet.policy.ssh else b""
+        if fresh or patched or removed or mine or filters:
+            key = (fresh, patched, removed, profiles, variant, mine, filters, ssh)
+            groups.setdefault(key, []).append(session)
 
-    def _new_profiles(self, session: Session, nodes: Iterable[NodeRecord]) -> list[UserProfile]:
-        fresh: dict[int, UserProfile] = {}
-        for node in nodes:
-            profile = self._mapper.profile(node)
-            if session.profiles.get(profile.id) != profile:
-                session.profiles[profile.id] = fresh[profile.id] = profile
-        return list(fresh.values())
+    def _message(self, key: tuple[object, ...], batch: _Batch) -> bytes:
+        fresh, patched, removed, profiles, variant, mine, filters, ssh = key
+        assert isinstance(fresh, int) and isinstance(patched, int) and isinstance(removed, int)
+        assert isinstance(profiles, int) and isinstance(mine, bytes) and isinstance(filters, bytes)
+        assert isinstance(ssh, bytes) and (variant is None or isinstance(variant, NodeRecord))
+        nodes, mapper = self._tailnet.nodes, self._mapper
+        parts = []
+        if mine:
+            parts.append(b'"Node":' + mine)
+        if filters:
+            parts.append(b'"PacketFilters":' + filters)
+        if ssh:
+            parts.append(b'"SSHPolicy":' + ssh)
+        if profiles:
+            parts.append(b'"UserProfiles":[' + mapper.told_profiles(profiles) + b"]")
+        if fresh:
+            shown = [nodes[each] for each in sorted(self._at[slot] for slot in ones(fresh))]
+            bodies = [mapper.peer(each, variant) if variant else mapper.plain(each) for each in shown]
+            parts.append(b'"PeersChanged":[' + b",".join(bodies) + b"]")
+        if removed:
+            parts.append(b'"PeersRemoved":' + encode(sorted(map(self._named, ones(removed)))))
+        if patched:
+            texts = [batch.patch(each) for each in sorted(self._at[slot] for slot in ones(patched))]
+            parts.append(b'"PeersChangedPatch":[' + b",".join(texts) + b"]")
+        return b"{" + b",".join(parts) + b"}"
+
+    def _named(self, slot: int) -> int:
+        return self._gone.get(slot) or self._at[slot]
+
+    def _profiles(self, slots: int) -> int:
+        nodes, profile = self._tailnet.nodes, self._mapper.profile_serial
+        found = 0
+        for slot in ones(slots):
+            found |= 1 << profile(nodes[self._at[slot]])
+        return found
+
+    def _is_plain(self, fresh: int, viewer: NodeRecord, batch: _Batch) -> bool:
+        """Whether everybody gets the same bytes of these nodes."""
+        is_plain = batch.plain.get(fresh)
+        if is_plain is None:
+            nodes = self._tailnet.nodes
+            is_plain = all(self._mapper.plain(nodes[self._at[slot]]) for slot in ones(fresh))
+            batch.plain[fresh] = is_plain
+        return is_plain and self._tailnet.policy.has_ipv4(viewer)
+
+    def _deliver(self, message: bytes, sessions: list[Session]) -> None:
+        """Give the message to each edge once."""
+        if len(sessions) == 1:
+            sessions[0].edge.deliver(message, (sessions[0].number,), is_whole=False)
+            return
+        by_edge: dict[int, tuple[Edge, list[int]]] = {}
+        for session in sessions:
+            by_edge.setdefault(id(session.edge), (session.edge, []))[1].append(session.number)
+        for edge, numbers in by_edge.values():
+            edge.deliver(message, numbers, is_whole=False)
+
+    def _bits(self, nodes: Iterable[NodeRecord]) -> int:
+        """The slots of these nodes as a bit set."""
+        slots = [self._slot(node.id) for node in nodes]
+        if not slots:
+            return 0
+        raw = bytearray((max(slots) >> 3) + 1)
+        for slot in slots:
+            raw[slot >> 3] |= 1 << (slot & 7)
+        return int.from_bytes(raw, "little")
+
+    # Whole maps
+
+    def _queue(self, session: Session) -> None:
+        if session.is_due:
+            return
+        session.is_due = True
+        self._due.append(session)
+        if self._slicing is None:
+            self._slicing = asyncio.get_running_loop().call_soon(self._send_some)
+
+    def _send_some(self) -> None:
+        """Whole maps for a few milliseconds; then requests and deltas have a turn."""
+        until = time.perf_counter() + SLICE_S
+        self._slicing = None
+        while self._due:
+            session = self._due.popleft()
+            session.is_due = False
+            if self._numbers.get(session.number) is session:
+                self._send_whole(session)
+            if time.perf_counter() > until and self._due:
+                self._slicing = asyncio.get_running_loop().call_soon(self._send_some)
+                return
 
     def _send_whole(self, session: Session) -> None:
-        if session.pipe.is_slow(session.stream):
-            session.is_behind = True
-            return
-        node = session.node
+        node, mapper = session.node, self._mapper
         peers = [] if session.omit_peers else self._tailnet.policy.peers_of(node)
-        gone = sorted(session.known - {peer.id for peer in peers})
-        session.known = {peer.id for peer in peers}
-        session.profiles.clear()
-        profiles = self._new_profiles(session, [node, *peers])
-        message = self._mapper.whole(node, peers, profiles)
+        before, session.known = session.known, self._bits(peers)
+        gone = sorted({*session.owed, *(self._named(slot) for slot in ones(before & ~session.known))})
+        session.owed.clear()
+        session.profiles = 0
+        for each in (node, *peers):
+            session.profiles |= 1 << mapper.profile_serial(each)
+        message = mapper.whole(node, peers, mapper.told_profiles(session.profiles))
         if gone:
-            message = message[:-1] + b',"PeersRemoved":' + encode(gone) + b"}"
-        session.pipe.push(session.stream, frame(message, compress=session.compress))
+            seen = {peer.id for peer in peers}
+            message = message[:-1] + b',"PeersRemoved":' + encode([each for each in gone if each not in seen]) + b"}"
+        if not session.is_open:
+            session.is_open = True
+            session.edge.open(session.connection, session.stream, session.number, session.compress)
+        session.edge.deliver(message, (session.number,), is_whole=True)
 
     def snapshot(self, node: NodeRecord, *, compress: bool) -> bytes:
         """One whole map outside any stream."""
-        peers = self._tailnet.policy.peers_of(node)
-        profiles = {profile.id: profile for profile in map(self._mapper.profile, [node, *peers])}
-        return frame(self._mapper.whole(node, peers, list(profiles.values())), compress=compress)
+        peers, mapper = self._tailnet.policy.peers_of(node), self._mapper
+        profiles = 0
+        for each in (node, *peers):
+            profiles |= 1 << mapper.profile_serial(each)
+        return frame(mapper.whole(node, peers, mapper.told_profiles(profiles)), compress=compress)
 
     def _tell_all(self, message: bytes) -> None:
-        for compress in (True, False):
-            data = frame(message, compress=compress)
-            for session in self._sessions.values():
-                if session.compress is compress and not session.is_behind:
-                    session.pipe.push(session.stream, data)
+        self._deliver(message, [each for each in self._sessions.values() if each.is_open and not each.is_behind])
 
     def _say_goodbye(self, node: NodeRecord) -> None:
         """A deleted node is told that its key is over before its stream ends: else it goes on showing a tailnet."""
         session = self._sessions.pop(node.id, None)
-        self._deltas.pop(node.id, None)
-        self._patches.pop(node.id, None)
         if session is None:
             return
+        if not session.is_open:
+            session.is_open = True
+            session.edge.open(session.connection, session.stream, session.number, session.compress)
         own = b'{"Node":' + self._mapper.own(node, deleted=True) + b"}"
-        session.pipe.push(session.stream, frame(own, compress=session.compress))
+        session.edge.deliver(own, (session.number,), is_whole=True)
         asyncio.get_running_loop().call_later(GOODBYE_S, self._end, session)
 
-    def _end(self, session: Session) -> None:
-        if session.keep_alive is not None:
-            session.keep_alive.cancel()
-        session.pipe.push(session.stream, b"", end=True)
 
-    def _offline(self, node: NodeRecord) -> None:
-        if node.id not in self._sessions:
-            self._tailnet.set_online(node, False)
+Compressing = tuple[bool, bool]  # (zstd, without peers)
 
-    def _arm_keep_alive(self, session: Session) -> None:
-        wait = KEEP_ALIVE_S + random.random() * KEEP_ALIVE_JITTER_S
-        session.keep_alive = asyncio.get_running_loop().call_later(wait, self._keep_alive, session)
 
-    def _keep_alive(self, session: Session) -> None:
-        if self._sessions.get(session.node.id) is not session:
-            return
-        if not session.pipe.is_slow(session.stream):
-            session.pipe.push(session.stream, KEEP_ALIVE if session.compress else KEEP_ALIVE_PLAIN)
-        self._arm_keep_alive(session)
+@dataclass(slots=True)
+class _Batch:
+    """What one flush tells, and what it found out once for many sessions."""
+
+    dirty: dict[int, bool]
+    patches: dict[int, PeerChange]
+    lost: dict[int, int]
+    own: dict[int, _Own]
+    whole: int = 0  # slots that are told as whole nodes
+    sees: dict[int, int] = field(default_factory=dict)  # node id of a changed node -> slots it sees
+    plain: dict[int, bool] = field(default_factory=dict)
+    profiles: dict[int, int] = field(default_factory=dict)
+    texts: dict[int, bytes] = field(default_factory=dict)
+
+    def profiles_of(self, slots: int, find: Callable[[int], int]) -> int:
+        found = self.profiles.get(slots)
+        if found is None:
+            found = self.profiles[slots] = find(slots)
+        return found
+
+    def patch(self, node_id: int) -> bytes:
+        text = self.texts.get(node_id)
+        if text is None:
+            text = self.texts[node_id] = encode(self.patches[node_id])
+        return text

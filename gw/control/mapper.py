@@ -14,19 +14,20 @@ from msgspec import Raw
 from gw.control.records import NodeRecord
 from gw.control.tailnet import Tailnet
 from gw.model.addresses import DERP_MAGIC_V4, EXIT_ROUTES
+from gw.model.derpmap import DERPMap
+from gw.model.dnsconfig import DNSConfig
 from gw.model.gojson import encode
 from gw.model.hostinfo import Hostinfo
 from gw.model.mapping import Debug, MapResponse
 from gw.model.node import Node, UserProfile
 from gw.model.sshpolicy import SSHPolicy
 from gw.policy.attributes import DISABLE_IPV4, SUGGEST_EXIT
-from gw.wire.ts2021.mapframes import frame
+from gw.policy.bits import ones
+from gw.state.documents import UserDoc
 
 TAGGED_USER_ID: Final = 2147455555
 TAGGED_USER_NAME: Final = "tagged-devices"
 SELF_CAPABILITIES: Final = ("https://tailscale.com/cap/is-admin", "https://tailscale.com/cap/file-sharing")
-KEEP_ALIVE: Final = frame(b'{"KeepAlive":true}', compress=True)
-KEEP_ALIVE_PLAIN: Final = frame(b'{"KeepAlive":true}', compress=False)
 _PAST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -37,13 +38,28 @@ class Mapper:
     def __init__(self, tailnet: Tailnet) -> None:
         self._tailnet = tailnet
         self._peers: dict[int, dict[tuple[bool, tuple[str, ...]], bytes]] = {}
+        self._plain: dict[int, bytes] = {}
+        self._serials: dict[str, tuple[UserDoc | None, int]] = {}
+        self._profiles: list[bytes] = []  # serial -> the profile as JSON
+        self._derp_map: tuple[DERPMap | None, bytes] = (None, b"")
+        self._dns_config: tuple[DNSConfig | None, bytes] = (None, b"")
 
     def forget(self, node_id: int) -> None:
         """The node changed: serialise it anew."""
         self._peers.pop(node_id, None)
+        self._plain.pop(node_id, None)
 
     def forget_all(self) -> None:
         self._peers.clear()
+        self._plain.clear()
+
+    def plain(self, node: NodeRecord) -> bytes:
+        """`node` as everybody with IPv4 gets it; b"" where viewers get it differently."""
+        raw = self._plain.get(node.id)
+        if raw is None:
+            is_same = not node.served_routes and self._tailnet.policy.has_ipv4(node)
+            raw = self._plain[node.id] = encode(self._node(node, (), with_ipv4=True)) if is_same else b""
+        return raw
 
     def peer(self, node: NodeRecord, viewer: NodeRecord) -> bytes:
         """`node` as `viewer` gets it."""
@@ -89,6 +105,20 @@ class Mapper:
             profile_pic_url=user.picture,
         )
 
+    def profile_serial(self, node: NodeRecord) -> int:
+        """A small number for the profile of the node's owner; another one when the profile is."""
+        name = node.doc.user
+        user = self._tailnet.users.get(name)
+        known = self._serials.get(name)
+        if known is None or known[0] is not user:
+            known = self._serials[name] = user, len(self._profiles)
+            self._profiles.append(encode(self.profile(node)))
+        return known[1]
+
+    def told_profiles(self, serials: int) -> bytes:
+        """The profiles with these numbers (bits), for `UserProfiles`, without the brackets."""
+        return b",".join([self._profiles[serial] for serial in ones(serials)])
+
     def filters(self, node: NodeRecord) -> bytes:
         """The node's packet filter, `{"base":[…]}`."""
         return b'{"base":' + encode(self._tailnet.policy.filter_for(node)) + b"}"
@@ -97,28 +127,46 @@ class Mapper:
         """The node's SSH policy."""
         return encode(SSHPolicy(self._tailnet.policy.ssh_for(node)))
 
-    def whole(self, node: NodeRecord, peers: Iterable[NodeRecord], profiles: list[UserProfile]) -> bytes:
+    def whole(self, node: NodeRecord, peers: Iterable[NodeRecord], profiles: bytes) -> bytes:
         """Everything `node` needs: the first message of a stream, and what a slow reader gets instead of deltas."""
         tailnet = self._tailnet
         head = encode(
             MapResponse(
                 control_time=tailnet.clock(),
-                derp_map=tailnet.derp_map(),
                 domain=tailnet.domain,
                 collect_services=False,
-                dns_config=tailnet.dns_config(),
-                user_profiles=profiles,
                 debug=Debug(disable_log_tail=True),
             )
         )
         parts = [
             head[:-1],
+            b'"DERPMap":' + self._derp(),
+            b'"DNSConfig":' + self._dns(),
+            b'"UserProfiles":[' + profiles + b"]",
             b'"Node":' + self.own(node),
             b'"PacketFilters":' + self.filters(node),
             b'"SSHPolicy":' + self.ssh(node),
-            b'"Peers":[' + b",".join([self.peer(peer, node) for peer in sorted(peers, key=_by_id)]) + b"]",
+            b'"Peers":[' + b",".join(self._bodies(node, sorted(peers, key=_by_id))) + b"]",
         ]
         return b",".join(parts) + b"}"
+
+    def _bodies(self, viewer: NodeRecord, peers: list[NodeRecord]) -> list[bytes]:
+        if not self._tailnet.policy.has_ipv4(viewer):
+            return [self.peer(peer, viewer) for peer in peers]
+        ready = self._plain
+        return [ready.get(peer.id) or self.plain(peer) or self.peer(peer, viewer) for peer in peers]
+
+    def _derp(self) -> bytes:
+        current = self._tailnet.derp_map()
+        if self._derp_map[0] is not current:
+            self._derp_map = current, encode(current)
+        return self._derp_map[1]
+
+    def _dns(self) -> bytes:
+        current = self._tailnet.dns_config()
+        if self._dns_config[0] is not current:
+            self._dns_config = current, encode(current)
+        return self._dns_config[1]
 
     def _node(self, node: NodeRecord, routes: Sequence[str], *, with_ipv4: bool) -> Node:
         """routes: in its AllowedIPs beyond its own addresses."""

@@ -31,10 +31,10 @@ class NodeRecord:
     armed: float = float("inf")  # when the clock looks at it next, UTC seconds
     expiry_told: bool = False  # whether the others know that its key expired
     lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)  # held over a durable change of `doc`
+    id: int = field(init=False)  # of every `doc` it ever has
 
-    @property
-    def id(self) -> int:
-        return self.doc.id
+    def __post_init__(self) -> None:
+        self.id = self.doc.id
 
     @property
     def user(self) -> str:

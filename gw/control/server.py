@@ -20,6 +20,8 @@ from uvicorn.server import ServerState
 from gw.control import events
 from gw.control.admin_socket import admin_socket
 from gw.control.connection import ControlSocket
+from gw.control.desk import FrontDesk
+from gw.control.edge import Switchboard
 from gw.control.fanout import Fanout
 from gw.control.frontdoor import FrontDoor
 from gw.control.mapper import Mapper
@@ -100,13 +102,16 @@ async def public_listener(
     def make_web() -> asyncio.Protocol:
         return H11Protocol(config=settings, server_state=state, app_state={})
 
+    switchboard = Switchboard(FrontDesk(tailnet, fanout, own))
+
     def make_control(accepted: Accepted, http: ServerConnection) -> asyncio.Protocol:
-        return ControlSocket(tailnet, fanout, accepted.machine, http, own)
+        return ControlSocket(switchboard, accepted.machine, http)
 
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
         lambda: FrontDoor(key, make_web, make_control), sock=listener, ssl=context, backlog=BACKLOG
     )
+    own(loop.create_task(switchboard.keep_alive()))
     try:
         yield fanout
     finally:

@@ -8,7 +8,7 @@ Ref: spec policy §15
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from typing import Generic, TypeVar, final
 
 from gw.model.filterrule import FilterRule
@@ -109,6 +109,10 @@ class PolicyEngine(Generic[N]):
 
     def peers_of(self, node: N) -> list[N]:
         return self.view.peers_of(node) if self.knows(node) else []
+
+    def audience_of(self, node: N) -> Hashable:
+        """Nodes with equal answers are seen by the same others."""
+        return self.view.audience_of(node)
 
     def filter_for(self, node: N) -> list[FilterRule]:
         return filter_for(self.view, node) if self.knows(node) else []

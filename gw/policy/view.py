@@ -8,7 +8,7 @@ Ref: spec policy §6, §10, §15
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar, final
 
@@ -182,6 +182,12 @@ class PolicyView(Generic[N]):
                     found[id_] = member.node
         found.pop(node.id, None)
         return list(found.values())
+
+    def audience_of(self, node: N) -> Hashable:
+        """Nodes with equal answers are seen by the same others (and see one another or not alike)."""
+        entry = self.entries[node.id]
+        owner = entry.facts.owner if self.compiled.own_units else ""
+        return entry.standing.seen, entry.standing.receives, entry.standing.own, owner
 
     def serving(self, route: str) -> dict[int, Entry[N]]:
         """Who serves a subnet, by id."""

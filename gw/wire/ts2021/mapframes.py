@@ -15,11 +15,12 @@ from gw.errors import WireError
 MAX_FRAME_BYTES: Final = 64 << 20
 MAX_MESSAGE_BYTES: Final = 512 << 20
 ZSTD_LEVEL: Final = 1
+_compressor: Final = zstandard.ZstdCompressor(level=ZSTD_LEVEL)  # for one thread
 
 
 def frame(message: bytes, *, compress: bool) -> bytes:
     """One message as it travels. The same message always gives the same bytes."""
-    payload = zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(message) if compress else message
+    payload = _compressor.compress(message) if compress else message
     return struct.pack("<I", len(payload)) + payload
 
 
