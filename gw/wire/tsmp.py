@@ -83,7 +83,10 @@ def decode(packet: bytes) -> tuple[Address, Address, Message | None]:
     """(source, destination, message) of an IP packet; None for a type that a newer peer may send. Raises WireError."""
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= IPV4_BYTES and packet[9] == PROTOCOL:
-        body = packet[(packet[0] & 15) * 4 :]
+        head = (packet[0] & 15) * 4
+        if head < IPV4_BYTES:
+            raise WireError("IPv4 header of a strange length")
+        body = packet[head:]
         return ipaddress.IPv4Address(packet[12:16]), ipaddress.IPv4Address(packet[16:20]), _message(body)
     if version == 6 and len(packet) >= IPV6_BYTES and packet[6] == PROTOCOL:
         body = packet[IPV6_BYTES:]

@@ -25,6 +25,7 @@ from gw.wire.derp import frames
 from gw.wire.x25519 import public_key
 
 MAX_HEAD_BYTES: Final = 16 << 10
+MAX_REQUESTS: Final = 64  # on one connection before it becomes DERP: netcheck needs a few
 MAX_SEND_BYTES: Final = frames.MAX_PACKET_BYTES + frames.KEY_BYTES
 MIN_CLIENT_INFO_BYTES: Final = 56
 MAX_PING_BYTES: Final = 1000
@@ -121,6 +122,7 @@ class Client:
         self.is_waiting = False  # for admission
         self.reached: set[bytes] = set()  # keys that got packets from this one
         self._is_http = True
+        self._requests = 0
         self._rest = b""
         self._skip = 0
         self._pending_info = b""
@@ -197,7 +199,7 @@ class Client:
         if kind == frames.CLIENT_INFO:
             if not self.key:
                 self._introduce(payload)
-        elif kind == frames.PING:
+        elif kind == frames.PING and not self.is_blocked:  # who does not read gets no pongs piled up
             self.push(frames.encode(frames.PONG, payload[:8]))
 
     def _introduce(self, payload: bytes) -> None:
@@ -263,17 +265,21 @@ class Client:
     def _feed_http(self, data: bytes) -> bytes:
         data = self._rest + data
         self._rest = b""
+        start = 0
         while True:
-            end = data.find(b"\r\n\r\n")
+            end = data.find(b"\r\n\r\n", start)
+            if (len(data) if end < 0 else end) - start > MAX_HEAD_BYTES:
+                raise WireError("request head too large")
             if end < 0:
-                if len(data) > MAX_HEAD_BYTES:
-                    raise WireError("request head too large")
-                self._rest = data
+                self._rest = data[start:]
                 return b""
-            head, data = data[:end], data[end + 4 :]
+            self._requests += 1
+            if self.is_blocked or self._requests > MAX_REQUESTS:
+                raise WireError("too many requests")
+            head, start = data[start:end], end + 4
             if self._request(head):
                 self._is_http = False
-                return data
+                return data[start:]
 
     def _request(self, head: bytes) -> bool:
         """Answer one request; True if the connection is DERP from now on."""

@@ -16,6 +16,7 @@ MAX_FRAME_BYTES: Final = 64 << 20
 MAX_MESSAGE_BYTES: Final = 512 << 20
 ZSTD_LEVEL: Final = 1
 _compressor: Final = zstandard.ZstdCompressor(level=ZSTD_LEVEL)  # for one thread
+SLICE_BYTES: Final = 1024  # of a frame that does not tell its size: opens to 32 MiB at the very most
 
 
 def frame(message: bytes, *, compress: bool) -> bytes:
@@ -60,9 +61,17 @@ class MapFrames:
             if size >= 0:
                 return opener.decompress(payload, max_output_size=max(size, 1))
             stream = opener.decompressobj()
-            message = stream.decompress(payload)
+            parts: list[bytes] = []
+            room = MAX_MESSAGE_BYTES
+            for at in range(0, len(payload), SLICE_BYTES):
+                if stream.eof:
+                    break
+                parts.append(stream.decompress(payload[at : at + SLICE_BYTES]))
+                room -= len(parts[-1])
+                if room < 0:
+                    raise WireError("map message without end")
         except zstandard.ZstdError as error:
             raise WireError(f"map frame does not decompress: {error}") from None
-        if not stream.eof or len(message) > MAX_MESSAGE_BYTES:
+        if not stream.eof:
             raise WireError("map frame is cut off")
-        return message
+        return b"".join(parts)

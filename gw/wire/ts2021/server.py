@@ -26,6 +26,8 @@ from gw.wire.ts2021.noise import Session
 
 MAX_BODY_BYTES: Final = 1 << 20
 MAX_STREAMS: Final = 256
+MAX_UNFINISHED_BYTES: Final = 4 << 20  # of all requests of a connection: machine keys cost a stranger nothing
+MAX_PATH_CHARS: Final = 4096
 CLOGGED_BYTES: Final = 1 << 20
 
 
@@ -83,6 +85,7 @@ class ServerConnection:
         self._h2.initiate_connection()
         self._h2.update_settings({h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS})
         self._requests: dict[int, tuple[str, str, bytearray]] = {}
+        self._unfinished = 0  # bytes of request bodies that are not whole yet
         self._waiting: dict[int, _Waiting] = {}
         self._out = b""
         if challenge is not None:
@@ -152,7 +155,7 @@ class ServerConnection:
     def reset(self, stream: int) -> None:
         """Cut a stream off."""
         self._waiting.pop(stream, None)
-        self._requests.pop(stream, None)
+        self._take_request(stream)
         try:
             self._h2.reset_stream(stream, h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
         except (h2.exceptions.ProtocolError, KeyError):
@@ -162,21 +165,28 @@ class ServerConnection:
         stream = getattr(event, "stream_id", None) or 0
         if isinstance(event, h2.events.RequestReceived):
             headers = {str(name): str(value) for name, value in event.headers or []}
-            self._requests[stream] = (headers.get(":method", ""), headers.get(":path", ""), bytearray())
+            path = headers.get(":path", "")
+            if len(path) > MAX_PATH_CHARS:
+                self.reset(stream)
+                events.append(Cancelled(stream))
+                return
+            self._requests[stream] = (headers.get(":method", ""), path, bytearray())
         elif isinstance(event, h2.events.DataReceived):
             self._h2.acknowledge_received_data(event.flow_controlled_length or 0, stream)
             request = self._requests.get(stream)
             if request is not None:
-                request[2].extend(event.data or b"")
-                if len(request[2]) > MAX_BODY_BYTES:
+                data = event.data or b""
+                request[2].extend(data)
+                self._unfinished += len(data)
+                if len(request[2]) > MAX_BODY_BYTES or self._unfinished > MAX_UNFINISHED_BYTES:
                     self.reset(stream)
                     events.append(Cancelled(stream))
         elif isinstance(event, h2.events.StreamEnded):
-            request = self._requests.pop(stream, None)
+            request = self._take_request(stream)
             if request is not None:
                 events.append(Request(stream, request[0], request[1], bytes(request[2])))
         elif isinstance(event, h2.events.StreamReset):
-            self._requests.pop(stream, None)
+            self._take_request(stream)
             self._waiting.pop(stream, None)
             events.append(Cancelled(stream))
         elif isinstance(event, h2.events.ConnectionTerminated):
@@ -186,6 +196,12 @@ class ServerConnection:
                 self._pump(waiting)
                 if waiting not in self._waiting:
                     events.append(Drained(waiting))
+
+    def _take_request(self, stream: int) -> tuple[str, str, bytearray] | None:
+        request = self._requests.pop(stream, None)
+        if request is not None:
+            self._unfinished -= len(request[2])
+        return request
 
     def _pump(self, stream: int) -> None:
         waiting = self._waiting[stream]

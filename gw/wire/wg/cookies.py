@@ -24,6 +24,8 @@ BUSY_HANDSHAKES: Final = 128  # initiations in one second: more is load
 SOURCE_RATE: Final = 20.0  # handshakes a second that one address may cost us under load
 SOURCE_BURST: Final = 5.0
 MAX_SOURCES: Final = 4096
+IPV6_BYTES: Final = 16
+IPV6_PREFIX_BYTES: Final = 8
 _NO_MAC: Final = bytes(MAC_BYTES)
 
 
@@ -95,7 +97,9 @@ class CookieChecker:
         return hmac.compare_digest(mac(cookie, datagram[:-MAC_BYTES]), datagram[-MAC_BYTES:])
 
     def may_pass(self, address: bytes, now: float) -> bool:
-        """Take one token of this address; False where it asks too often."""
+        """Take one token of this address; False where it asks too often. An IPv6 host has a whole /64 to ask from."""
+        if len(address) == IPV6_BYTES:
+            address = address[:IPV6_PREFIX_BYTES]
         tokens, at = self._tokens.pop(address, (SOURCE_BURST, now))
         tokens = min(SOURCE_BURST, tokens + (now - at) * SOURCE_RATE)
         allowed = tokens >= 1.0

@@ -162,3 +162,29 @@ def test_the_pages_that_clients_probe() -> None:
     assert b"X-Tailscale-Response: response ts_relay.example\r\n" in page("GET", "/generate_204", challenge)
     evil = {"x-tailscale-challenge": "a\r\nSet-Cookie: x"}
     assert b"Set-Cookie" not in page("GET", "/generate_204", evil)
+
+
+def test_a_client_that_does_not_read_gets_no_pongs_piled_up() -> None:
+    """Else anybody who is let in fills the relay's memory at line rate."""
+    alice = Link(relay(), 1)
+    alice.end.is_blocked = True
+    alice.end.feed(frames.encode(frames.PING, bytes(8)) * 1000, 1.0)
+    assert alice.end.out == []
+    alice.end.unblock()
+    alice.end.feed(frames.encode(frames.PING, bytes(8)), 1.0)
+    assert alice.end.out == [frames.encode(frames.PONG, bytes(8))]
+
+
+def test_requests_without_end_are_cut_off_before_they_are_answered() -> None:
+    """A stranger's pipelined requests may neither pile up answers nor cost more than their length."""
+
+    class Deaf:
+        def wants_to_write(self) -> None: ...
+        def must_close(self) -> None: ...
+
+    stranger = Client(relay(), Deaf(), 0.0)
+    with pytest.raises(WireError, match="too many requests"):
+        stranger.feed(b"GET / HTTP/1.1\r\n\r\n" * 7000, 0.0)
+    assert len(stranger.out) < 100
+    with pytest.raises(WireError, match="head too large"):
+        Client(relay(), Deaf(), 0.0).feed(b"GET / HTTP/1.1\r\nX: " + b"x" * 20000 + b"\r\n\r\n", 0.0)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import struct
+import tracemalloc
+
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gw.errors import WireError
 from gw.model.keys import ChallengeKey, MachineKey, MachineSecret
 from gw.wire.ts2021 import client as c
+from gw.wire.ts2021 import mapframes
 from gw.wire.ts2021 import server as s
 from gw.wire.ts2021.mapframes import MapFrames, frame
 from gw.wire.ts2021.noise import ClientHandshake, accept
@@ -159,3 +164,49 @@ def test_the_same_message_gives_the_same_frame() -> None:
     assert frame(b'{"KeepAlive":true}', compress=True) == frame(b'{"KeepAlive":true}', compress=True)
     with pytest.raises(WireError):
         MapFrames(compressed=True).feed(frame(b"not zstd", compress=False))
+
+
+def test_unfinished_requests_of_one_connection_are_bounded_together() -> None:
+    """A machine key costs a stranger nothing: each of 256 streams could hold a megabyte for ever."""
+    pair = Pair()
+    headers = [(":method", "POST"), (":scheme", "https"), (":authority", "x"), (":path", "/machine/map")]
+    for _ in range(30):
+        stream = pair.client._h2.get_next_available_stream_id()
+        pair.client._h2.send_headers(stream, headers)
+        for _ in range(15):
+            if s.Cancelled(stream) not in pair.at_server:
+                pair.client._h2.send_data(stream, bytes(16384))
+                pair.exchange()
+    held = sum(len(body) for _, _, body in pair.server._requests.values())
+    assert held <= s.MAX_UNFINISHED_BYTES
+    assert [event for event in pair.at_server if isinstance(event, s.Cancelled)]
+    for stream in list(pair.server._requests):
+        pair.client.cancel(stream)
+    pair.exchange()
+    assert pair.server._unfinished == 0
+    stream = pair.client.request("/machine/map", b"{}", authority="x")
+    pair.exchange()
+    assert pair.at_server[-1] == s.Request(stream, "POST", "/machine/map", b"{}")
+
+
+def test_a_path_without_end_is_cut_off() -> None:
+    pair = Pair()
+    stream = pair.client.request("/" + "x" * 10000, b"{}", authority="x")
+    pair.exchange()
+    assert pair.at_server == [s.Cancelled(stream)]
+
+
+def test_a_frame_that_hides_its_size_opens_no_further_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few KiB of zstd can stand for gigabytes."""
+    monkeypatch.setattr(mapframes, "MAX_MESSAGE_BYTES", 64 << 20)
+    packer = zstandard.ZstdCompressor().compressobj()  # does not tell the size
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(512)) + packer.flush()
+    tracemalloc.start()
+    with pytest.raises(WireError, match="without end"):
+        MapFrames(compressed=True).feed(struct.pack("<I", len(bomb)) + bomb)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200 << 20
+    packer = zstandard.ZstdCompressor().compressobj()
+    honest = packer.compress(b"{}") + packer.flush()
+    assert MapFrames(compressed=True).feed(struct.pack("<I", len(honest)) + honest) == [b"{}"]

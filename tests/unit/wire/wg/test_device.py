@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gw.errors import WireError
 from gw.wire.wg import Activity, Device, Install, Keepalive, Keypair, Output, Reply, Retire, Transmit, Unreachable
-from gw.wire.wg.cookies import BUSY_HANDSHAKES
+from gw.wire.wg.cookies import BUSY_HANDSHAKES, SOURCE_BURST, CookieChecker
 from gw.wire.wg.messages import COOKIE, INITIATION, RESPONSE, kind_of
 from gw.wire.wg.peer import MAX_ATTEMPTS, NEVER
 from gw.wire.wg.transport import open_packet, seal_packet
@@ -298,3 +298,13 @@ def test_flipping_any_bit_of_a_handshake_breaks_it(ends: tuple[End, End]) -> Non
         broken[position] ^= 1
         with pytest.raises(WireError):
             bob.device.receive(bytes(broken), SOURCE, float(position) / 100)
+
+
+def test_an_ipv6_host_has_one_allowance_for_all_its_addresses() -> None:
+    """A host owns a whole /64: counted by address, it would have as many handshakes as it likes."""
+    checker = CookieChecker(bytes(32), bytes)
+    prefix = bytes.fromhex("20010db800000001")
+    passed = sum(checker.may_pass(prefix + number.to_bytes(8, "big"), 0.0) for number in range(100))
+    assert passed == SOURCE_BURST
+    assert checker.may_pass(bytes.fromhex("20010db800000002") + bytes(8), 0.0)
+    assert [checker.may_pass(bytes([192, 0, 2, last]), 0.0) for last in (1, 2)] == [True, True]
