@@ -71,8 +71,12 @@ def read_key(text: str) -> str:
 def _checked_url(url: str) -> str:
     from urllib.parse import urlsplit
 
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        is_port = parts.port != 0
+    except ValueError:
+        parts, is_port = urlsplit(""), False
+    if parts.scheme not in ("http", "https") or not parts.hostname or not is_port:
         raise UsageError(f"not a control server address: `{url}`", hint="like https://control.example")
     return url.rstrip("/")
 

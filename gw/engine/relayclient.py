@@ -32,6 +32,7 @@ IDLE_CHECK_S: Final = 15.0
 FIRST_BACKOFF_S: Final = 0.25
 MAX_BACKOFF_S: Final = 5.0
 READ_BYTES: Final = 1 << 18
+HELLO_S: Final = 10.0  # from the upgrade until the relay has taken us in
 
 
 class RelayEvents(Protocol):
@@ -247,19 +248,22 @@ class _Line:
         client = self._client = Client(self._secret, os.urandom(24))
         self._home_said = None
         pause = 0.0
+        hello_until = asyncio.get_running_loop().time() + HELLO_S
         try:
             async with asyncio.TaskGroup() as group:
                 writing = group.create_task(self._write(client, writer))
                 try:
                     while True:
-                        async with asyncio.timeout(self._patience()):
+                        async with (
+                            asyncio.timeout_at(hello_until) if not self.is_up else asyncio.timeout(self._patience())
+                        ):
                             data = await reader.read(READ_BYTES)
                         if not data:
                             break
                         pause = max(pause, self._take(client.feed(data)))
                         self._more.set()
                 except TimeoutError:
-                    log.info("relay region %d: idle or silent", self.region)
+                    log.info("relay region %d: %s", self.region, "idle or silent" if self.is_up else "no answer")
                 finally:
                     writing.cancel()
         except* (OSError, WireError) as found:

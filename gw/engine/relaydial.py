@@ -55,10 +55,11 @@ async def probe_latency(node: DERPNode) -> float:
 
 
 async def _connect(node: DERPNode) -> Streams:
-    addresses = [each for each in (node.ipv4, node.ipv6) if each and each != "none"]
-    families = [
-        family for family, text in ((socket.AF_INET, node.ipv4), (socket.AF_INET6, node.ipv6)) if text != "none"
-    ]
+    texts = ((socket.AF_INET, node.ipv4), (socket.AF_INET6, node.ipv6))
+    addresses = [text for family, text in texts if _is_literal(family, text)]
+    families = [family for family, text in texts if not text or _is_literal(family, text)]  # others are ruled out
+    if not addresses and not families:
+        raise GwError(f"the relay map rules out both families of `{node.host_name}`")
     if node.insecure_for_tests and not node.cert_name and node.derpport == 80:
         return await connect(node.host_name, node.derpport, addresses=addresses, families=families)
     pin = node.cert_name.removeprefix(PIN_PREFIX) if node.cert_name.startswith(PIN_PREFIX) else ""
@@ -81,6 +82,14 @@ async def _connect(node: DERPNode) -> Streams:
             writer.close()
             raise GwError(f"relay `{node.host_name}` shows another certificate than the relay map pins")
     return reader, writer
+
+
+def _is_literal(family: socket.AddressFamily, text: str) -> bool:
+    try:
+        socket.inet_pton(family, text)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 async def _head(reader: asyncio.StreamReader, node: DERPNode) -> bytes:

@@ -249,6 +249,8 @@ def _replace(path: Path, raw: bytes) -> None:
         temporary.unlink(missing_ok=True)
         if error.errno not in (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EROFS, errno.EPERM):
             raise
+        if path.is_symlink():  # writing through it would change a file that is not ours to bring back
+            raise
         path.write_bytes(raw)
 
 

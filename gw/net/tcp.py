@@ -37,8 +37,10 @@ async def connect(
 
     addresses: literal ones to use instead of a name look-up. families: which of the looked-up ones.
     server_name: for TLS, where it is not `host`.
-    Raises NotFound (no such name), TimedOut, GwError (refused, unreachable, TLS).
+    Raises NotFound (no such name), TimedOut, GwError (refused, unreachable, TLS, no such port or name).
     """
+    if not 0 < port < 65536:
+        raise GwError(f"not a port: {host}:{port}")
     try:
         async with asyncio.timeout(CONNECT_S):
             sock = await _race(await _resolve(host, port, addresses, families))
@@ -62,6 +64,8 @@ async def connect(
         raise GwError(
             f"cannot reach {host}:{port}: {error.strerror or error}", hint="is the server running?"
         ) from error
+    except (ValueError, TypeError) as error:  # what ssl and the resolver say of names that can be none
+        raise GwError(f"not a host name: {host!r}: {error}") from error
 
 
 Target = tuple[socket.AddressFamily, tuple[str, int]]

@@ -60,20 +60,28 @@ class _Call:
         self.events: asyncio.Queue[ResponseStarted | BodyData | StreamEnded | None] = asyncio.Queue()
 
 
+def server_address(url: str) -> tuple[bool, str, int, str]:
+    """(whether TLS, host, port, authority) of a control server's URL. Raises UsageError."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # a port that is none, a bracket that does not close
+        parts, port = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or not url.isprintable():
+        raise UsageError(f"not a control server address: `{_plain(url.encode())}`", hint="like https://control.example")
+    is_tls = parts.scheme == "https"
+    return is_tls, parts.hostname, port or (443 if is_tls else 80), parts.netloc.rpartition("@")[2]
+
+
 @final
 class ControlClient:
     """Use as `async with`. Methods raise GwError: TimedOut, NotFound (no such host), AuthRequired, NodeUnknown."""
 
     def __init__(self, url: str, machine: MachineSecret) -> None:
         """url: `http://…` or `https://…`. Raises UsageError."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"not a control server address: `{url}`", hint="like https://control.example")
+        is_tls, self._host, self._port, self._authority = server_address(url)
         self._url = url
-        self._host = parts.hostname
-        self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._authority = parts.netloc.rpartition("@")[2]
+        self._tls = ssl.create_default_context() if is_tls else None
         self._machine = machine
         self._group = asyncio.TaskGroup()
         self._opening = asyncio.Lock()
@@ -204,7 +212,7 @@ class ControlClient:
             raise TimedOut(f"no answer from the control server `{self._url}`") from None
         except (OSError, EOFError, asyncio.LimitOverrunError, WireError) as error:
             writer.close()
-            raise GwError(f"`{self._url}` broke off the handshake: {error}") from error
+            raise GwError(f"`{self._url}` broke off the handshake: {_plain(str(error).encode())}") from error
         except BaseException:
             writer.close()
             raise

@@ -36,7 +36,7 @@ from gw.native import COMPILED
 from gw.net import interfaces
 from gw.net.resolv import ResolvConfig
 from gw.node import statusview, translate
-from gw.node.control import ControlClient
+from gw.node.control import ControlClient, server_address
 from gw.node.host import Host
 from gw.node.hostinfo import gather
 from gw.node.identity import Identity
@@ -120,7 +120,10 @@ class _EngineEntry:
                 if port == ports[-1] or self._wanted:
                     raise
                 continue
-            write_atomic(self._file, f"{self._engine.port}\n".encode())
+            try:
+                write_atomic(self._file, f"{self._engine.port}\n".encode())
+            except GwError as error:  # a full disk is no reason to be off the net
+                log.warning("the UDP port is not kept for the next start: %s", error.message)
             return self._engine
         raise StateError("no port was tried")
 
@@ -205,7 +208,14 @@ class Daemon:
             await self._on_host().followed()
             self._set_state("NeedsLogin")
             return
-        async with ControlClient(self._prefs.control_url, self._identity.machine) as client:
+        try:
+            control = ControlClient(self._prefs.control_url, self._identity.machine)
+        except GwError as error:  # edited by hand: whoever comes next can set another one
+            self._go_down()
+            self.refused(error.message)
+            self._set_state("NeedsLogin")
+            return
+        async with control as client:
             self._session = ControlSession(
                 client, self._identity, self._disco, gather(self._prefs.hostname), self, netmap=self._netmap
             )
@@ -326,6 +336,8 @@ class Daemon:
     async def edit_prefs(self, masked: dict[str, Any]) -> Prefs:
         before = self._prefs
         after = edited(before, masked)
+        if after.control_url:
+            server_address(after.control_url)
         if after.control_url != before.control_url and before.control_url:
             self._forget_server()
             after = msgspec.structs.replace(after, logged_out=False)

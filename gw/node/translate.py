@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 from collections.abc import Iterable
 from typing import Final
 
 from gw.engine.engine import PeerConfig
 from gw.engine.filterrules import Address, Network
 from gw.errors import WireError
-from gw.model.addresses import EXIT_ROUTES, AddrPort
+from gw.model.addresses import EXIT_ROUTES, TAILNET_V4, TAILNET_V6, AddrPort
 from gw.model.dnsconfig import DNSConfig, Resolver
 from gw.model.filterrule import FilterRule
 from gw.model.keys import DiscoKey, NodeKey
@@ -24,6 +25,7 @@ log: Final = logging.getLogger(__name__)
 
 DEFAULT_ROUTES: Final = tuple(map(ipaddress.ip_network, EXIT_ROUTES))
 CAP_PREFIX: Final = "cap:"
+_DOMAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")  # nothing else may reach resolv.conf or an argv
 
 
 def peer_config(node: Node) -> PeerConfig | None:
@@ -55,7 +57,7 @@ def home_region(node: Node) -> int:
     if node.home_derp:
         return node.home_derp
     _, _, region = node.derp.rpartition(":")
-    return int(region) if region.isdigit() else 0
+    return int(region) if region.isascii() and region.isdigit() and len(region) < 10 else 0
 
 
 def addresses(node: Node) -> list[Address]:
@@ -110,8 +112,16 @@ def engine_allowed(config: PeerConfig, *, accept_routes: bool) -> PeerConfig:
     """The peer without subnet routes where the person does not take them."""
     if accept_routes:
         return config
-    own = frozenset(network for network in config.allowed if network.prefixlen == network.max_prefixlen)
+    own = frozenset(network for network in config.allowed if _is_node(network, config.addresses))
     return PeerConfig(config.key, config.disco, config.home, config.endpoints, own, config.addresses)
+
+
+def _is_node(network: Network, addresses: Iterable[Address]) -> bool:
+    """True for a node's address, its own or another tailnet one; a single host elsewhere is a subnet route too."""
+    if network.prefixlen != network.max_prefixlen:
+        return False
+    address = network.network_address
+    return address in addresses or address in (TAILNET_V4 if address.version == 4 else TAILNET_V6)
 
 
 def resolved_filter(rules: Iterable[FilterRule], peers: Iterable[Node]) -> list[FilterRule]:
@@ -139,7 +149,8 @@ def resolv_config(dns: DNSConfig, *, accept: bool) -> ResolvConfig:
     if not accept:
         return ResolvConfig()
     servers = tuple(server for each in dns.resolvers or () if (server := _plain_server(each)))
-    return ResolvConfig(servers, tuple(domain.rstrip(".") for domain in dns.domains or ()))
+    domains = [domain.rstrip(".") for domain in dns.domains or ()]
+    return ResolvConfig(servers, tuple(domain for domain in domains if _DOMAIN.fullmatch(domain)))
 
 
 def _plain_server(resolver: Resolver) -> str:

@@ -9,9 +9,10 @@ import ssl
 import pytest
 import trustme
 
-from gw.errors import GwError, NotFound
+from gw.errors import GwError, NotFound, UsageError
 from gw.model.keys import MachineKey, MachineSecret
 from gw.model.registration import RegisterRequest
+from gw.net.tcp import connect
 from gw.node.control import ControlClient
 from gw.wire.x25519 import clamp, public_key
 
@@ -76,3 +77,34 @@ async def test_an_unknown_host_is_named() -> None:
     error = await fail("http://no-such-host.invalid")
     assert isinstance(error, NotFound)
     assert "no such host: `no-such-host.invalid`" in error.message
+
+
+@pytest.mark.parametrize(
+    "url", ["", "x", "ftp://a", "http://", "http://a:99999", "http://a:x", "http://[::1", "http://a:0", "http://a\nb"]
+)
+def test_an_address_that_is_none_is_one_clear_error(url: str) -> None:
+    with pytest.raises(UsageError, match="not a control server address") as caught:
+        ControlClient(url, MachineSecret(clamp(os.urandom(32))))
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("host", [".x", "a..b", "\0", "x" * 300, "ä" * 70])
+async def test_a_host_name_that_can_be_none_is_one_clear_error(host: str) -> None:
+    """They come from relay maps, too: nothing else but GwError may come out."""
+    tls = ssl.create_default_context()
+    with pytest.raises(GwError):
+        await connect(host, 443)
+    listener = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    async with listener:
+        port = listener.sockets[0].getsockname()[1]
+        with pytest.raises(GwError):
+            await connect("127.0.0.1", port, tls=tls, server_name=host)
+    for number in (0, -1, 65536, 1 << 40):
+        with pytest.raises(GwError, match="not a port"):
+            await connect("127.0.0.1", number)
+
+
+async def test_a_refusal_cannot_steer_the_terminal() -> None:
+    refusal = b"HTTP/1.1 101 Switching Protocols\r\n\r\n\x03\x00\x05\x1b[2Jx"
+    error = await ask({b"/key": b"HTTP/1.1 200 OK\r\n\r\n" + KEY, b"/ts2021": refusal})
+    assert "\x1b" not in error.message

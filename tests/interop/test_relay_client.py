@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,9 @@ from gw.engine.relaydial import open_derp, probe_latency
 from gw.errors import GwError
 from gw.model.derpmap import DERPMap, DERPNode, DERPRegion
 from gw.model.keys import NodeKey, NodeSecret
+from gw.net.tcp import Streams, connect
 from gw.relay.certificates import pin
+from gw.wire.derp.frames import KEEP_ALIVE_FRAME
 from gw.wire.x25519 import clamp, public_key
 
 from .scripts import free_port
@@ -211,3 +214,60 @@ async def test_a_family_that_the_map_rules_out_is_not_looked_up(monkeypatch: pyt
         with pytest.raises(GwError):
             await open_derp(node, node)
         assert {host for host, _ in asked} == expected
+
+
+async def test_a_relay_map_of_nonsense_harms_nothing() -> None:
+    """Names, ports and addresses of relays come from the control server; the daemon lives on whatever they are."""
+    ann = End()
+    nonsense = [
+        DERPNode(name="1a", region_id=1, host_name=".", ipv4="127.0.0.1", derpport=1),
+        DERPNode(name="1b", region_id=1, host_name="\0", ipv4="127.0.0.1"),
+        DERPNode(name="1c", region_id=1, host_name="127.0.0.1", derpport=99999),
+        DERPNode(name="1d", region_id=1, host_name="a..b", ipv4="none", ipv6="no address"),
+        DERPNode(name="1e", region_id=1, host_name="127.0.0.1", ipv4="localhost", derpport=1),
+    ]
+    async with ann.pool:
+        for node in nonsense:
+            with pytest.raises(GwError):
+                await open_derp(node, node)
+            ann.pool.set_map(map_of(node))
+            ann.pool.set_home(1)
+            await asyncio.sleep(0.1)
+        assert ann.ups == 0
+
+
+async def test_a_relay_that_takes_nobody_in_is_left_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It upgrades, says its key and then keeps us waiting, a byte now and then."""
+    monkeypatch.setattr("gw.engine.relayclient.HELLO_S", 0.5)
+    left = asyncio.Event()
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        try:
+            while not reader.at_eof():
+                writer.write(KEEP_ALIVE_FRAME)
+                await asyncio.sleep(0.1)
+                await writer.drain()
+        except OSError:
+            pass
+        left.set()
+        writer.close()
+
+    server = await asyncio.start_server(mute, "127.0.0.1", 0)
+    plain = DERPNode(name="1a", region_id=1, host_name="127.0.0.1", ipv4="127.0.0.1", insecure_for_tests=True)
+    plain.derpport = 80
+    port = server.sockets[0].getsockname()[1]
+    real = connect
+
+    async def to_ours(host: str, number: int, **words: Any) -> Streams:
+        return await real(host, port, **words)
+
+    monkeypatch.setattr("gw.engine.relaydial.connect", to_ours)
+    ann = End()
+    async with server, ann.pool:
+        ann.pool.set_map(map_of(plain))
+        ann.pool.set_home(1)
+        async with asyncio.timeout(20):
+            await left.wait()
+    assert ann.ups == 0

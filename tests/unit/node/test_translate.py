@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from gw.model.addresses import AddrPort
 from gw.model.dnsconfig import DNSConfig, Resolver
 from gw.model.filterrule import FilterRule, NetPortRange
@@ -54,3 +56,29 @@ def test_only_plain_servers_on_port_53_reach_resolv_conf() -> None:
     assert resolv_config(dns, accept=True).nameservers == ("192.0.2.1",)
     assert resolv_config(dns, accept=True).search == ("ghost.internal",)
     assert resolv_config(dns, accept=False).nameservers == ()
+
+
+def test_a_single_host_elsewhere_is_a_subnet_route_too() -> None:
+    """A router that serves one host must not get our traffic to it unless routes are taken."""
+    peer = node(
+        addresses=["100.64.0.2/32"],
+        allowed_ips=["100.64.0.2/32", "100.64.0.9/32", "192.0.2.53/32", "fd7a:115c:a1e0::2/128", "2001:db8::1/128"],
+    )
+    config = peer_config(peer)
+    assert config is not None
+    taken = {str(network) for network in engine_allowed(config, accept_routes=False).allowed}
+    assert taken == {"100.64.0.2/32", "100.64.0.9/32", "fd7a:115c:a1e0::2/128"}
+    assert len(engine_allowed(config, accept_routes=True).allowed) == 5
+
+
+@pytest.mark.parametrize("derp", ["127.3.3.40:²", "127.3.3.40:" + "9" * 5000, "127.3.3.40:-1", "x"])
+def test_a_relay_region_that_is_no_number_is_none(derp: str) -> None:
+    config = peer_config(node(derp=derp))
+    assert config is not None
+    assert config.home == 0
+
+
+def test_no_search_domain_can_write_a_line_of_resolv_conf_or_an_option() -> None:
+    names = ["mesh.example.", "x\nnameserver 192.0.2.1", "--help", "a b", "", "sub_net.example"]
+    config = resolv_config(DNSConfig(resolvers=[Resolver(addr="100.64.0.1")], domains=names), accept=True)
+    assert config.search == ("mesh.example", "sub_net.example")
