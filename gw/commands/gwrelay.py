@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gw.commands import shell
-from gw.errors import NotFound, UsageError
+from gw.errors import UsageError
 
 app = shell.new_app("gwrelay", "A relay (DERP over TLS, STUN) for nodes that find no direct path.")
 
@@ -20,57 +20,74 @@ def serve(
     self_signed: Annotated[bool, typer.Option("--self-signed", help="Make a certificate that clients pin.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="No TLS: behind a proxy that has it.")] = False,
     stun: Annotated[str, typer.Option("--stun", metavar="HOST:PORT|off", help="Default: 0.0.0.0:3478.")] = "",
+    http: Annotated[
+        str, typer.Option("--http", metavar="HOST:PORT|off", help="Plain HTTP for captive-portal checks.")
+    ] = "",
+    metrics: Annotated[str, typer.Option("--metrics", metavar="HOST:PORT|off", help="Prometheus metrics.")] = "",
     admit: Annotated[str, typer.Option("--admit", metavar="state|all|URL", help="Who may use it.")] = "",
     hostname: Annotated[str, typer.Option("--hostname", help="Name or address that nodes reach it by.")] = "",
+    public_port: Annotated[
+        int, typer.Option("--public-port", metavar="PORT", help="Where nodes reach it, if not at --listen's port.")
+    ] = 0,
     region_id: Annotated[int, typer.Option("--region-id", help="Number of its region.")] = 0,
     region_code: Annotated[str, typer.Option("--region-code", help="Short name of its region.")] = "",
+    node_name: Annotated[str, typer.Option("--node-name", help="Its name among the relays of the region.")] = "",
+    mesh_key_file: Annotated[
+        str, typer.Option("--mesh-key-file", metavar="FILE", help="Key of the region's relays: 64 hex digits.")
+    ] = "",
+    mesh_with: Annotated[
+        list[str] | None,
+        typer.Option("--mesh-with", metavar="HOST:PORT", help="Another relay of the region; may be repeated."),
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", metavar="N", help="Processes that forward.")] = 0,
 ) -> None:
     """Run the relay until SIGTERM.
 
     Sharing the control server's state directory, it enters itself in the relay map and lets in the nodes that the
-    control server knows. Without a certificate it makes one and clients pin it. Next: gwctl health, gw status.
+    control server knows. Without a certificate it makes one and clients pin it. SIGHUP: read config.toml and the
+    certificate again; clients stay connected. Next: gwctl health, gw status.
     """
-    from urllib.parse import urlsplit
-
-    from gw.state.config import Config, RelaySettings, load_config, split_listen
-    from gw.state.paths import StatePaths
-
-    paths = StatePaths(shell.state_dir())
-    config: Config | None = None
-    try:
-        config = load_config(paths.config_file)
-    except NotFound:
-        if admit in ("", "state"):
-            raise
-    kept = config.relay if config is not None else RelaySettings()
     if sum([plain, self_signed, bool(tls_cert)]) > 1:
         raise UsageError("`--plain`, `--self-signed` and `--tls-cert` exclude each other")
     if bool(tls_cert) != bool(tls_key):
         raise UsageError("`--tls-cert` and `--tls-key` belong together")
-    chosen_stun = stun or kept.stun
-    if chosen_stun != "off":
-        split_listen(chosen_stun)
-    split_listen(listen or kept.listen)
-    name = hostname or kept.hostname or (urlsplit(config.server_url).hostname or "" if config is not None else "")
-    own = not (plain or self_signed)
+    from gw.relay.settings import Overrides, load_settings
+    from gw.state.paths import StatePaths
+
+    flags = Overrides(
+        listen=listen, stun=stun, http=http, metrics=metrics, hostname=hostname, public_port=public_port,
+        node_name=node_name, region_id=region_id, region_code=region_code, admit=admit, tls_cert_file=tls_cert,
+        tls_key_file=tls_key, self_signed=self_signed, plain=plain, mesh_key_file=mesh_key_file,
+        mesh_with=mesh_with or [], workers=workers,
+    )  # fmt: skip
+    paths = StatePaths(shell.state_dir())
+    processes = load_settings(paths, flags).workers
 
     async def start(service: shell.Service) -> None:
-        from gw.relay.server import Settings
-        from gw.relay.server import serve as run
+        if processes == 1:
+            from gw.relay.server import serve as run
 
-        settings = Settings(
-            listen=listen or kept.listen,
-            stun=chosen_stun,
-            hostname=name,
-            region_id=region_id or kept.region_id,
-            region_code=region_code or kept.region_code,
-            region_name=kept.region_name,
-            admit=admit or kept.admit,
-            certificate=tls_cert or (kept.tls_cert_file if own else ""),
-            key=tls_key or (kept.tls_key_file if own else ""),
-            plain=plain,
-        )
-        await run(paths, settings, service.ready, service.on_reload)
+            await run(paths, lambda: load_settings(paths, flags), service.ready, service.on_reload)
+        else:
+            import os
+
+            from gw.relay.workers import supervise
+
+            os.environ["GW_LOG_LEVEL"] = shell.settings().log_level
+            os.environ["GW_LOG_FORMAT"] = shell.settings().log_format
+            await supervise(paths, flags, service.ready, service.on_reload)
+
+    shell.service_main(start)
+
+
+@app.command("worker", hidden=True)
+def worker(channel: Annotated[int, typer.Argument(help="Inherited descriptor that tells it what to do.")]) -> None:
+    """One process of `gwrelay serve --workers N`; it is started by that, never by hand."""
+
+    async def start(service: shell.Service) -> None:
+        from gw.relay.workers import work
+
+        await work(channel, service.on_reload)
 
     shell.service_main(start)
 

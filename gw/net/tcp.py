@@ -68,6 +68,17 @@ async def connect(
         raise GwError(f"not a host name: {host!r}: {error}") from error
 
 
+async def dial(host: str, port: int) -> socket.socket:
+    """A connected, non-blocking socket, for who does the rest itself. Raises NotFound, TimedOut, GwError."""
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            return await _race(await _resolve(host, port, None, (socket.AF_INET, socket.AF_INET6)))
+    except TimeoutError:
+        raise TimedOut(f"no answer from {host}:{port}") from None
+    except OSError as error:
+        raise GwError(f"cannot reach {host}:{port}: {error.strerror or error}") from error
+
+
 Target = tuple[socket.AddressFamily, tuple[str, int]]
 
 

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from enum import Enum
 from typing import Final, final
 from urllib.parse import urlsplit
 
@@ -19,7 +20,6 @@ from gw.errors import UsageError, WireError
 from gw.model.keys import NodeKey
 from gw.state.feed import follow
 from gw.state.paths import StatePaths
-from gw.wire.derp.server import Admission
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,14 @@ DENIED_S: Final = 5.0  # long enough for all that wait, short enough for a node 
 ASKING: Final = 8  # questions under way at once
 MAX_PENDING: Final = 1024
 MAX_KNOWN: Final = 65536
+
+
+class Admission(Enum):
+    """Whether a node key may use the relay. UNKNOWN: it has to wait until somebody knows."""
+
+    ALLOWED = "allowed"
+    DENIED = "denied"
+    UNKNOWN = "unknown"
 
 
 def allow_all(node: bytes, source: str) -> Admission:
@@ -84,25 +92,26 @@ class StateAdmission:
 
 @final
 class UrlAdmission:
-    """Asks a /verify URL, a few keys side by side, each once for all connections that wait for it.
+    """Asks a /verify URL, a few keys side by side, each once for all connections of one address that wait for it.
 
-    Answers are kept for a while: a node that reconnects is not asked for again, one that was just let in soon is. A
-    failure to ask denies.
+    Answers are kept for a while: a node that reconnects is not asked for again, one that was just let in soon is.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, fail_open: bool = False) -> None:
+        """fail_open: let in whom nobody could be asked about; a bad answer denies all the same."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(f"not an admission URL: `{url}`", hint="`state`, `all` or https://control.example/verify")
         self._url = parts
-        self._known: OrderedDict[bytes, tuple[Admission, float]] = OrderedDict()  # key -> verdict, kept until
-        self._pending: set[bytes] = set()
+        self._fail_open = fail_open
+        self._known: OrderedDict[tuple[bytes, str], tuple[Admission, float]] = OrderedDict()  # verdict, kept until
+        self._pending: set[tuple[bytes, str]] = set()
         self._queue: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue(MAX_PENDING)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def admit(self, node: bytes, source: str) -> Admission:
         """Called by the forwarding plane's thread."""
-        verdict = self._verdict(node)
+        verdict = self._verdict(node, source)
         if verdict is Admission.UNKNOWN and self._loop is not None:
             self._loop.call_soon_threadsafe(self._want, node, source)
         return verdict
@@ -114,15 +123,15 @@ class UrlAdmission:
             for _ in range(ASKING):
                 group.create_task(self._ask_all(learned))
 
-    def _verdict(self, node: bytes) -> Admission:
-        verdict, until = self._known.get(node, (Admission.UNKNOWN, 0.0))
+    def _verdict(self, node: bytes, source: str) -> Admission:
+        verdict, until = self._known.get((node, source), (Admission.UNKNOWN, 0.0))
         return verdict if time.monotonic() < until else Admission.UNKNOWN
 
     def _want(self, node: bytes, source: str) -> None:
-        if self._verdict(node) is not Admission.UNKNOWN:
+        if self._verdict(node, source) is not Admission.UNKNOWN:
             return  # answered since
-        if node not in self._pending and not self._queue.full():
-            self._pending.add(node)
+        if (node, source) not in self._pending and not self._queue.full():
+            self._pending.add((node, source))
             self._queue.put_nowait((node, source))
 
     async def _ask_all(self, learned: Callable[[], None]) -> None:
@@ -130,15 +139,18 @@ class UrlAdmission:
             node, source = await self._queue.get()
             try:
                 is_allowed = await asyncio.to_thread(self._ask, node, source)
-            except (OSError, http.client.HTTPException, ValueError) as error:
+            except OSError as error:
                 logger.warning("admission could not be asked: %s", error)
+                is_allowed = self._fail_open
+            except (http.client.HTTPException, ValueError) as error:
+                logger.warning("admission was not answered: %s", error)
                 is_allowed = False
             verdict, kept_s = (Admission.ALLOWED, ALLOWED_S) if is_allowed else (Admission.DENIED, DENIED_S)
-            self._known[node] = verdict, time.monotonic() + kept_s
-            self._known.move_to_end(node)
+            self._known[node, source] = verdict, time.monotonic() + kept_s
+            self._known.move_to_end((node, source))
             while len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
-            self._pending.discard(node)
+            self._pending.discard((node, source))
             learned()
 
     def _ask(self, node: bytes, source: str) -> bool:
@@ -149,6 +161,9 @@ class UrlAdmission:
             connection.request("POST", self._url.path or "/verify", body, {"Content-Type": "application/json"})
             response = connection.getresponse()
             raw = response.read(MAX_VERIFY_BYTES)
-            return response.status == 200 and json.loads(raw).get("Allow") is True
+            if response.status != 200:
+                return False
+            answer = json.loads(raw)
+            return isinstance(answer, dict) and answer.get("Allow") is True
         finally:
             connection.close()

@@ -1,13 +1,16 @@
 """The forwarding plane: one epoll loop that owns every client's socket. Nothing in it waits for anything else.
 
-    turn:   readable sockets → decrypt → frames → clients' out lists      one read of up to 128 KiB a socket
-            clients with something out → one join, one TLS write, one send
+    turn:   readable sockets → decrypt → frames → other clients' out lists      one read of up to 128 KiB a socket
+            ports with something out → one join, one TLS write, one send
 
-Idle TLS clients cost about 20 KB each: an SSLObject over memory, no stream objects. STUN is answered in the same loop.
+Idle TLS clients cost about 20 KB each: an SSLObject over memory, no stream objects. Other descriptors (STUN, and
+transports to come) may live in the same loop: `Plane.attach`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import heapq
 import logging
 import os
@@ -16,16 +19,22 @@ import select
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 from collections import deque
-from typing import Final, final
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Protocol, final
 
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
-from gw.wire import stun
+from gw.native.relaying import Port
+from gw.relay.buckets import Bucket
+from gw.relay.presence import Owner
+from gw.relay.session import Offer, Reception, Session
 from gw.wire.derp.frames import KEEP_ALIVE_FRAME, KEEPALIVE_JITTER_S, KEEPALIVE_S, RESTARTING, encode
-from gw.wire.derp.server import Client, Relay
 
 logger = logging.getLogger(__name__)
 
@@ -33,298 +42,601 @@ READ_BYTES: Final = 128 << 10
 TLS_READ_BYTES: Final = 16 << 10
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 WRITE_TIMEOUT_S: Final = 2.0
+LINK_WRITE_TIMEOUT_S: Final = 30.0
+CLOSE_TIMEOUT_S: Final = 2.0
 ACCEPT_PAUSE_S: Final = 1.0  # out of descriptors: how long new clients wait in the backlog
 RESTART_SPREAD_MS: Final = 1000
 RESTART_TRY_MS: Final = 60_000
 ACCEPTS_A_TURN: Final = 64
-DATAGRAMS_A_TURN: Final = 64
 EVENTS_A_TURN: Final = 512
+TCP_USER_TIMEOUT_MS: Final = 15_000
+KEEPALIVE_IDLE_S: Final = 600
+LINK_KEEPALIVE_IDLE_S: Final = 5
 _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
 
 
-@final
-class _Connection:
-    """One accepted socket and its client. Implements `gw.wire.derp.server.Owner`."""
+class Speaker(Protocol):
+    """A session over a byte stream: a client's (`Session`) or a link's (`LinkSession`)."""
 
-    def __init__(
-        self, plane: Plane, channel: socket.socket, source: str, context: ssl.SSLContext | None, now: float
-    ) -> None:
+    @property
+    def port(self) -> Port: ...
+    @property
+    def is_up(self) -> bool: ...
+    @property
+    def is_waiting(self) -> bool: ...
+    def feed(self, data: bytes, now: float) -> None: ...
+    def take(self) -> bytes: ...
+    def leave(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening socket. context: None for plain TCP; taken anew for each connection, so that it may change."""
+
+    channel: socket.socket
+    offer: Offer
+    context: Callable[[], ssl.SSLContext | None] = lambda: None
+
+
+@dataclass(slots=True)
+class Limits:
+    """accepts: connections a second. clients: at once, 0 = as many as there are descriptors."""
+
+    accepts: Bucket
+    clients: int = 0
+    clients_an_address: int = 0
+
+
+@final
+class Connection:
+    """One socket and the session over it. Implements `Owner`."""
+
+    __slots__ = (
+        "_at_end",
+        "_incoming",
+        "_mask",
+        "_outgoing",
+        "_tls",
+        "_unsent",
+        "_verify",
+        "channel",
+        "host",
+        "is_closing",
+        "is_encrypted_up",
+        "keep_alive_s",
+        "number",
+        "plane",
+        "port",
+        "progress_at",
+        "session",
+        "tokens",
+    )
+
+    def __init__(self, plane: Plane, channel: socket.socket, host: str, tls: _Tls | None, now: float) -> None:
         self.plane = plane
         self.channel = channel
         self.number = channel.fileno()
-        self.client = Client(plane.relay, self, now, source)
-        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = None if context is None else context.wrap_bio(self.incoming, self.outgoing, server_side=True)
-        self.is_up = self.tls is None
-        self.unsent = b""
+        self.host = host
+        self.session: Speaker
+        self.port: Port
+        self._incoming: ssl.MemoryBIO | None = None
+        self._outgoing: ssl.MemoryBIO | None = None
+        self._tls: ssl.SSLObject | None = None
+        self._verify: Callable[[ssl.SSLObject], None] | None = None
+        if tls is not None:
+            self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            self._tls = tls.context.wrap_bio(
+                self._incoming, self._outgoing, server_side=tls.is_server, server_hostname=tls.server_name or None
+            )
+            self._verify = tls.verify
+        self.is_encrypted_up = tls is None
+        self._unsent = b""
         self.progress_at = now  # when the peer last took bytes
         self.is_closing = False
         self.keep_alive_s = KEEPALIVE_S + random.random() * KEEPALIVE_JITTER_S
+        self.tokens: Bucket | None = None
+        self._mask = _IN
+        self._at_end: Callable[[], None] | None = None
 
-    def wants_to_write(self) -> None:
-        self.plane.writers.append(self)
+    def begin(self, session: Speaker, at_end: Callable[[], None] | None = None) -> None:
+        """at_end: called in the plane's thread when the connection is gone."""
+        self.session, self.port, self._at_end = session, session.port, at_end
+        if self._tls is not None and not self._tls.server_side:
+            self._shake()
+            self._send()
 
-    def must_close(self) -> None:
+    @property
+    def is_open(self) -> bool:
+        return self.plane.connections.get(self.number) is self
+
+    # What comes in
+
+    def readable(self) -> None:
+        """Take what the socket has, at most READ_BYTES of it."""
+        plane = self.plane
+        try:
+            count = self.channel.recv_into(plane.buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            count = 0
+        if not count:
+            self.end()
+            return
+        now = plane.now
+        fed = count
+        try:
+            if self._tls is None:
+                self.session.feed(bytes(plane.view[:count]), now)
+            else:
+                fed = self._decrypt(plane.view[:count], now)
+        except (ssl.SSLError, WireError) as error:
+            logger.debug("connection from %s ends: %s", self.host, error)
+            if self._outgoing is not None and self._outgoing.pending:
+                self._send()  # the alert that says why
+            self.end()
+            return
+        if self._outgoing is not None and self._outgoing.pending and self.is_open:
+            self._send()
+        if self.tokens is not None and self.is_open and self.session.is_up and not self.port.is_mesh:
+            wait = self.tokens.spend(fed, now)
+            if wait > 0:
+                plane.limited += 1
+                self._watch(self._mask & ~_IN)
+                plane.arm(now + wait, "resume", self)
+
+    def _decrypt(self, data: memoryview, now: float) -> int:
+        """Feed the session; returns how many bytes it got. Raises SSLError, WireError."""
+        incoming, tls = self._incoming, self._tls
+        assert incoming is not None and tls is not None
+        incoming.write(data)
+        fed = 0
+        try:
+            if not self.is_encrypted_up:
+                self._shake()
+                if not self.is_encrypted_up:
+                    return 0
+            read, feed = tls.read, self.session.feed
+            while incoming.pending or tls.pending():
+                plain = read(TLS_READ_BYTES)
+                if not plain:
+                    raise ssl.SSLEOFError("closed")
+                fed += len(plain)
+                feed(plain, now)
+        except ssl.SSLWantReadError:
+            pass
+        return fed
+
+    def _shake(self) -> None:
+        tls = self._tls
+        assert tls is not None
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return
+        if self._verify is not None:
+            self._verify(tls)
+        self.is_encrypted_up = True
+        if not tls.server_side:
+            self.plane.reception.switch.taken(self.port)  # what waited for the handshake
+
+    def resume(self) -> None:
+        """The rate limit lets it send again."""
+        self._watch(self._mask | _IN)
+
+    # What goes out
+
+    def flush(self) -> None:
+        switch = self.plane.reception.switch
+        if self._unsent or not self.is_encrypted_up or not self.is_open:
+            switch.set_aside(self.port)
+            return
+        data = self.session.take()
+        if self._tls is None:
+            self._unsent = data
+        elif data:
+            write = self._tls.write
+            try:
+                done = write(data)
+                if done < len(data):
+                    view = memoryview(data)
+                    while done < len(data):
+                        done += write(view[done:])
+            except ssl.SSLError as error:  # one broken session must not end the thread for everybody
+                logger.debug("TLS: %s", error)
+                self.end()
+                return
+        self._send()
+
+    def _send(self) -> None:
+        outgoing = self._outgoing
+        data = self._unsent
+        if outgoing is not None and outgoing.pending:
+            data = data + outgoing.read() if data else outgoing.read()
+        if data:
+            try:
+                sent = self.channel.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.end()
+                return
+            if sent == len(data):
+                self._unsent = b""
+            else:
+                self._unsent = data[sent:] if sent else data
+            if sent:
+                self.progress_at = self.plane.now
+        port = self.port
+        switch = self.plane.reception.switch
+        if self._unsent:
+            port.is_blocked = True
+            if not self._mask & _OUT:
+                self._watch(self._mask | _OUT)
+                self.progress_at = self.plane.now
+                self.plane.arm(self.plane.now + self._write_timeout, "write", self)
+            return
+        if self._mask & _OUT:
+            self._watch(self._mask & ~_OUT)
+        if self.is_encrypted_up and (port.is_blocked or switch.waits(port)):
+            switch.taken(port)
+        if self.is_closing and not port.out:
+            self._goodbye()
+            self.end()
+
+    def writable(self) -> None:
+        self._send()
+
+    @property
+    def is_stuck(self) -> bool:
+        return bool(self._unsent)
+
+    @property
+    def _write_timeout(self) -> float:
+        return LINK_WRITE_TIMEOUT_S if self.port.is_mesh else WRITE_TIMEOUT_S
+
+    def still_stuck_at(self) -> float:
+        """When it will have taken nothing for too long."""
+        return self.progress_at + self._write_timeout
+
+    def _watch(self, mask: int) -> None:
+        if mask != self._mask:
+            self._mask = mask
+            self.plane.watch(self.number, mask)
+
+    # How it ends
+
+    def close(self) -> None:
+        """Write what is out, then close."""
+        if self.is_closing or not self.is_open:
+            return
         self.is_closing = True
+        self.plane.arm(self.plane.now + CLOSE_TIMEOUT_S, "close", self)
+        self.plane.reception.switch.push(self.port, b"")
+
+    def _goodbye(self) -> None:
+        """close_notify, so that the peer knows that nothing was cut off."""
+        if self._tls is None or self._outgoing is None:
+            return
+        with contextlib.suppress(ssl.SSLError, OSError):
+            try:
+                self._tls.unwrap()
+            except ssl.SSLWantReadError:
+                pass
+            self.channel.send(self._outgoing.read())
+
+    def end(self) -> None:
+        """The socket is gone, or has to be."""
+        if not self.is_open:
+            return
+        self.plane.forget(self)
+        self.channel.close()
+        self.session.leave()
+        if self._at_end is not None:
+            self._at_end()
+
+
+@dataclass(frozen=True, slots=True)
+class _Tls:
+    context: ssl.SSLContext
+    is_server: bool = True
+    server_name: str = ""
+    verify: Callable[[ssl.SSLObject], None] | None = None
 
 
 @final
 class Plane:
-    """Run `run` in a thread of its own; `stop`, `look_again` and `drop` may be called from any other."""
+    """Run `run` in a thread of its own; `stop`, `call`, `look_again`, `drop`, `adopt` may be called from any other."""
 
-    def __init__(
-        self, relay: Relay, listener: socket.socket, context: ssl.SSLContext | None, stun_sockets: list[socket.socket]
-    ) -> None:
-        self.relay = relay
-        self.context = context
-        self.writers: list[_Connection] = []
-        self._listener = listener
-        self._stun = {channel.fileno(): channel for channel in stun_sockets}
-        self._connections: dict[int, _Connection] = {}
-        self._waiting: set[_Connection] = set()  # for admission
-        self._timers: list[tuple[float, int, str, _Connection | None]] = []
+    def __init__(self, reception: Reception, listeners: list[Listener], limits: Limits | None = None) -> None:
+        self.reception = reception
+        self.limits = limits or Limits(Bucket(0, 0))
+        self.connections: dict[int, Connection] = {}
+        self.buffer = bytearray(READ_BYTES)
+        self.view = memoryview(self.buffer)
+        self.now = time.monotonic()  # of this turn
+        self.accepted = self.rejected = self.limited = self.stuck = 0
+        self._listeners = {each.channel.fileno(): each for each in listeners}
+        self._attached: dict[int, Callable[[], None]] = {}
+        self._addresses: dict[str, int] = {}
+        self._waiting: set[Connection] = set()  # for admission
+        self._timers: list[tuple[float, int, str, Connection | Callable[[], None]]] = []
         self._order = 0
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._wake_lock = threading.Lock()  # it may be closed while another thread is about to write
-        self._orders: deque[bytes | None] = deque()
+        self._orders: deque[Callable[[], None]] = deque()
         self._stopping = threading.Event()
 
     def __len__(self) -> int:
-        return len(self._connections)
+        return len(self.connections)
+
+    # For other threads
 
     def stop(self) -> None:
         self._stopping.set()
         self._rouse()
 
+    def call(self, order: Callable[[], None]) -> None:
+        """Do something in the plane's thread."""
+        self._orders.append(order)
+        self._rouse()
+
     def look_again(self) -> None:
         """Admission learned something: ask again for clients that wait."""
-        self._orders.append(None)
-        self._rouse()
+        self.call(self._decide)
 
     def drop(self, node: bytes) -> None:
         """Disconnect a node key."""
-        self._orders.append(node)
-        self._rouse()
+        self.call(lambda: self._drop(node))
 
-    def run(self) -> None:
-        """Serve until `stop`."""
-        self._listener.setblocking(False)
-        self._epoll.register(self._listener, _IN)
-        self._epoll.register(self._wake, _IN)
-        for channel in self._stun.values():
-            channel.setblocking(False)
-            self._epoll.register(channel, _IN)
-        try:
-            while not self._stopping.is_set():
-                self._turn()
-        finally:
-            self._say_goodbye()
-            for connection in list(self._connections.values()):
-                self._close(connection)
-            self._epoll.close()
-            with self._wake_lock:
-                os.close(self._wake)
-                self._wake = -1
+    def adopt(
+        self,
+        channel: socket.socket,
+        make: Callable[[Owner], Speaker],
+        at_end: Callable[[], None],
+        *,
+        context: ssl.SSLContext | None = None,
+        server_name: str = "",
+        verify: Callable[[ssl.SSLObject], None] | None = None,
+    ) -> None:
+        """Take over a connected socket that we dialled. at_end: called in the plane's thread."""
+        tls = None if context is None else _Tls(context, False, server_name, verify)
+
+        def begin() -> None:
+            connection = self._add(channel, server_name, tls)
+            if channel.family != socket.AF_UNIX:  # a relay that vanished is to be noticed soon
+                channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, LINK_KEEPALIVE_IDLE_S)
+                channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, LINK_KEEPALIVE_IDLE_S)
+            connection.begin(make(connection), at_end)
+
+        self.call(begin)
 
     def _rouse(self) -> None:
         with self._wake_lock:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
 
-    def _say_goodbye(self) -> None:
-        """Tell clients that we stop: they come back by themselves, not all at once."""
-        for connection in list(self._connections.values()):
-            if connection.client.key and not connection.client.is_blocked:
-                after_ms = random.randrange(RESTART_SPREAD_MS)
-                connection.client.push(encode(RESTARTING, struct.pack(">II", after_ms, RESTART_TRY_MS)))
-        self._write_all()
+    # For what lives in the loop
+
+    def attach(self, number: int, ready: Callable[[], None]) -> None:
+        """Call `ready` whenever the descriptor is readable, in the plane's thread; before `run`."""
+        self._attached[number] = ready
+
+    def arm(self, when: float, what: str, connection: Connection) -> None:
+        """Look after a connection at a time."""
+        self._order += 1
+        heapq.heappush(self._timers, (when, self._order, what, connection))
+
+    def arm_call(self, when: float, order: Callable[[], None]) -> None:
+        """Call something at a time."""
+        self._order += 1
+        heapq.heappush(self._timers, (when, self._order, "call", order))
+
+    def watch(self, number: int, mask: int) -> None:
+        self._epoll.modify(number, mask)
+
+    def forget(self, connection: Connection) -> None:
+        """Its socket is about to be closed."""
+        del self.connections[connection.number]
+        self._waiting.discard(connection)
+        self._epoll.unregister(connection.number)
+        left = self._addresses.get(connection.host, 0) - 1
+        if left > 0:
+            self._addresses[connection.host] = left
+        else:
+            self._addresses.pop(connection.host, None)
+
+    # The loop
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        for number, listener in self._listeners.items():
+            listener.channel.setblocking(False)
+            self._epoll.register(number, _IN)
+        for number in (self._wake, *self._attached):
+            self._epoll.register(number, _IN)
+        _prefer_batches()
+        try:
+            while not self._stopping.is_set():
+                self._turn()
+        finally:
+            self._say_goodbye()
+            for connection in list(self.connections.values()):
+                connection.end()
+            self._epoll.close()
+            with self._wake_lock:
+                os.close(self._wake)
+                self._wake = -1
 
     def _turn(self) -> None:
         wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1
-        for number, event in self._epoll.poll(wait, EVENTS_A_TURN):
-            connection = self._connections.get(number)
+        events = self._epoll.poll(wait, EVENTS_A_TURN)
+        self.now = time.monotonic()
+        connections = self.connections
+        for number, event in events:
+            connection = connections.get(number)
             if connection is not None:
                 if event & _OUT:
-                    self._send(connection)
-                if event & ~_OUT and number in self._connections:
-                    self._read(connection)
-                    if connection.client.is_waiting:
+                    connection.writable()
+                if event & ~_OUT and connections.get(number) is connection:
+                    connection.readable()
+                    if connection.session.is_waiting and connection.is_open:
                         self._waiting.add(connection)
-            elif number in self._stun:
-                self._answer_stun(self._stun[number])
+            elif number in self._listeners:
+                self._accept(self._listeners[number])
             elif number == self._wake:
                 os.eventfd_read(self._wake)
-                self._obey()
-            else:
-                self._accept()
-        self._write_all()
-        self._keep_time()
+                while self._orders:
+                    self._orders.popleft()()
+            elif number in self._attached:
+                self._attached[number]()
+        self._flush()
+        if self._timers and self._timers[0][0] <= self.now:
+            self._keep_time()
+            self._flush()
 
-    def _accept(self) -> None:
-        now = time.monotonic()
+    def _flush(self) -> None:
+        switch = self.reception.switch
+        while switch.dirty:
+            for port in switch.clear_dirty():
+                if port.is_closed:
+                    continue
+                owner: Owner = port.owner  # type: ignore[assignment]
+                owner.flush()
+
+    def _say_goodbye(self) -> None:
+        """Tell clients that we stop: they come back by themselves, not all at once."""
+        for connection in self.connections.values():
+            if connection.port.key and not connection.is_stuck:
+                after_ms = random.randrange(RESTART_SPREAD_MS)
+                frame = encode(RESTARTING, struct.pack(">II", after_ms, RESTART_TRY_MS))
+                self.reception.switch.push(connection.port, frame)
+            connection.is_closing = True
+        self._flush()
+
+    # Newcomers
+
+    def _accept(self, listener: Listener) -> None:
         for _ in range(ACCEPTS_A_TURN):
             try:
-                channel, source = self._listener.accept()
+                channel, source = listener.channel.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 logger.warning("cannot accept for now, %d are connected: %s", len(self), error.strerror)
-                self._epoll.unregister(self._listener)  # it stays readable: do not spin on it
-                self._arm(now + ACCEPT_PAUSE_S, "listen", None)
+                number = listener.channel.fileno()
+                self._epoll.unregister(number)  # it stays readable: do not spin on it
+                self.arm_call(self.now + ACCEPT_PAUSE_S, partial(self._epoll.register, number, _IN))
                 return
-            channel.setblocking(False)
-            channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = _Connection(self, channel, str(source[0]), self.context, now)
-            self._connections[connection.number] = connection
-            self._epoll.register(channel, _IN)
-            self._arm(now + HANDSHAKE_TIMEOUT_S, "handshake", connection)
-
-    def _read(self, connection: _Connection) -> None:
-        try:
-            data = connection.channel.recv(READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._close(connection)
-            return
-        now = time.monotonic()
-        try:
-            if connection.tls is None:
-                connection.client.feed(data, now)
-                return
-            connection.incoming.write(data)
-            if not connection.is_up:
-                connection.tls.do_handshake()
-                connection.is_up = True
-            while connection.incoming.pending or connection.tls.pending():
-                plain = connection.tls.read(TLS_READ_BYTES)
-                if not plain:
-                    self._close(connection)
-                    return
-                connection.client.feed(plain, now)
-        except ssl.SSLWantReadError:
-            pass
-        except (ssl.SSLError, WireError) as error:
-            logger.debug("client dropped: %s", error)
-            self._close(connection)
-            return
-        if connection.outgoing.pending:
-            self._send(connection)
-
-    def _write_all(self) -> None:
-        writers, self.writers = self.writers, []
-        for connection in writers:
-            client = connection.client
-            if connection.number not in self._connections or client.is_closed:
+            address = _address(source)
+            if not self._has_room(address.host):
+                self.rejected += 1
+                channel.close()
                 continue
-            data = b"".join(client.out)
-            client.out.clear()
-            if connection.tls is None:
-                connection.unsent += data
-            else:
-                view = memoryview(data)
-                try:
-                    while view:
-                        view = view[connection.tls.write(view) :]
-                except ssl.SSLError as error:  # one broken session must not end the thread for everybody
-                    logger.debug("TLS: %s", error)
-                    self._close(connection)
-                    continue
-            self._send(connection)
+            self.accepted += 1
+            context = listener.context()
+            connection = self._add(channel, address.host, None if context is None else _Tls(context))
+            session = Session(self.reception, connection, address, self.now, listener.offer)
+            if self.reception.bytes_per_second:
+                connection.tokens = Bucket(self.reception.bytes_per_second, self.reception.burst_bytes)
+            connection.begin(session)
 
-    def _send(self, connection: _Connection) -> None:
-        had = bool(connection.unsent)
-        data = connection.unsent + connection.outgoing.read()
-        try:
-            sent = connection.channel.send(data) if data else 0
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self._close(connection)
-            return
-        connection.unsent = data[sent:]
-        if sent:
-            connection.progress_at = time.monotonic()
-        if connection.unsent and not connection.client.is_blocked:
-            connection.client.is_blocked = True
-            self._epoll.modify(connection.number, _IN | _OUT)
-            self._arm(time.monotonic() + WRITE_TIMEOUT_S, "write", connection)
-        elif not connection.unsent:
-            if had or connection.client.is_blocked:
-                self._epoll.modify(connection.number, _IN)
-                connection.client.unblock()
-            if connection.is_closing and not connection.client.out:
-                self._close(connection)
+    def _has_room(self, host: str) -> bool:
+        limits = self.limits
+        if limits.clients and len(self) >= limits.clients:
+            return False
+        if limits.clients_an_address and self._addresses.get(host, 0) >= limits.clients_an_address:
+            return False
+        return limits.accepts.take(1, self.now)
 
-    def _close(self, connection: _Connection) -> None:
-        if self._connections.pop(connection.number, None) is None:
-            return
-        self._waiting.discard(connection)
-        self._epoll.unregister(connection.number)
-        connection.channel.close()
-        self.relay.leave(connection.client)
+    def _add(self, channel: socket.socket, host: str, tls: _Tls | None) -> Connection:
+        channel.setblocking(False)
+        if channel.family != socket.AF_UNIX:
+            _tune(channel)
+        connection = Connection(self, channel, host, tls, self.now)
+        self.connections[connection.number] = connection
+        self._addresses[host] = self._addresses.get(host, 0) + 1
+        self._epoll.register(channel, _IN)
+        self.arm(self.now + HANDSHAKE_TIMEOUT_S, "handshake", connection)
+        return connection
 
-    def _answer_stun(self, channel: socket.socket) -> None:
-        for _ in range(DATAGRAMS_A_TURN):
+    def limit(self) -> None:
+        """The rate limit changed: it holds for those who are here too. Call it in the plane's thread."""
+        rate, burst = self.reception.bytes_per_second, self.reception.burst_bytes
+        for connection in self.connections.values():
+            connection.tokens = Bucket(rate, burst) if rate else None
+            connection.resume()
+
+    def _decide(self) -> None:
+        waiting, self._waiting = self._waiting, set()
+        for connection in waiting:
             try:
-                datagram, source = channel.recvfrom(2048)
-                tx_id = stun.decode_request(datagram)
-                channel.sendto(stun.encode_answer(tx_id, AddrPort.of(source[0].partition("%")[0], source[1])), source)
-            except BlockingIOError:
-                return
-            except (WireError, OSError):
-                continue
+                if isinstance(connection.session, Session):
+                    connection.session.decide(self.now)
+            except WireError as error:
+                logger.debug("client refused: %s", error)
+                connection.end()
+            else:
+                if connection.session.is_waiting:
+                    self._waiting.add(connection)
 
-    def _obey(self) -> None:
-        while self._orders:
-            node = self._orders.popleft()
-            if node is not None:
-                for client in list(self.relay.clients.get(node, ())):
-                    if isinstance(client.owner, _Connection):
-                        self._close(client.owner)
-                continue
-            waiting, self._waiting = self._waiting, set()
-            now = time.monotonic()
-            for connection in waiting:
-                try:
-                    connection.client.decide(now)
-                except WireError as error:
-                    logger.debug("client refused: %s", error)
-                    self._close(connection)
-                else:
-                    if connection.client.is_waiting:
-                        self._waiting.add(connection)
+    def _drop(self, node: bytes) -> None:
+        for port in self.reception.presence.ports_of(node):
+            owner: Owner = port.owner  # type: ignore[assignment]
+            owner.close()
 
-    def _arm(self, when: float, what: str, connection: _Connection | None) -> None:
-        self._order += 1
-        heapq.heappush(self._timers, (when, self._order, what, connection))
+    # Time
 
     def _keep_time(self) -> None:
-        now = time.monotonic()
+        now = self.now
         while self._timers and self._timers[0][0] <= now:
-            _, _, what, connection = heapq.heappop(self._timers)
-            if connection is None:
-                self._epoll.register(self._listener, _IN)
+            _, _, what, subject = heapq.heappop(self._timers)
+            if not isinstance(subject, Connection):
+                subject()
                 continue
-            if self._connections.get(connection.number) is not connection:
+            if not subject.is_open:
                 continue
-            client = connection.client
             if what == "handshake":
-                if not client.key:
-                    self._close(connection)
+                if not subject.session.is_up:
+                    subject.end()
                     continue
-                self._arm(now + connection.keep_alive_s, "keep-alive", connection)
+                self.arm(now + subject.keep_alive_s, "keep-alive", subject)
             elif what == "keep-alive":
-                if not client.is_blocked:
-                    client.push(KEEP_ALIVE_FRAME)
-                self._arm(now + connection.keep_alive_s, "keep-alive", connection)
-            elif client.is_blocked:
-                if connection.progress_at + WRITE_TIMEOUT_S > now:  # slow, but it reads
-                    self._arm(connection.progress_at + WRITE_TIMEOUT_S, "write", connection)
+                if not subject.is_stuck:
+                    self.reception.switch.push(subject.port, KEEP_ALIVE_FRAME)
+                self.arm(now + subject.keep_alive_s, "keep-alive", subject)
+            elif what == "resume":
+                subject.resume()
+            elif what == "close":
+                subject.end()
+            elif subject.is_stuck:
+                if subject.still_stuck_at() > now:  # slow, but it reads
+                    self.arm(subject.still_stuck_at(), "write", subject)
                 else:
-                    self._close(connection)  # two seconds without taking a byte
-        self._write_all()
+                    self.stuck += 1
+                    subject.end()
+
+
+def _address(source: object) -> AddrPort:
+    """Where an accepted connection comes from; nowhere for a unix socket."""
+    if isinstance(source, tuple):
+        return AddrPort.of(str(source[0]).partition("%")[0], int(source[1]))
+    return AddrPort("0.0.0.0", 0)  # noqa: S104  not an address to listen on
+
+
+def _tune(channel: socket.socket) -> None:
+    channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT_MS)
+
+
+def _prefer_batches() -> None:
+    """Under load be woken for many packets at once rather than for each; and no collector's pauses over all clients."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    sys.setswitchinterval(0.0005)
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 1000)

@@ -1,113 +1,267 @@
-"""`gwrelay serve`: the relay's key and certificate, its place in the relay map, the forwarding plane and admission."""
+"""One process that forwards: sockets, certificate, admission, mesh and pages around a forwarding plane in its thread.
+
+With one worker it is the whole of `gwrelay serve`; with more, `gw.relay.workers` runs one of these in each process.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
+import mmap
 import resource
 import secrets
 import socket
 import ssl
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, final
+from urllib.parse import urlsplit
 
-from gw.errors import ConfigError, Conflict, GwError, PermissionNeeded, UsageError
+from gw.errors import ConfigError, Conflict, GwError, PermissionNeeded
 from gw.model.keys import RelaySecret
+from gw.native.relaying import Switch
 from gw.relay import certificates
 from gw.relay.admission import StateAdmission, UrlAdmission, allow_all
-from gw.relay.forwarding import Plane
-from gw.state.codec import encode
+from gw.relay.bootstrap import keep_names
+from gw.relay.buckets import MIN_BURST_BYTES, Bucket
+from gw.relay.forwarding import Limits, Listener, Plane
+from gw.relay.meshing import Mesh, Target
+from gw.relay.metrics import SLOT_BYTES, Metrics
+from gw.relay.presence import Presence
+from gw.relay.relaymap import enter_map
+from gw.relay.session import Offer, Reception
+from gw.relay.settings import Settings, mesh_key, mesh_targets
+from gw.relay.stunning import StunSocket
 from gw.state.config import split_listen
-from gw.state.documents import RelayNode, RelayRegionDoc
-from gw.state.files import make_folder, read_secret, write_atomic, write_secret
+from gw.state.files import make_folder, read_secret, write_secret
 from gw.state.paths import StatePaths
-from gw.wire.derp.server import Relay
+from gw.wire.derp.handshake import RelayIdentity
+from gw.wire.derp.http import HOME
 from gw.wire.x25519 import clamp, public_key
 
 logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
 IN_USE: Final = 98
+MAP_CHECK_S: Final = 10.0
+STOP_S: Final = 3.0
+RESTART_NEEDED: Final = ("listen", "stun", "http", "metrics", "workers", "admit", "admit_fail_open", "plain")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """listen, stun: `host:port`; stun may be `off`. certificate, key: PEM files, empty = self-signed. plain: no TLS."""
+@dataclass(slots=True)
+class Sockets:
+    """What a process listens on; it closes them at the end."""
 
-    listen: str
-    stun: str
-    hostname: str
-    region_id: int
-    region_code: str
-    region_name: str
-    admit: str = "state"
-    certificate: str = ""
-    key: str = ""
-    plain: bool = False
+    public: socket.socket
+    stun: socket.socket | None = None
+    http: socket.socket | None = None
+    metrics: socket.socket | None = None
+    siblings: socket.socket | None = None
+
+    def all(self) -> list[socket.socket]:
+        found = (self.public, self.stun, self.http, self.metrics, self.siblings)
+        return [each for each in found if each is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What the workers of one relay share. slot: of this one; sockets: paths of the others' link sockets."""
+
+    workers: int = 1
+    slot: int = 0
+    shared: mmap.mmap = field(default_factory=lambda: mmap.mmap(-1, SLOT_BYTES))
+    sibling_key: str = ""
+    sockets: tuple[str, ...] = ()
+
+
+def open_sockets(settings: Settings, *, is_shared: bool = False) -> Sockets:
+    """Bind and listen. is_shared: others bind the same ports. Raises Conflict, PermissionNeeded, ConfigError."""
+
+    def listening(listen: str) -> socket.socket | None:
+        if listen == "off":
+            return None
+        channel = bound(listen, socket.SOCK_STREAM, is_shared=is_shared)
+        channel.listen(BACKLOG)
+        return channel
+
+    public = listening(settings.listen)
+    assert public is not None
+    stun = None if settings.stun == "off" else bound(settings.stun, socket.SOCK_DGRAM, is_shared=is_shared)
+    return Sockets(public, stun, listening(settings.http), listening(settings.metrics))
+
+
+@final
+class Relaying:
+    """The process. `run` until cancelled; `reload` on its loop when settings changed."""
+
+    def __init__(
+        self, paths: StatePaths, load: Callable[[], Settings], sockets: Sockets, share: Share | None = None
+    ) -> None:
+        self._paths = paths
+        self._load = load
+        self._settings = load()
+        self._sockets = sockets
+        self._share = share or Share()
+        self._secret = relay_secret(paths)
+        self._names_changed = asyncio.Event()
+        self._state_admission = StateAdmission()
+        settings = self._settings
+        is_url = settings.admit not in ("state", "all")
+        self._url_admission = UrlAdmission(settings.admit, fail_open=settings.admit_fail_open) if is_url else None
+        admission = self._url_admission or self._state_admission
+        self._metrics = Metrics(self._share.shared, self._share.workers, self._share.slot)
+        self._context, self.certificate_pin = tls(paths, settings, public_key(self._secret.raw))
+        self.reception = Reception(
+            identity=RelayIdentity(self._secret),
+            presence=Presence(Switch()),
+            admit=allow_all if settings.admit == "all" else admission.admit,
+            nonce=lambda: secrets.token_bytes(24),
+            sibling_key=self._share.sibling_key,
+            metrics=self._metrics.render,
+        )
+        self.plane = Plane(self.reception, self._listeners(), Limits(Bucket(0, 0)))
+        self._mesh = Mesh(self.plane, self._secret, self._share.sibling_key)
+        self._apply(settings)
+        if sockets.stun is not None:
+            responder = StunSocket(sockets.stun)
+            self.plane.attach(responder.fileno(), responder.ready)
+
+    def _listeners(self) -> list[Listener]:
+        found, sockets = [], self._sockets
+        public = Offer(derp=True, local_metrics=not self._settings.plain)  # behind a proxy everybody looks local
+        found.append(Listener(sockets.public, public, lambda: self._context))
+        if sockets.http is not None:
+            found.append(Listener(sockets.http, Offer(derp=False)))
+        if sockets.metrics is not None:
+            found.append(Listener(sockets.metrics, Offer(derp=False, metrics=True)))
+        if sockets.siblings is not None:
+            found.append(Listener(sockets.siblings, Offer()))
+        return found
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serve until cancelled. ready: called when clients are served."""
+        _more_descriptors()
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def forward() -> None:
+            try:
+                self.plane.run()
+            except Exception:
+                logger.exception("forwarding failed")
+            finally:
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(ended.set)
+
+        thread = threading.Thread(target=forward, name="forwarding", daemon=True)
+        thread.start()
+        plane = self.plane
+        plane.call(lambda: self._metrics.keep(plane))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                if self._url_admission is not None:
+                    tasks.create_task(self._url_admission.follow(plane.look_again))
+                elif self._settings.admit == "state":
+                    tasks.create_task(self._state_admission.follow(self._paths, plane.look_again, plane.drop))
+                tasks.create_task(self._mesh.run())
+                tasks.create_task(self._follow_map())
+                tasks.create_task(keep_names(self.reception.pages, self._names, self._names_changed))
+                ready()
+                await ended.wait()
+                raise GwError("forwarding ended unexpectedly", hint="the log above says why; please report it")
+        finally:
+            plane.stop()
+            await asyncio.to_thread(thread.join, STOP_S)
+            for channel in self._sockets.all():
+                channel.close()
+
+    def reload(self) -> bool:
+        """Take over changed settings and a renewed certificate; False where they are refused and all stays as it was.
+
+        Clients that are connected stay; their TLS too.
+        """
+        try:
+            settings = self._load()
+            context, pin = tls(self._paths, settings, self.reception.identity.key)
+            self._apply(settings)
+        except GwError as error:
+            logger.error("the settings stay as they were: %s", error.message)
+            return False
+        fixed = [name for name in RESTART_NEEDED if getattr(settings, name) != getattr(self._settings, name)]
+        if fixed and self._share.slot == 0:
+            logger.warning("restart the relay for the new %s", ", ".join(f"`{name}`" for name in fixed))
+        self._context, self.certificate_pin = context, pin
+        self._settings = settings
+        self._names_changed.set()
+        return True
+
+    def enter_map(self) -> None:
+        enter_map(self._paths, self._settings, self.certificate_pin)
+
+    def _apply(self, settings: Settings) -> None:
+        """The settings that may change while the relay runs."""
+        key = mesh_key(settings)
+        targets = mesh_targets(self._paths, settings)
+        reception, plane = self.reception, self.plane
+        reception.mesh_key = key
+        self._mesh.set_targets([*targets, *(Target(host="worker", path=path) for path in self._share.sockets)])
+        reception.pages.home = settings.home or HOME
+        workers = self._share.workers
+        plane.limits = Limits(
+            Bucket(settings.accepts_per_second / workers, max(1, settings.accepts_burst / workers)),
+            -(-settings.max_clients // workers),
+            settings.max_clients_per_address,
+        )
+        rate, burst = settings.rate_bytes_per_second, max(settings.rate_burst_bytes, MIN_BURST_BYTES)
+
+        def limit() -> None:
+            if (reception.bytes_per_second, reception.burst_bytes) != (rate, burst):
+                reception.bytes_per_second, reception.burst_bytes = rate, burst
+                plane.limit()
+
+        plane.call(limit)
+
+    async def _follow_map(self) -> None:
+        """Other relays of the region enter the map, and leave it."""
+        while True:
+            await asyncio.sleep(MAP_CHECK_S)
+            if self._settings.mesh_key_file and not self._settings.mesh_with:
+                siblings = [Target(host="worker", path=path) for path in self._share.sockets]
+                self._mesh.set_targets([*mesh_targets(self._paths, self._settings), *siblings])
+
+    def _names(self) -> tuple[list[str], list[str]]:
+        settings = self._settings
+        control = urlsplit(settings.server_url).hostname
+        own = [name for name in (control, settings.hostname) if name]
+        return settings.bootstrap_dns or list(dict.fromkeys(own)), settings.bootstrap_dns_unpublished
 
 
 async def serve(
     paths: StatePaths,
-    settings: Settings,
+    load: Callable[[], Settings],
     ready: Callable[[str], None],
     on_reload: Callable[[Callable[[], None]], None] = lambda callback: None,
 ) -> None:
-    """Serve until cancelled."""
-    secret = relay_secret(paths)
-    url_admission = None if settings.admit in ("state", "all") else UrlAdmission(settings.admit)
-    state_admission = StateAdmission()
-    admit = allow_all if settings.admit == "all" else (url_admission or state_admission).admit
-    listener = bound(settings.listen, socket.SOCK_STREAM)
-    listener.listen(BACKLOG)
-    stun_sockets = [] if settings.stun == "off" else [bound(settings.stun, socket.SOCK_DGRAM)]
-    context, certificate_pin = _tls(paths, settings, public_key(secret.raw))
-    relay = Relay(secret, admit, lambda: secrets.token_bytes(24))
-    plane = Plane(relay, listener, context, stun_sockets)
-    _enter_map(paths, settings, certificate_pin)
+    """One process, until cancelled."""
+    settings = load()
+    relaying = Relaying(paths, load, open_sockets(settings))
+    relaying.enter_map()
+    if settings.plain:
+        logger.info("no TLS here: clients are told to come to port %d of `%s`", settings.public_port, settings.hostname)
 
     def reload() -> None:
-        """A renewed certificate, for connections from now on; those that stand keep theirs."""
-        try:
-            plane.context, pin = _tls(paths, settings, public_key(secret.raw))
-            _enter_map(paths, settings, pin)
-        except GwError as error:
-            logger.error("the certificate stays as it was: %s", error.message)
+        if relaying.reload():
+            relaying.enter_map()
 
     on_reload(reload)
-    _more_descriptors()
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    await relaying.run(lambda: ready(status(settings)))
 
-    def forward() -> None:
-        try:
-            plane.run()
-        except Exception:
-            logger.exception("forwarding failed")
-        finally:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(ended.set)
 
-    thread = threading.Thread(target=forward, name="forwarding", daemon=True)
-    thread.start()
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            if settings.admit == "state":
-                tasks.create_task(state_admission.follow(paths, plane.look_again, plane.drop))
-            elif url_admission is not None:
-                tasks.create_task(url_admission.follow(plane.look_again))
-            ready(f"relay `{settings.region_code}` on {settings.listen}, STUN on {settings.stun}")
-            await ended.wait()
-            raise GwError("forwarding ended unexpectedly", hint="the log above says why; please report it")
-    finally:
-        plane.stop()
-        await asyncio.to_thread(thread.join, 3.0)
-        for channel in (listener, *stun_sockets):
-            channel.close()
+def status(settings: Settings) -> str:
+    return f"relay `{settings.region_code}` on {settings.listen}, STUN on {settings.stun}"
 
 
 def _more_descriptors() -> None:
@@ -127,13 +281,15 @@ def relay_secret(paths: StatePaths) -> RelaySecret:
     return secret
 
 
-def bound(listen: str, kind: socket.SocketKind) -> socket.socket:
+def bound(listen: str, kind: socket.SocketKind, *, is_shared: bool = False) -> socket.socket:
     """A bound socket. Raises Conflict, PermissionNeeded, ConfigError."""
     host, port = split_listen(listen)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=kind, flags=socket.AI_PASSIVE)[0]
         channel = socket.socket(family, kind)
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            channel.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         channel.bind(address)
     except socket.gaierror as error:
         raise ConfigError(f"no such address: `{listen}`", key="listen") from error
@@ -148,20 +304,22 @@ def bound(listen: str, kind: socket.SocketKind) -> socket.socket:
     return channel
 
 
-def _tls(paths: StatePaths, settings: Settings, relay_key: bytes) -> tuple[ssl.SSLContext | None, str]:
+def tls(paths: StatePaths, settings: Settings, relay_key: bytes) -> tuple[ssl.SSLContext | None, str]:
+    """The server's TLS and the pin for the relay map; none and empty where there is no TLS or no pin."""
     if settings.plain:
         return None, ""
     now = datetime.now(UTC)
     make_folder(paths.relay_dir, 0o700)
-    if settings.certificate:
-        pem = _read(settings.certificate)
+    if settings.tls_cert_file:
+        pem = _read(settings.tls_cert_file)
         private = (
-            _read(settings.key) if settings.key else b"-----BEGIN PRIVATE" + pem.partition(b"-----BEGIN PRIVATE")[2]
+            _read(settings.tls_key_file)
+            if settings.tls_key_file
+            else b"-----BEGIN PRIVATE" + pem.partition(b"-----BEGIN PRIVATE")[2]
         )
         return certificates.context(paths.relay_dir, pem, private, relay_key, now), ""
     pem = certificates.self_signed(paths.relay_dir / "self-signed.pem", settings.hostname, now)
-    private = _private(pem)
-    return certificates.context(paths.relay_dir, pem, private, relay_key, now), certificates.pin(pem)
+    return certificates.context(paths.relay_dir, pem, _private(pem), relay_key, now), certificates.pin(pem)
 
 
 def _private(pem: bytes) -> bytes:
@@ -175,34 +333,3 @@ def _read(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read: {error.strerror}", path=path) from error
-
-
-def _enter_map(paths: StatePaths, settings: Settings, certificate_pin: str) -> None:
-    """Write this relay's region document, where the control server finds it."""
-    if not settings.hostname:
-        raise UsageError("the relay has no name", hint="--hostname NAME, or server_url in config.toml")
-    _, port = split_listen(settings.listen)
-    version = _version(settings.hostname)
-    node = RelayNode(
-        name=f"{settings.region_id}a",
-        region_id=settings.region_id,
-        host_name=settings.hostname,
-        cert_name=certificate_pin,
-        ipv4=settings.hostname if version == 4 else "none" if version == 6 else "",
-        ipv6=settings.hostname if version == 6 else "none" if version == 4 else "",
-        derpport=0 if port == 443 else port,
-        stunport=-1 if settings.stun == "off" else split_listen(settings.stun)[1],
-    )
-    region = RelayRegionDoc(
-        region_id=settings.region_id, code=settings.region_code, name=settings.region_name, nodes=[node]
-    )
-    make_folder(paths.relays_dir, 0o755)
-    write_atomic(paths.relays_dir / f"{settings.region_id}.toml", encode(region))
-
-
-def _version(hostname: str) -> int:
-    """4 or 6 for a literal address, 0 for a name."""
-    try:
-        return int(ipaddress.ip_address(hostname).version)
-    except ValueError:
-        return 0

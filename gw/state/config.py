@@ -123,6 +123,23 @@ class RelaySettings(_Table, frozen=True, kw_only=True):
     tls_cert_file: str = ""
     tls_key_file: str = ""
     admit: str = "state"  # `state`, `all` or the URL of a /verify
+    admit_fail_open: bool = False  # let in whom the URL could not be asked about
+    workers: int = 1  # processes that forward
+    http: str = "off"  # plain HTTP for captive-portal checks: `0.0.0.0:80`
+    metrics: str = "off"  # Prometheus, for everybody who reaches it: `127.0.0.1:9092`
+    home: str = ""  # HTML of `/`, or the URL it leads to
+    public_port: int = 0  # where clients reach it, if not at the port of `listen`
+    node_name: str = ""  # among the relays of its region; becomes `900a`
+    mesh_key_file: str = ""  # 64 hex digits that all relays of the region share
+    mesh_with: list[str] = []  # `host:port[#sha256-raw:…]`; becomes the region's other relays
+    rate_bytes_per_second: int = 0  # what one client may send; 0 = as much as it likes
+    rate_burst_bytes: int = 0
+    accepts_per_second: float = 0.0  # new connections; 0 = no limit
+    accepts_burst: int = 100
+    max_clients: int = 0  # connections at once; 0 = as many as there are descriptors
+    max_clients_per_address: int = 0
+    bootstrap_dns: list[str] = []  # names looked up for clients without DNS; become the control server and this relay
+    bootstrap_dns_unpublished: list[str] = []
 
 
 class DnsServerSettings(_Table, frozen=True, kw_only=True):
@@ -282,8 +299,22 @@ def _oidc(oidc: OidcSettings) -> Iterator[tuple[KeyPath, str]]:
 
 def _relay(relay: RelaySettings) -> Iterator[tuple[KeyPath, str]]:
     yield from _listen(("relay", "listen"), relay.listen)
-    if relay.stun != "off":
-        yield from _listen(("relay", "stun"), relay.stun)
+    for name in ("stun", "http", "metrics"):
+        if getattr(relay, name) != "off":
+            yield from _listen(("relay", name), getattr(relay, name))
+    if not 1 <= relay.workers <= 64:
+        yield ("relay", "workers"), f"not between 1 and 64: `{relay.workers}`"
+    if not 0 <= relay.public_port <= 65535:
+        yield ("relay", "public_port"), f"not a port: `{relay.public_port}`"
+    for name in (
+        "rate_bytes_per_second", "rate_burst_bytes", "accepts_per_second", "accepts_burst", "max_clients",
+        "max_clients_per_address",
+    ):  # fmt: skip
+        if getattr(relay, name) < 0:
+            yield ("relay", name), f"below zero: `{getattr(relay, name)}`"
+    for name in ("bootstrap_dns", "bootstrap_dns_unpublished"):
+        for index, host in enumerate(getattr(relay, name)):
+            yield from _domain(("relay", name, index), host)
     if not 1 <= relay.region_id <= 65535:
         yield ("relay", "region_id"), f"not between 1 and 65535: `{relay.region_id}`"
     if bool(relay.tls_cert_file) != bool(relay.tls_key_file):

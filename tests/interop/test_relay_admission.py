@@ -12,8 +12,7 @@ import pytest
 
 from gw.errors import UsageError
 from gw.model.keys import NodeKey
-from gw.relay.admission import UrlAdmission
-from gw.wire.derp.server import Admission
+from gw.relay.admission import Admission, UrlAdmission
 
 ALICE, MALLORY = b"\x01" * 32, b"\x02" * 32
 
@@ -89,6 +88,12 @@ async def test_a_denied_key_is_asked_for_again_soon(verifier: Verifier, monkeypa
     assert len(verifier.asked) == 2
 
 
+async def test_the_address_is_part_of_the_question(verifier: Verifier) -> None:
+    admission = UrlAdmission(verifier.url)
+    await settle(admission, [ALICE])
+    assert admission.admit(ALICE, "198.51.100.9") is Admission.UNKNOWN
+
+
 @pytest.mark.parametrize("broken", ["status", "closed"])
 async def test_who_cannot_be_asked_for_is_denied(verifier: Verifier, broken: str) -> None:
     url = verifier.url
@@ -97,6 +102,8 @@ async def test_who_cannot_be_asked_for_is_denied(verifier: Verifier, broken: str
     else:
         url = "http://127.0.0.1:1/verify"
     assert await settle(UrlAdmission(url), [ALICE]) == [Admission.DENIED]
+    open_verdict = Admission.DENIED if broken == "status" else Admission.ALLOWED  # only where nobody could be asked
+    assert await settle(UrlAdmission(url, fail_open=True), [ALICE]) == [open_verdict]
 
 
 @pytest.mark.parametrize("url", ["ftp://host/verify", "https://", "verify"])

@@ -14,10 +14,15 @@ from pathlib import Path
 import pytest
 
 from gw.model.keys import NodeKey, NodeSecret, RelaySecret
+from gw.native.relaying import Switch
 from gw.relay import certificates
-from gw.relay.forwarding import Plane
+from gw.relay.admission import Admission
+from gw.relay.buckets import Bucket
+from gw.relay.forwarding import Limits, Listener, Plane
+from gw.relay.presence import Presence
+from gw.relay.session import Offer, Reception
 from gw.wire.derp import client as c
-from gw.wire.derp.server import Admission, Relay
+from gw.wire.derp.handshake import RelayIdentity
 from gw.wire.x25519 import clamp, public_key
 
 UPGRADE = b"GET /derp HTTP/1.1\r\nHost: x\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n"
@@ -26,13 +31,18 @@ UPGRADE = b"GET /derp HTTP/1.1\r\nHost: x\r\nUpgrade: DERP\r\nConnection: Upgrad
 class Running:
     """A relay on a loopback port."""
 
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, context: ssl.SSLContext | None = None, *, limits: Limits | None = None, rate: int = 0, burst: int = 0
+    ) -> None:
         self.verdicts: dict[bytes, Admission] = {}
         self.sources: set[str] = set()
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port: int = self.listener.getsockname()[1]
-        self.relay = Relay(RelaySecret(clamp(b"\x77" * 32)), self._admit, lambda: os.urandom(24))
-        self.plane = Plane(self.relay, self.listener, context, [])
+        self.reception = Reception(
+            RelayIdentity(RelaySecret(clamp(b"\x77" * 32))), Presence(Switch()), self._admit, lambda: os.urandom(24)
+        )
+        self.reception.bytes_per_second, self.reception.burst_bytes = rate, burst
+        self.plane = Plane(self.reception, [Listener(self.listener, Offer(), lambda: context)], limits)
         self.failure: BaseException | None = None
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
@@ -129,7 +139,7 @@ def test_a_reader_that_stands_still_costs_others_nothing_and_is_closed(running: 
         if n % 100 == 0:
             alice.send(bob.key, b"to bob %d" % n)
     bob.until(received(b"to bob 2900"))
-    assert running.relay.dropped > 0
+    assert running.reception.switch.dropped_queue > 0
     deadline = time.monotonic() + 10
     while len(running.plane) > 2 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -225,3 +235,68 @@ def test_stopping_an_ending_plane_and_orders_after_its_end_are_harmless() -> Non
     running.plane.look_again()
     running.plane.drop(b"\x01" * 32)
     running.close()
+
+
+def test_a_client_that_floods_gets_its_bucket_and_others_their_throughput() -> None:
+    running = Running(rate=400_000, burst=100_000)
+    flows = [Flow(running, number).connected() for number in (1, 2, 3, 4)]
+    flooder, alice, sink, bob = flows
+    try:
+        got = {"sink": 0}
+
+        def drain() -> None:
+            try:
+                while data := sink.sock.recv(1 << 16):
+                    got["sink"] += len(data)
+            except OSError:
+                pass
+
+        def flood() -> None:
+            frame = bytes([4]) + (1432).to_bytes(4, "big") + sink.key.raw + bytes(1400)
+            try:
+                while True:
+                    flooder.sock.sendall(frame * 20)
+            except OSError:
+                pass
+
+        threads = [threading.Thread(target=drain), threading.Thread(target=flood)]
+        for thread in threads:
+            thread.start()
+        began = time.monotonic()
+        for n in range(100):
+            alice.send(bob.key, b"%d" % n + bytes(1000))
+            bob.until(received(b"%d" % n + bytes(1000)))
+        quiet_s = time.monotonic() - began
+        time.sleep(max(0.0, 2.0 - quiet_s))
+        elapsed = time.monotonic() - began
+        assert got["sink"] < 400_000 * elapsed + 100_000 + 300_000  # its rate, its burst, one read
+        assert got["sink"] > 100_000
+        assert running.plane.limited > 0
+    finally:
+        for flow in flows:
+            flow.sock.shutdown(socket.SHUT_RDWR)
+            flow.close()
+        for thread in threads:
+            thread.join(10)
+        running.close()
+
+
+def test_connections_above_the_limits_are_closed_at_once() -> None:
+    running = Running(limits=Limits(Bucket(0, 0), clients_an_address=2))
+    try:
+        flows = [Flow(running, 1).connected(), Flow(running, 2).connected()]
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as third:
+            assert third.recv(10) == b""
+        flows.pop().close()
+        deadline = time.monotonic() + 10
+        while len(running.plane) > 1 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        flows.append(Flow(running, 3).connected())
+        running.plane.limits = Limits(Bucket(0.001, 0))
+        with socket.create_connection(("127.0.0.1", running.port), timeout=10) as late:
+            assert late.recv(10) == b""
+        assert running.plane.rejected == 2
+        for flow in flows:
+            flow.close()
+    finally:
+        running.close()

@@ -17,8 +17,8 @@ from gw.wire.x25519 import public_key
 
 NONCE_BYTES: Final = 24
 _KNOWN: Final = frozenset(
-    {frames.SERVER_KEY, frames.SERVER_INFO, frames.RECV_PACKET, frames.KEEP_ALIVE, frames.PEER_GONE, frames.PING,
-     frames.PONG, frames.HEALTH, frames.RESTARTING}
+    {frames.SERVER_KEY, frames.SERVER_INFO, frames.RECV_PACKET, frames.KEEP_ALIVE, frames.PEER_GONE,
+     frames.PEER_PRESENT, frames.PING, frames.PONG, frames.HEALTH, frames.RESTARTING}
 )  # fmt: skip
 
 
@@ -45,6 +45,14 @@ class PeerGone:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerPresent:
+    """A watching relay hears that a key is there. flags: frames.PRESENT_*."""
+
+    peer: NodeKey
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
 class Pong:
     data: bytes
 
@@ -62,19 +70,23 @@ class Restarting:
     try_for_ms: int
 
 
-Event = Connected | Received | PeerGone | Pong | Health | Restarting
+Event = Connected | Received | PeerGone | PeerPresent | Pong | Health | Restarting
 
 
 @final
 class Client:
     """Feed it the bytes after the upgrade; send what `data_to_send` gives. Any frame proves that the relay lives."""
 
-    def __init__(self, secret: NodeSecret, nonce: bytes, *, relay_key: bytes = b"") -> None:
-        """nonce: 24 random bytes. relay_key: known already from the TLS certificate (fast start), else learned here."""
+    def __init__(self, secret: NodeSecret, nonce: bytes, *, relay_key: bytes = b"", mesh_key: str = "") -> None:
+        """nonce: 24 random bytes. relay_key: known already from the TLS certificate (fast start), else learned here.
+
+        mesh_key: 64 hex digits, by which another relay of the region may watch and forward.
+        """
         self._secret = secret
+        self._mesh_key = mesh_key
         self._public = public_key(secret.raw)
         self._nonce = nonce
-        self._relay_key = b""
+        self.relay_key = b""  # empty until it is known
         self._reader = frames.FrameReader(limit=frames.MAX_INCOMING_BYTES, known=_KNOWN)
         self._out: list[bytes] = []
         self._box: Box | None = None
@@ -102,6 +114,10 @@ class Client:
         """data: 8 bytes that come back in a Pong."""
         self._out.append(frames.encode(frames.PING, data))
 
+    def watch(self) -> None:
+        """Ask to hear of every key that comes and goes; for relays only."""
+        self._out.append(frames.encode(frames.WATCH_CONNS, b""))
+
     def feed(self, data: bytes) -> list[Event]:
         """Raises WireError where the relay breaks the protocol."""
         events: list[Event] = []
@@ -113,7 +129,7 @@ class Client:
             elif kind == frames.SERVER_KEY:
                 if payload[:8] != frames.MAGIC or len(payload) < 40:
                     raise WireError("not a relay")
-                if not self._relay_key:
+                if not self.relay_key:
                     self._hello(payload[8:40])
             elif kind == frames.SERVER_INFO:
                 events.append(self._server_info_untrusted(payload))
@@ -121,6 +137,9 @@ class Client:
                 if len(payload) < frames.KEY_BYTES:
                     raise WireError("peer gone without a key")
                 events.append(PeerGone(NodeKey(payload[:32]), payload[32] if len(payload) > 32 else 0))
+            elif kind == frames.PEER_PRESENT:
+                key, flags = frames.decode_present(payload)
+                events.append(PeerPresent(NodeKey(key), flags))
             elif kind == frames.PING and len(payload) >= 8:
                 self._out.append(frames.encode(frames.PONG, payload[:8]))
             elif kind == frames.PONG and len(payload) >= 8:
@@ -132,13 +151,16 @@ class Client:
         return events
 
     def _hello(self, relay_key: bytes) -> None:
-        self._relay_key = relay_key
+        self.relay_key = relay_key
         try:
             self._box = Box(PrivateKey(self._secret.raw), PublicKey(relay_key))
         except CryptoError as error:
             raise WireError(f"relay key: {error}") from None
-        info = json.dumps({"version": frames.PROTOCOL_VERSION, "CanAckPings": True}).encode()
-        self._out.append(frames.encode(frames.CLIENT_INFO, self._public + self._box.encrypt(info, self._nonce)))
+        info: dict[str, object] = {"version": frames.PROTOCOL_VERSION, "CanAckPings": True}
+        if self._mesh_key:
+            info["meshKey"] = self._mesh_key
+        sealed = self._box.encrypt(json.dumps(info).encode(), self._nonce)
+        self._out.append(frames.encode(frames.CLIENT_INFO, self._public + sealed))
 
     def _server_info_untrusted(self, payload: bytes) -> Connected:
         if self._box is None or len(payload) < NONCE_BYTES + 16:

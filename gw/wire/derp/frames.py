@@ -9,6 +9,7 @@ import struct
 from typing import Final, final
 
 from gw.errors import WireError
+from gw.model.addresses import AddrPort
 
 MAGIC: Final = b"DERP\xf0\x9f\x94\x91"
 PROTOCOL_VERSION: Final = 2
@@ -17,7 +18,6 @@ HEADER_BYTES: Final = 5
 MAX_PACKET_BYTES: Final = 65536
 MAX_CLIENT_INFO_BYTES: Final = 256 << 10
 MAX_INCOMING_BYTES: Final = 1 << 20
-SEND_QUEUE_PACKETS: Final = 32
 KEEPALIVE_S: Final = 60.0
 KEEPALIVE_JITTER_S: Final = 5.0
 RECEIVE_TIMEOUT_S: Final = 120.0
@@ -30,10 +30,10 @@ RECV_PACKET: Final = 0x05  # relay → client: 32 source key, packet
 KEEP_ALIVE: Final = 0x06  # relay → client: empty
 NOTE_PREFERRED: Final = 0x07  # client → relay: 1 byte, 1 = this is my home
 PEER_GONE: Final = 0x08  # relay → client: 32 key, 1 reason (absent = 0)
-PEER_PRESENT: Final = 0x09  # relay → mesh
+PEER_PRESENT: Final = 0x09  # relay → mesh: 32 key, 16 address, 2 port, 1 flags
 FORWARD_PACKET: Final = 0x0A  # mesh → relay: 32 source, 32 destination, packet
-WATCH_CONNS: Final = 0x10  # mesh → relay
-CLOSE_PEER: Final = 0x11  # mesh → relay
+WATCH_CONNS: Final = 0x10  # mesh → relay: empty
+CLOSE_PEER: Final = 0x11  # mesh → relay: 32 key
 PING: Final = 0x12  # both: 8 bytes
 PONG: Final = 0x13  # both: the 8 bytes of the ping
 HEALTH: Final = 0x14  # relay → client: text, empty = well again
@@ -41,6 +41,11 @@ RESTARTING: Final = 0x15  # relay → client: u32 reconnect after ms, u32 try fo
 
 GONE_DISCONNECTED: Final = 0x00
 GONE_NOT_HERE: Final = 0x01
+
+PRESENT_REGULAR: Final = 0x01
+PRESENT_MESH: Final = 0x02
+PRESENT_PROBER: Final = 0x04
+PRESENT_NOT_IDEAL: Final = 0x08
 
 KEEP_ALIVE_FRAME: Final = b"\x06\x00\x00\x00\x00"
 
@@ -53,6 +58,18 @@ def encode(kind: int, payload: bytes) -> bytes:
 def encode_send(destination: bytes, packet: bytes) -> bytes:
     """A SendPacket frame; destination: 32 bytes."""
     return struct.pack(">BI", SEND_PACKET, KEY_BYTES + len(packet)) + destination + packet
+
+
+def encode_present(key: bytes, address: AddrPort, flags: int) -> bytes:
+    """A PeerPresent frame; flags: PRESENT_*."""
+    return encode(PEER_PRESENT, key + address.pack() + bytes([flags]))
+
+
+def decode_present(payload: bytes) -> tuple[bytes, int]:
+    """Key and flags of a PeerPresent; older relays send the key alone. Raises WireError."""
+    if len(payload) < KEY_BYTES:
+        raise WireError("peer present without a key")
+    return payload[:KEY_BYTES], payload[50] if len(payload) > 50 else PRESENT_REGULAR
 
 
 @final

@@ -1,0 +1,218 @@
+"""Who is in the region: keys of our own clients, of other workers and of other relays, and who has to hear of it.
+
+    enter, leave        our own connections           ─▶  Switch.local      one active connection a key
+    learn, unlearn      what links tell               ─▶  Switch.remote     a worker of ours before another relay
+    watchers            siblings hear of our own keys, other relays of those of all workers
+
+Of several connections with one key the last that spoke receives, also where they are at different workers.
+
+Ref: tailscale derp/derpserver/derpserver.go registerClient, AddPacketForwarder, broadcastPeerStateChangeLocked
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, Protocol, final
+
+from gw.model.addresses import AddrPort
+from gw.native.relaying import Port, Switch
+from gw.wire.derp import frames
+
+DUPLICATE: Final = "another client uses the same node key: only the one that spoke last receives"
+
+
+class Owner(Protocol):
+    """Who carries a port's bytes. Implemented by every transport: TLS, links to other relays, and what is to come."""
+
+    def flush(self) -> None:
+        """`port.out` has something: take it (`Switch.take`), once a turn."""
+
+    def close(self) -> None:
+        """Write what is out, then end the connection. The port leaves when that is done."""
+
+
+@final
+class Presence:
+    """All keys of the region as one process knows them."""
+
+    def __init__(self, switch: Switch) -> None:
+        self.switch: Final = switch
+        self.holders: dict[bytes, list[Port]] = {}
+        self._about: dict[bytes, tuple[AddrPort, int]] = {}
+        self._sources: dict[bytes, list[Port]] = {}  # links that announce a key: siblings first, else oldest first
+        self._keys_of: dict[Port, set[bytes]] = {}
+        self.sibling_watchers: set[Port] = set()
+        self.mesh_watchers: set[Port] = set()
+        self.duplicates = 0
+
+    # Our own connections
+
+    def enter(self, port: Port, address: AddrPort, flags: int) -> None:
+        """A client was admitted: from now on it receives what is for its key."""
+        others = self.holders.setdefault(port.key, [])
+        was_here = self._is_here(port.key)
+        others.append(port)
+        self._about[port.key] = address, flags
+        if len(others) > 1:
+            self.duplicates += 1
+            self._warn(others[:-1])
+        self._activate(port)
+        self._announce_to_siblings(port.key)
+        if not was_here:
+            self._announce_to_mesh(port.key)
+
+    def spoke(self, port: Port) -> None:
+        """A connection that is not the active one of its key sent something: it is now."""
+        if port.is_closed or port.is_active or not port.key:
+            return
+        was_elsewhere = port.key not in self.switch.local
+        self._warn([each for each in self.holders[port.key] if each is not port])
+        self._activate(port)
+        if was_elsewhere:
+            self._announce_to_siblings(port.key)
+
+    def leave(self, port: Port) -> None:
+        """A connection is gone. Who got packets from its key hears of it when nobody has the key any more."""
+        if port.is_closed:
+            return
+        port.is_closed = True
+        self.sibling_watchers.discard(port)
+        self.mesh_watchers.discard(port)
+        self._forget_link(port)
+        others = self.holders.get(port.key)
+        if others is None or port not in others:
+            return
+        others.remove(port)
+        if others:
+            if port.is_active:
+                self._activate(others[-1])
+            if len(others) == 1:
+                self.switch.push(others[0], frames.encode(frames.HEALTH, b""))  # the conflict is over
+            return
+        del self.holders[port.key]
+        del self._about[port.key]
+        if port.is_active:
+            self.switch.local.pop(port.key, None)
+        port.is_active = False
+        gone = frames.encode(frames.PEER_GONE, port.key + bytes([frames.GONE_DISCONNECTED]))
+        self._tell(self.sibling_watchers, gone)
+        if not self._is_here(port.key):
+            self._tell(self.mesh_watchers, gone)
+        self._if_gone(port.key)
+
+    def ports_of(self, key: bytes) -> list[Port]:
+        """Our own connections of a key."""
+        return list(self.holders.get(key, ()))
+
+    def _activate(self, port: Port) -> None:
+        for other in self.holders[port.key]:
+            other.is_active = False
+        port.is_active = True
+        self.switch.local[port.key] = port
+
+    def _warn(self, losing: list[Port]) -> None:
+        for port in losing:
+            if port.is_active and not port.is_blocked:
+                self.switch.push(port, frames.encode(frames.HEALTH, DUPLICATE.encode()))
+
+    # Links to other workers and relays
+
+    def learn(self, link: Port, key: bytes) -> None:
+        """A link announces a key."""
+        known = self._keys_of.setdefault(link, set())
+        was_here = self._is_here(key)
+        if key not in known:
+            known.add(key)
+            sources = self._sources.setdefault(key, [])
+            if link.is_sibling:
+                sources.insert(0, link)
+            else:
+                sources.append(link)
+            self.switch.remote[key] = sources[0]
+        if link.is_sibling:
+            active = self.switch.local.pop(key, None)
+            if active is not None:  # the newest connection is there; ours comes back when it speaks
+                active.is_active = False
+            if not was_here:
+                self._announce_to_mesh(key)
+
+    def unlearn(self, link: Port, key: bytes) -> None:
+        """A link says that a key has gone."""
+        known = self._keys_of.get(link)
+        if known is not None and key in known:
+            known.remove(key)
+            self._lose(link, key)
+
+    def links(self) -> Iterator[Port]:
+        yield from self._keys_of
+
+    @property
+    def remote_keys(self) -> int:
+        return len(self._sources)
+
+    def _forget_link(self, link: Port) -> None:
+        for key in self._keys_of.pop(link, set()):
+            self._lose(link, key)
+
+    def _lose(self, link: Port, key: bytes) -> None:
+        sources = self._sources[key]
+        sources.remove(link)
+        if sources:
+            self.switch.remote[key] = sources[0]
+        else:
+            del self._sources[key], self.switch.remote[key]
+        if not link.is_sibling:
+            self._if_gone(key)
+            return
+        held = self.holders.get(key)
+        if held and key not in self.switch.local and not (sources and sources[0].is_sibling):
+            self._activate(held[-1])
+        if not self._is_here(key):
+            self._tell(self.mesh_watchers, frames.encode(frames.PEER_GONE, key + bytes([frames.GONE_DISCONNECTED])))
+        self._if_gone(key)
+
+    def _if_gone(self, key: bytes) -> None:
+        """Tell those who heard from a key that it left the region."""
+        if key in self.holders or key in self._sources:
+            return
+        for link in self._keys_of:
+            link.last_source = b""
+        for port in (*self.sibling_watchers, *self.mesh_watchers):
+            port.last_source = b""
+        for reached in self.switch.reached.pop(key, ()):
+            peer = self.switch.local.get(reached)
+            if peer is not None:
+                self.switch.push(peer, frames.encode(frames.PEER_GONE, key + bytes([frames.GONE_DISCONNECTED])))
+
+    # Watchers
+
+    def watch(self, port: Port) -> None:
+        """A worker or relay wants to hear of keys: those that are here now, then every change."""
+        watchers = self.sibling_watchers if port.is_sibling else self.mesh_watchers
+        if port in watchers or port.is_closed:
+            return
+        watchers.add(port)
+        keys = set(self.switch.local)
+        if not port.is_sibling:
+            keys |= {key for key, sources in self._sources.items() if sources[0].is_sibling} | set(self.holders)
+        for key in keys:
+            self.switch.push(port, self._present(key))
+
+    def _is_here(self, key: bytes) -> bool:
+        """Whether a worker of this relay has the key."""
+        sources = self._sources.get(key)
+        return bool(self.holders.get(key)) or (sources is not None and sources[0].is_sibling)
+
+    def _present(self, key: bytes) -> bytes:
+        address, flags = self._about.get(key, (AddrPort("0.0.0.0", 0), frames.PRESENT_REGULAR))  # noqa: S104  unknown
+        return frames.encode_present(key, address, flags)
+
+    def _announce_to_siblings(self, key: bytes) -> None:
+        self._tell(self.sibling_watchers, self._present(key))
+
+    def _announce_to_mesh(self, key: bytes) -> None:
+        self._tell(self.mesh_watchers, self._present(key))
+
+    def _tell(self, watchers: set[Port], frame: bytes) -> None:
+        for port in watchers:
+            self.switch.push(port, frame)

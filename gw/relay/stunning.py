@@ -1,0 +1,44 @@
+"""STUN, answered in the forwarding plane's loop.
+
+Ref: RFC 8489; tailscale net/stunserver/stunserver.go
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Final, final
+
+from gw.errors import WireError
+from gw.model.addresses import AddrPort
+from gw.wire import stun
+
+DATAGRAMS_A_TURN: Final = 64
+MAX_REQUEST_BYTES: Final = 2048
+
+
+@final
+class StunSocket:
+    """One UDP socket; give `ready` to `Plane.attach`."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        channel.setblocking(False)
+        self._channel = channel
+        self.requests = 0
+        self.ignored = 0
+
+    def fileno(self) -> int:
+        return self._channel.fileno()
+
+    def ready(self) -> None:
+        """Answer what is there; garbage gets no answer."""
+        for _ in range(DATAGRAMS_A_TURN):
+            try:
+                datagram, source = self._channel.recvfrom(MAX_REQUEST_BYTES)
+                tx_id = stun.decode_request(datagram)
+                address = AddrPort.of(source[0].partition("%")[0], source[1])
+                self._channel.sendto(stun.encode_answer(tx_id, address), source)
+                self.requests += 1
+            except BlockingIOError:
+                return
+            except (WireError, OSError):
+                self.ignored += 1
