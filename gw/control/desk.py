@@ -13,11 +13,12 @@ import logging
 from collections.abc import Callable
 from typing import Final, final
 
+from gw.control.certificates import NoBackend, read_set_dns, set_dns
 from gw.control.edge import Edge
 from gw.control.fanout import Fanout, Session
 from gw.control.registration import register
 from gw.control.tailnet import Tailnet
-from gw.errors import WireError
+from gw.errors import GwError, NotFound, PermissionNeeded, UsageError, WireError
 from gw.model.gojson import decoder, encode
 from gw.model.keys import MachineKey
 from gw.model.mapping import MapRequest
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 MIN_CAPABILITY_VERSION: Final = 113
 JSON: Final = "application/json"
 TEXT: Final = "text/plain"
+_STATUS: Final[dict[type[GwError], int]] = {UsageError: 400, PermissionNeeded: 403, NotFound: 404, NoBackend: 501}
 _read_register = decoder(RegisterRequest)
 _read_map = decoder(MapRequest)
 
@@ -52,8 +54,9 @@ class FrontDesk:
         path = request.path.partition("?")[0]
         if path == "/machine/map" and request.method == "POST":
             self._guard(edge, connection, request.stream, path, lambda: self._map(edge, connection, machine, request))
-        elif path == "/machine/register" and request.method == "POST":
-            task = asyncio.get_running_loop().create_task(self._register(edge, connection, machine, request))
+        elif path in ("/machine/register", "/machine/set-dns") and request.method == "POST":
+            answer = self._register if path == "/machine/register" else self._set_dns
+            task = asyncio.get_running_loop().create_task(answer(edge, connection, machine, request))
             place = edge, connection
             self._waiting.setdefault(place, {})[request.stream] = task
             self._spawn(task)
@@ -123,6 +126,19 @@ class FrontDesk:
             edge.reply(connection, request.stream, 400, b"bad request", TEXT)
         except Exception:
             logger.exception("register request failed")
+            edge.reply(connection, request.stream, 500, b"internal error", TEXT)
+
+    async def _set_dns(self, edge: Edge, connection: int, machine: str, request: Request) -> None:
+        try:
+            await set_dns(self._tailnet, machine, read_set_dns(request.body))
+            edge.reply(connection, request.stream, 200, b"{}", JSON)
+        except WireError as error:
+            logger.debug("bad set-dns request: %s", error)
+            edge.reply(connection, request.stream, 400, b"bad request", TEXT)
+        except GwError as error:
+            edge.reply(connection, request.stream, _STATUS.get(type(error), 500), error.message.encode(), TEXT)
+        except Exception:
+            logger.exception("set-dns request failed")
             edge.reply(connection, request.stream, 500, b"internal error", TEXT)
 
     def _map(self, edge: Edge, connection: int, machine: str, asked: Request) -> None:

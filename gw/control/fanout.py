@@ -161,6 +161,9 @@ class Fanout:
             self._mapper.forget_all()
             for session in self._sessions.values():
                 self._queue(session)
+        elif change.kind is ChangeKind.DNS and self._tailnet.publisher is not None:
+            for session in self._sessions.values():  # each node's own name is in its settings
+                self._queue(session)
         elif change.kind is ChangeKind.DNS:
             self._tell_all(b'{"DNSConfig":' + encode(self._tailnet.dns_config()) + b"}")
         elif change.kind is ChangeKind.RELAYS:

@@ -31,7 +31,7 @@ async def feed_lines(tailnet: Tailnet) -> AsyncGenerator[bytes, None]:
     shown = _records(tailnet)
 
     def note(change: Change) -> None:
-        if change.kind is ChangeKind.POLICY and _records(tailnet) != shown:
+        if change.kind in (ChangeKind.POLICY, ChangeKind.DNS) and _records(tailnet) != shown:
             wake.set()
         if change.kind in _TOLD and change.node is not None:
             dirty[change.node.id] = None
@@ -59,7 +59,7 @@ async def feed_lines(tailnet: Tailnet) -> AsyncGenerator[bytes, None]:
 
 
 def _records(tailnet: Tailnet) -> list[ExtraRecord]:
-    found = tailnet.policy.policy.dns_records
+    found = [*tailnet.extra_records, *tailnet.policy.policy.dns_records]
     return [ExtraRecord(name=each.name, type=each.type, value=each.value) for each in found]
 
 

@@ -27,7 +27,9 @@ from gw.state.documents import UserDoc
 
 TAGGED_USER_ID: Final = 2147455555
 TAGGED_USER_NAME: Final = "tagged-devices"
-SELF_CAPABILITIES: Final = ("https://tailscale.com/cap/is-admin", "https://tailscale.com/cap/file-sharing")
+SELF_CAPABILITIES: Final = (
+    "https://tailscale.com/cap/is-admin", "https://tailscale.com/cap/file-sharing", "https://tailscale.com/cap/ssh",
+)  # fmt: skip
 _PAST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -141,7 +143,7 @@ class Mapper:
         parts = [
             head[:-1],
             b'"DERPMap":' + self._derp(),
-            b'"DNSConfig":' + self._dns(),
+            b'"DNSConfig":' + self.dns(node),
             b'"UserProfiles":[' + profiles + b"]",
             b'"Node":' + self.own(node),
             b'"PacketFilters":' + self.filters(node),
@@ -162,7 +164,10 @@ class Mapper:
             self._derp_map = current, encode(current)
         return self._derp_map[1]
 
-    def _dns(self) -> bytes:
+    def dns(self, node: NodeRecord) -> bytes:
+        """The node's DNS settings; where a backend can prove its name, it may get certificates for it."""
+        if self._tailnet.publisher is not None:
+            return encode(replace(self._tailnet.dns_config(), cert_domains=[node.fqdn]))
         current = self._tailnet.dns_config()
         if self._dns_config[0] is not current:
             self._dns_config = current, encode(current)

@@ -25,6 +25,7 @@ from gw.control.edge import Switchboard
 from gw.control.fanout import Fanout
 from gw.control.frontdoor import FrontDoor
 from gw.control.mapper import Mapper
+from gw.control.sources import Sources
 from gw.control.tailnet import Tailnet
 from gw.control.watching import follow_edits, load_policy
 from gw.control.web import web
@@ -68,6 +69,7 @@ async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None])
         async with tailnet.running(), admin_socket(tailnet, paths.control_socket), asyncio.TaskGroup() as tasks:
             tasks.create_task(follow_edits(store, tailnet, paths))
             tasks.create_task(keep_sealed(store))
+            tasks.create_task(Sources(tailnet, paths.control_dir / "derpmaps").run())
             async with public_listener(tailnet, key, listener, context):
                 ready(f"control server for {tailnet.domain} on {config.listen}, {len(tailnet.nodes)} nodes")
                 await asyncio.Event().wait()

@@ -16,20 +16,25 @@ from gw.state.documents import RelayRegionDoc
 
 
 def derp_map_of(
-    regions: Iterable[RelayRegionDoc], policy: Mapping[int, DERPRegion | None] = MappingProxyType({})
+    regions: Iterable[RelayRegionDoc],
+    policy: Mapping[int, DERPRegion | None] = MappingProxyType({}),
+    others: Mapping[int, DERPRegion] = MappingProxyType({}),
 ) -> DERPMap:
-    """The map with one region a document. policy: regions that replace others, or take them away."""
-    found = {doc.region_id: doc.derp_region() for doc in sorted(regions, key=lambda doc: doc.region_id)}
+    """The map with one region a document. policy: regions that replace others, or take them away; others: of foreign
+    maps, which documents replace."""
+    found = dict(others)
+    found |= {doc.region_id: doc.derp_region() for doc in sorted(regions, key=lambda doc: doc.region_id)}
     for number, region in policy.items():
         if region is None:
             found.pop(number, None)
         else:
             found[number] = region
+    found = dict(sorted(found.items()))
     return DERPMap(regions=found, omit_default_regions=True)
 
 
 def dns_config_of(config: Config, records: Iterable[DNSRecord] = ()) -> DNSConfig:
-    """DNS settings. records: of the policy, beside those of the configuration.
+    """DNS settings. records: of the policy and of a file, beside those of the configuration.
 
     With MagicDNS the reverse zones of the pools are answered locally: an empty list, never null.
     """
@@ -41,8 +46,10 @@ def dns_config_of(config: Config, records: Iterable[DNSRecord] = ()) -> DNSConfi
         for pool in (config.prefixes.v4, config.prefixes.v6):
             for zone in reverse_zones(pool) if pool else ():
                 routes.setdefault(zone, [])
+    everywhere = [Resolver(addr=each) for each in dns.nameservers] or None
     return DNSConfig(
-        resolvers=[Resolver(addr=each) for each in dns.nameservers] or None,
+        resolvers=everywhere if dns.override_local else None,
+        fallback_resolvers=None if dns.override_local else everywhere,
         routes=routes or None,
         domains=list(dict.fromkeys([config.domain, *dns.search])) if dns.magic else dns.search or None,
         proxied=dns.magic,

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
-from typing import Any, Final, Protocol, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, final
 
 import msgspec
 
@@ -36,8 +36,8 @@ from gw.control.routes import Routes
 from gw.control.settings import derp_map_of, dns_config_of
 from gw.errors import AuthRequired, Conflict, GwError, NotFound, UsageError, WireError
 from gw.model.addresses import EXIT_ROUTES
-from gw.model.derpmap import DERPMap
-from gw.model.dnsconfig import DNSConfig
+from gw.model.derpmap import DERPMap, DERPRegion
+from gw.model.dnsconfig import DNSConfig, DNSRecord
 from gw.model.hostinfo import Hostinfo
 from gw.model.keys import NodeKey
 from gw.model.node import PeerChange
@@ -52,6 +52,9 @@ from gw.state.changes import Change as Write
 from gw.state.changes import Delete, Put
 from gw.state.config import Config
 from gw.state.documents import ApiKeyDoc, Kind, NodeDoc, PreauthKeyDoc, RelayRegionDoc, ServerDoc, UserDoc
+
+if TYPE_CHECKING:
+    from gw.control.certificates import Publisher
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +131,9 @@ class Tailnet:
         self._tasks: asyncio.TaskGroup | None = None
         self._derp_map: DERPMap | None = None
         self._dns_config: DNSConfig | None = None
+        self._derp_sources: dict[int, DERPRegion] = {}
+        self.extra_records: list[DNSRecord] = []  # of `dns.extra_records_file`
+        self.publisher: Publisher | None = None  # the DNS backend for certificates
 
     @classmethod
     def load(
@@ -242,13 +248,13 @@ class Tailnet:
     def derp_map(self) -> DERPMap:
         """The relay map; the same object until it changes."""
         if self._derp_map is None:
-            self._derp_map = derp_map_of(self.relays.values(), self.policy.policy.derp_regions)
+            self._derp_map = derp_map_of(self.relays.values(), self.policy.policy.derp_regions, self._derp_sources)
         return self._derp_map
 
     def dns_config(self) -> DNSConfig:
         """DNS settings for every node; the same object until they change."""
         if self._dns_config is None:
-            self._dns_config = dns_config_of(self.config, self.policy.policy.dns_records)
+            self._dns_config = dns_config_of(self.config, [*self.extra_records, *self.policy.policy.dns_records])
         return self._dns_config
 
     # Who wants to know
@@ -706,6 +712,20 @@ class Tailnet:
             self._dns_config = None
             self.publish(Change(ChangeKind.DNS))
         return stuck
+
+    def set_derp_sources(self, regions: dict[int, DERPRegion]) -> None:
+        """Take over the regions of foreign relay maps, all of them."""
+        self._derp_sources = regions
+        self._derp_map = None
+        self.publish(Change(ChangeKind.RELAYS))
+
+    def set_extra_records(self, records: list[DNSRecord]) -> None:
+        """Take over the DNS records of a file, all of them."""
+        if records == self.extra_records:
+            return
+        self.extra_records = records
+        self._dns_config = None
+        self.publish(Change(ChangeKind.DNS))
 
     def set_relay(self, key: int, doc: RelayRegionDoc | None) -> None:
         """Take over a region of the relay map, or its removal."""

@@ -63,8 +63,10 @@ class DnsSettings(_Table, frozen=True, kw_only=True):
     magic: bool = True
     nameservers: list[str] = []
     routes: dict[str, list[str]] = {}
+    override_local: bool = True  # false: `nameservers` are used only where a device has none of its own
     search: list[str] = []
     extra_records: list[ExtraRecord] = []
+    extra_records_file: str = ""  # JSON, as Headscale's extra_records_path; noticed when it changes
 
 
 class NodeSettings(_Table, frozen=True, kw_only=True):
@@ -111,6 +113,47 @@ class OidcSettings(_Table, frozen=True, kw_only=True):
     def expiry_s(self) -> float | None:
         """Seconds that a login lasts; 0 = for ever, None = what `node.key_expiry` says."""
         return parse_duration(self.expiry) if self.expiry else None
+
+
+class DerpSettings(_Table, frozen=True, kw_only=True):
+    """Relay maps of others, beside the regions in `relays/`, which win."""
+
+    urls: list[str] = []
+    files: list[str] = []  # JSON, YAML or TOML; noticed when they change
+    refresh: str = "3h"  # of the urls; 0 = only at the start
+
+    @property
+    def refresh_s(self) -> float:
+        return parse_duration(self.refresh)
+
+
+class RouteSettings(_Table, frozen=True, kw_only=True):
+    """How routers of one subnet are watched. The names are Headscale's."""
+
+    probe_interval: str = "10s"  # 0 = a router counts as alive while its connection stands
+    probe_timeout: str = "5s"
+
+    @property
+    def probe_interval_s(self) -> float:
+        return parse_duration(self.probe_interval)
+
+    @property
+    def probe_timeout_s(self) -> float:
+        return parse_duration(self.probe_timeout)
+
+
+class WebhookSettings(_Table, frozen=True, kw_only=True):
+    """Where events are sent. Ref: docs/events.md"""
+
+    name: str
+    url: str
+    secret_file: str
+    events: list[str] = []  # globs, `node-*`; empty = everything
+    give_up: str = "7d"  # events older than this are not tried any more
+
+    @property
+    def give_up_s(self) -> float:
+        return parse_duration(self.give_up)
 
 
 class RelaySettings(_Table, frozen=True, kw_only=True):
@@ -165,6 +208,9 @@ class Config(_Table, frozen=True, kw_only=True):
     oidc: OidcSettings = OidcSettings()
     relay: RelaySettings = RelaySettings()
     dns_server: DnsServerSettings = DnsServerSettings()
+    derp: DerpSettings = DerpSettings()
+    routes: RouteSettings = RouteSettings()
+    webhooks: list[WebhookSettings] = []
 
     def __post_init__(self) -> None:
         if not self.listen:
@@ -187,10 +233,19 @@ def decode_config(raw: bytes, path: Path) -> Config:
     folder = path.absolute().parent
     relay = msgspec.structs.replace(config.relay, **_absolute(config.relay, folder))
     oidc = msgspec.structs.replace(config.oidc, **_absolute(config.oidc, folder))
-    return msgspec.structs.replace(config, relay=relay, oidc=oidc, **_absolute(config, folder))
+    dns = msgspec.structs.replace(config.dns, **_absolute(config.dns, folder))
+    derp = msgspec.structs.replace(
+        config.derp, files=[str(folder / Path(each).expanduser()) for each in config.derp.files]
+    )
+    hooks = [msgspec.structs.replace(each, **_absolute(each, folder)) for each in config.webhooks]
+    return msgspec.structs.replace(
+        config, relay=relay, oidc=oidc, dns=dns, derp=derp, webhooks=hooks, **_absolute(config, folder)
+    )
 
 
-def _absolute(table: Config | RelaySettings | OidcSettings, folder: Path) -> dict[str, str]:
+def _absolute(
+    table: Config | RelaySettings | OidcSettings | DnsSettings | WebhookSettings, folder: Path
+) -> dict[str, str]:
     """The `*_file` keys that are set, as absolute paths."""
     named = {key: getattr(table, key) for key in table.__struct_fields__ if key.endswith("_file")}
     return {key: str(folder / Path(text).expanduser()) for key, text in named.items() if text}
@@ -222,6 +277,9 @@ def _faults(config: Config) -> Iterator[tuple[KeyPath, str]]:
             yield ("node", name), error.message
     yield from _oidc(config.oidc)
     yield from _relay(config.relay)
+    yield from _derp(config.derp)
+    yield from _routes(config.routes)
+    yield from _webhooks(config.webhooks)
     yield from _listen(("dns_server", "listen"), config.dns_server.listen)
     for index, upstream in enumerate(config.dns_server.upstreams):
         yield from _resolver(("dns_server", "upstreams", index), upstream)
@@ -295,6 +353,47 @@ def _oidc(oidc: OidcSettings) -> Iterator[tuple[KeyPath, str]]:
         _ = oidc.expiry_s
     except UsageError as error:
         yield ("oidc", "expiry"), error.message
+
+
+def _derp(derp: DerpSettings) -> Iterator[tuple[KeyPath, str]]:
+    for index, url in enumerate(derp.urls):
+        if not url.startswith(("http://", "https://")):
+            yield ("derp", "urls", index), f"not an http or https URL: `{url}`"
+    yield from _duration(("derp", "refresh"), derp.refresh)
+
+
+def _routes(routes: RouteSettings) -> Iterator[tuple[KeyPath, str]]:
+    faults = [
+        *_duration(("routes", "probe_interval"), routes.probe_interval),
+        *_duration(("routes", "probe_timeout"), routes.probe_timeout),
+    ]
+    yield from faults
+    if faults or not routes.probe_interval_s:
+        return
+    if routes.probe_interval_s < 2:
+        yield ("routes", "probe_interval"), f"shorter than 2s: `{routes.probe_interval}`; 0 turns probing off"
+    if not 1 <= routes.probe_timeout_s < routes.probe_interval_s:
+        yield ("routes", "probe_timeout"), f"not between 1s and the interval: `{routes.probe_timeout}`"
+
+
+def _webhooks(hooks: list[WebhookSettings]) -> Iterator[tuple[KeyPath, str]]:
+    names: set[str] = set()
+    for index, hook in enumerate(hooks):
+        if not hook.name.replace("-", "").isalnum() or not hook.name.isascii() or len(hook.name) > 63:
+            yield ("webhooks", index, "name"), f"not a name of letters, digits and hyphens: `{hook.name}`"
+        if hook.name in names:
+            yield ("webhooks", index, "name"), f"there are two of that name: `{hook.name}`"
+        names.add(hook.name)
+        if not hook.url.startswith(("http://", "https://")):
+            yield ("webhooks", index, "url"), f"not an http or https URL: `{hook.url}`"
+        yield from _duration(("webhooks", index, "give_up"), hook.give_up)
+
+
+def _duration(key: KeyPath, text: str) -> Iterator[tuple[KeyPath, str]]:
+    try:
+        parse_duration(text)
+    except UsageError as error:
+        yield key, error.message
 
 
 def _relay(relay: RelaySettings) -> Iterator[tuple[KeyPath, str]]:
