@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Final, final
 
 from msgspec import Raw
+from msgspec.structs import replace
 
 from gw.control.records import NodeRecord
 from gw.control.tailnet import Tailnet
