@@ -61,6 +61,7 @@ def _offline(paths: StatePaths, method: str, target: str, body: object) -> Any:
 
     from gw.control import events
     from gw.control.admin import answer, changes_state
+    from gw.control.observed import read_observed
     from gw.control.tailnet import Tailnet
     from gw.policy.starting import DENY_ALL
     from gw.state.config import load_config
@@ -69,6 +70,7 @@ def _offline(paths: StatePaths, method: str, target: str, body: object) -> Any:
     config = load_config(paths.config_file)
     raw = b"" if body is None else msgspec.json.encode(body)
     with DirectoryStore(paths).open(lock=changes_state(method), wait_s=LOCK_WAIT_S) as store:
-        tailnet = Tailnet.load(store, config, DENY_ALL, events.recorder(store.trail))
+        known = read_observed(paths.observed_file)
+        tailnet = Tailnet.load(store, config, DENY_ALL, events.recorder(store.trail), observed=known)
         with events.acting_as(f"uid {os.getuid()}, offline"):
             return asyncio.run(answer(tailnet, method, target, raw))

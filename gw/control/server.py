@@ -25,6 +25,7 @@ from gw.control.edge import Switchboard
 from gw.control.fanout import Fanout
 from gw.control.frontdoor import FrontDoor
 from gw.control.mapper import Mapper
+from gw.control.observed import ObservedFile, read_observed
 from gw.control.sources import Sources
 from gw.control.tailnet import Tailnet
 from gw.control.watching import follow_edits, load_policy
@@ -60,13 +61,26 @@ async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None])
     """Serve until cancelled. Raises Conflict for a directory or port in use, ConfigError for bad files."""
     store = DirectoryStore(paths).open()
     try:
-        tailnet = Tailnet.load(store, config, load_policy(paths.policy_file), events.recorder(store.trail))
+        tailnet = Tailnet.load(
+            store,
+            config,
+            load_policy(paths.policy_file),
+            events.recorder(store.trail),
+            observed=read_observed(paths.observed_file),
+        )
         gc.collect()
         gc.freeze()
         key = control_key(paths)
         context = tls_context(config)
         listener = listening_socket(config.listen)
-        async with tailnet.running(), admin_socket(tailnet, paths.control_socket), asyncio.TaskGroup() as tasks:
+        observed = ObservedFile(paths.observed_file, tailnet.nodes, tailnet.clock)
+        tailnet.subscribe(observed.take)
+        async with (
+            tailnet.running(),
+            observed.running(),
+            admin_socket(tailnet, paths.control_socket),
+            asyncio.TaskGroup() as tasks,
+        ):
             tasks.create_task(follow_edits(store, tailnet, paths))
             tasks.create_task(keep_sealed(store))
             tasks.create_task(Sources(tailnet, paths.control_dir / "derpmaps").run())

@@ -29,6 +29,7 @@ from gw.control import events
 from gw.control.allocator import Allocator
 from gw.control.claims import clean_disco_key, clean_endpoints, clean_hostinfo, same_for_peers
 from gw.control.names import Names, check_label, follows, is_label
+from gw.control.observed import Observed, recall
 from gw.control.pending import PendingLogins
 from gw.control.promises import Promises
 from gw.control.records import Change, ChangeKind, NodeRecord
@@ -143,8 +144,9 @@ class Tailnet:
         policy: Policy,
         record: events.Recorder = lambda entry: None,
         clock: Clock = utc_now,
+        observed: Mapping[int, Observed] | None = None,
     ) -> Tailnet:
-        """Read everything from the store: the only walk over all documents."""
+        """Read everything from the store: the only walk over all documents. observed: what nodes said before."""
         tailnet = cls(store, config, policy, record, clock)
         tailnet._server = store.load("server").get("server") or ServerDoc()
         tailnet.users.update(store.load("user"))
@@ -160,7 +162,8 @@ class Tailnet:
             if fault:
                 logger.error("nodes/%d.toml: %s: the node is left out", doc.id, fault)
                 continue
-            tailnet._enter(NodeRecord(doc, config.domain, last_seen=doc.last_seen))
+            node = NodeRecord(doc, config.domain, last_seen=doc.last_seen)
+            tailnet._enter(recall(node, (observed or {}).get(doc.id)))
         for key in tailnet.preauth_keys.values():
             tailnet.promised.keep(key)
         return tailnet

@@ -21,6 +21,7 @@ GITIGNORE: Final = b"""\
 /run/
 /snapshots/
 /lock
+/observed.jsonl
 .tmp-*
 *.conflict*
 *.broken*

@@ -96,6 +96,11 @@ class StatePaths:
         return self.root / "events"
 
     @property
+    def observed_file(self) -> Path:
+        """What nodes said of themselves, for the next start; may be missing, old or torn."""
+        return self.root / "observed.jsonl"
+
+    @property
     def snapshots_dir(self) -> Path:
         return self.root / "snapshots"
 
