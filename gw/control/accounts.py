@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final
 
 from gw.control import authkeys
-from gw.control.tailnet import Tailnet, check_tag
+from gw.control.tailnet import Tailnet, check_tag, number_of
 from gw.errors import Conflict, GwError, NotFound, UsageError
 from gw.state.changes import Delete, Put
 from gw.state.documents import PreauthKeyDoc, UserDoc
@@ -32,9 +32,10 @@ def check_user_name(name: str) -> str:
 
 def find_user(tailnet: Tailnet, text: str) -> UserDoc:
     """A user by name or id. Raises NotFound."""
-    if text not in tailnet.users and text.isdigit():
+    number = number_of(text)
+    if text not in tailnet.users and number:
         for user in tailnet.users.values():
-            if user.id == int(text):
+            if user.id == number:
                 return user
     return tailnet.user(text)
 
@@ -200,8 +201,8 @@ def find_preauth_key(tailnet: Tailnet, text: str) -> PreauthKeyDoc:
     """A key by id, prefix or whole text. Raises NotFound."""
     prefix = text.removeprefix(authkeys.KEY_PREFIX).partition("-")[0]
     found = tailnet.preauth_keys.get(prefix)
-    if found is None and text.isdigit():
-        found = next((key for key in tailnet.preauth_keys.values() if key.id == int(text)), None)
+    if found is None and number_of(text):
+        found = next((key for key in tailnet.preauth_keys.values() if key.id == number_of(text)), None)
     if found is None:
         shown = text if len(text) <= 2 * authkeys.PREFIX_BYTES else f"{text[:24]}…"
         raise NotFound(f"no such pre-auth key: `{shown}`", hint="see `gwctl preauthkeys list`")

@@ -25,7 +25,8 @@ from typing import Final, final
 import h11
 import msgspec
 
-from gw.control.admin import PREFIX, answer
+from gw.control.admin import PREFIX, respond
+from gw.control.api.calls import Listing, Reply
 from gw.control.events import acting_as
 from gw.control.feed import feed_lines
 from gw.control.tailnet import Tailnet
@@ -181,13 +182,27 @@ class _Exchange:
                 raise NotFound(f"no such call: `{target}`")
             if not self._caller.may_administer:
                 raise PermissionNeeded(f"{self._caller} may not administer this server", hint="use sudo")
-            result = await answer(self._tailnet, method, target, body)
+            result = await respond(self._tailnet, method, target, body)
         except GwError as error:
             status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
             carried = {"error": error.message, "code": error.code, "hint": error.hint}
             await self._send(status, msgspec.json.encode(carried))
         else:
-            await self._send(200, msgspec.json.encode(result))
+            if isinstance(result, Listing):
+                await self._send_listing(result)
+            elif isinstance(result, Reply):
+                await self._send(result.status, result.body)
+            else:
+                await self._send(200, msgspec.json.encode(result))
+
+    async def _send_listing(self, listing: Listing) -> None:
+        headers = [("Content-Type", "application/json"), ("Transfer-Encoding", "chunked")]
+        self._writer.write(self._http.send(h11.Response(status_code=200, headers=headers)) or b"")
+        async for chunk in listing.chunks():
+            self._writer.write(self._http.send(h11.Data(data=chunk)) or b"")
+            await self._writer.drain()
+        self._writer.write(self._http.send(h11.EndOfMessage()) or b"")
+        await self._writer.drain()
 
     async def _send(self, status: int, body: bytes) -> None:
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]

@@ -65,6 +65,8 @@ class FrontDoor(asyncio.Protocol):
             return
         is_upgrade = len(target) > 1 and target[1].partition(b"?")[0] == b"/ts2021"
         if not is_upgrade:
+            if self._is_unfinished():
+                return
             self._hand_over(transport, self._make_web(), bytes(self._head))
             return
         end = self._head.find(b"\r\n\r\n")
@@ -73,6 +75,12 @@ class FrontDoor(asyncio.Protocol):
                 self._refuse(transport, 431, "request head too large")
             return
         self._upgrade(transport, bytes(self._head[:end]), bytes(self._head[end + 4 :]))
+
+    def _is_unfinished(self) -> bool:
+        """Whether the rest of a request's head is to come: it is waited for here, where there is a time limit."""
+        is_text = self._head[:1].isalpha()
+        has_end = b"\r\n\r\n" in self._head or b"\n\n" in self._head
+        return is_text and not has_end and len(self._head) <= MAX_HEAD_BYTES
 
     def _upgrade(self, transport: asyncio.Transport, head: bytes, rest: bytes) -> None:
         lines = head.decode("latin-1").split("\r\n")

@@ -7,12 +7,17 @@ the call returns.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
+from typing import Final
 
+from gw.control.names import follows
 from gw.control.records import NodeRecord
 from gw.control.tailnet import Tailnet
 from gw.errors import Conflict, UsageError
 from gw.state.changes import Put
 from gw.state.documents import UserDoc
+
+USUAL_S: Final = 180 * 86400.0
 
 
 async def approve(tailnet: Tailnet, node: NodeRecord, approved: bool = True) -> None:
@@ -88,3 +93,24 @@ async def move(tailnet: Tailnet, node: NodeRecord, user: UserDoc) -> None:
         )
     with tailnet.enrolling(user.name):
         await tailnet.change_node(node, "node-moved", user=user.name, tags=[])
+
+
+async def follow_hostname(tailnet: Tailnet, node: NodeRecord) -> None:
+    """Take back the name an administrator gave: the node is called after its host again."""
+    hostname = node.hostinfo.hostname or node.doc.hostname
+    if follows(node.doc.given_name, hostname):
+        return
+    label = tailnet.names.take(hostname)
+    try:
+        await tailnet.change_node(node, "node-renamed", given_name=label, hostname=hostname)
+    finally:
+        if tailnet.by_name.get(label) is not node:
+            tailnet.names.release(label)
+
+
+async def set_key_expiry(tailnet: Tailnet, node: NodeRecord, *, disabled: bool) -> None:
+    """Let the node's key never expire, or again after the usual time: the setting's, else 180 days from now."""
+    if disabled:
+        await tailnet.expire(node, None)
+    elif node.doc.expiry is None:
+        await tailnet.expire(node, tailnet.clock() + timedelta(seconds=tailnet.config.node.key_expiry_s or USUAL_S))

@@ -60,8 +60,11 @@ class PendingLogins:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def begin(self, machine_key: str, request: RegisterRequest, now: float) -> str:
-        """The id for this request; the same machine asking again for the same node key gets the same one."""
+    def begin(self, machine_key: str, request: RegisterRequest, now: float, auth_id: str = "") -> str:
+        """The id for this request; the same machine asking again for the same node key gets the same one.
+
+        auth_id: chosen by the caller, for trials.
+        """
         self.drop_old(now)
         known = self._by_id.get(self._by_node.get((machine_key, request.node_key), ""))
         if known is not None and not known.settled.is_set():
@@ -71,7 +74,7 @@ class PendingLogins:
             return known.auth_id
         while len(self._by_id) >= MAX_PENDING:
             self._drop(next(iter(self._by_id.values())))
-        auth_id = ID_PREFIX + secrets.token_hex(ID_RANDOM_BYTES)
+        auth_id = auth_id or ID_PREFIX + secrets.token_hex(ID_RANDOM_BYTES)
         self._by_id[auth_id] = PendingLogin(auth_id, machine_key, request, now + LIFETIME_S)
         self._by_node[machine_key, request.node_key] = auth_id
         return auth_id

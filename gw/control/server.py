@@ -10,7 +10,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from uvicorn import Config as WebConfig
@@ -19,12 +19,15 @@ from uvicorn.server import ServerState
 
 from gw.control import events
 from gw.control.admin_socket import admin_socket
+from gw.control.api.http import Observe
+from gw.control.apikeys import token_seal
 from gw.control.connection import ControlSocket
 from gw.control.desk import FrontDesk
 from gw.control.edge import Switchboard
 from gw.control.fanout import Fanout
 from gw.control.frontdoor import FrontDoor
 from gw.control.mapper import Mapper
+from gw.control.metrics import Metrics, metrics_listener
 from gw.control.observed import ObservedFile, read_observed
 from gw.control.sources import Sources
 from gw.control.tailnet import Tailnet
@@ -61,16 +64,19 @@ async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None])
     """Serve until cancelled. Raises Conflict for a directory or port in use, ConfigError for bad files."""
     store = DirectoryStore(paths).open()
     try:
+        metrics = Metrics()
         tailnet = Tailnet.load(
             store,
             config,
             load_policy(paths.policy_file),
-            events.recorder(store.trail),
+            metrics.counting(events.recorder(store.trail)),
             observed=read_observed(paths.observed_file),
         )
+        metrics.watch(tailnet)
         gc.collect()
         gc.freeze()
         key = control_key(paths)
+        tailnet.folder, tailnet.seal = paths.root, token_seal(key.raw)
         context = tls_context(config)
         listener = listening_socket(config.listen)
         observed = ObservedFile(paths.observed_file, tailnet.nodes, tailnet.clock)
@@ -84,7 +90,12 @@ async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None])
             tasks.create_task(follow_edits(store, tailnet, paths))
             tasks.create_task(keep_sealed(store))
             tasks.create_task(Sources(tailnet, paths.control_dir / "derpmaps").run())
-            async with public_listener(tailnet, key, listener, context):
+            tasks.create_task(metrics.measure_lag())
+            async with AsyncExitStack() as listeners:
+                if config.metrics_listen:
+                    channel = listening_socket(config.metrics_listen)
+                    await listeners.enter_async_context(metrics_listener(metrics, channel))
+                await listeners.enter_async_context(public_listener(tailnet, key, listener, context, metrics.observe))
                 ready(f"control server for {tailnet.domain} on {config.listen}, {len(tailnet.nodes)} nodes")
                 await asyncio.Event().wait()
     finally:
@@ -100,13 +111,18 @@ async def keep_sealed(store: DirectoryStore) -> None:
 
 @asynccontextmanager
 async def public_listener(
-    tailnet: Tailnet, key: MachineSecret, listener: socket.socket, context: ssl.SSLContext | None
+    tailnet: Tailnet,
+    key: MachineSecret,
+    listener: socket.socket,
+    context: ssl.SSLContext | None,
+    observe: Observe = lambda *_: None,
 ) -> AsyncIterator[Fanout]:
     """Serve nodes on `listener` within the block."""
     fanout = Fanout(tailnet, Mapper(tailnet))
     unsubscribe = tailnet.subscribe(fanout.take)
     public = MachineKey(public_key(key.raw))
-    settings = WebConfig(web(tailnet, public), http="h11", ws="none", lifespan="off", log_config=None, access_log=False)
+    application = web(tailnet, public, observe)
+    settings = WebConfig(application, http="h11", ws="none", lifespan="off", log_config=None, access_log=False)
     settings.load()
     state = ServerState()
     requests: set[asyncio.Task[None]] = set()

@@ -16,11 +16,13 @@ import hashlib
 import heapq
 import logging
 import re
+import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, final
 
 import msgspec
@@ -64,6 +66,7 @@ Clock = Callable[[], datetime]
 Subscriber = Callable[[Change], None]
 
 MAX_TAG_CHARS: Final = 100
+MAX_ID_DIGITS: Final = 18
 RETRY_S: Final = 60.0
 
 
@@ -97,6 +100,8 @@ class Tailnet:
     ) -> None:
         self.store = store
         self.config = config
+        self.folder: Path | None = None  # where config.toml and the policy lie, if they may be changed from here
+        self.seal = secrets.token_bytes(32)  # of OAuth tokens
         self.clock = clock
         self.started = clock()
         self.nodes: dict[int, NodeRecord] = {}
@@ -204,8 +209,9 @@ class Tailnet:
 
     def find_node(self, text: str) -> NodeRecord:
         """A node by id, name, full name, or address. Raises NotFound."""
-        if text.isdigit() and int(text) in self.nodes:
-            return self.nodes[int(text)]
+        numbered = self.nodes.get(number_of(text))
+        if numbered is not None:
+            return numbered
         name = text.lower().removesuffix(".").removesuffix(f".{self.domain}")
         found = self.by_name.get(name)
         if found is None:
@@ -707,7 +713,7 @@ class Tailnet:
 
     def set_config(self, config: Config) -> list[str]:
         """Take over changed settings. Returns the names of those that need a restart and stay as they were."""
-        fixed = ("server_url", "listen", "domain", "tls_cert_file", "tls_key_file", "prefixes")
+        fixed = ("server_url", "listen", "metrics_listen", "domain", "tls_cert_file", "tls_key_file", "prefixes")
         old = self.config
         stuck = [name for name in fixed if getattr(old, name) != getattr(config, name)]
         self.config = msgspec.structs.replace(config, **{name: getattr(old, name) for name in fixed})
@@ -884,6 +890,11 @@ async def _settle(work: Coroutine[Any, Any, T], done: asyncio.Future[T]) -> None
     else:
         if not done.done():
             done.set_result(result)
+
+
+def number_of(text: str) -> int:
+    """The number that an id's text says; 0, which nobody has, where it is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_ID_DIGITS else 0
 
 
 def check_tag(tag: str) -> str:

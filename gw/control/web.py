@@ -1,19 +1,24 @@
-"""The web side of the control server: the key, relay admission, health, and the page a person sees when logging in.
+"""The web side of the control server: the key, relay admission, health, the API, and pages for people.
 
 Ref: control protocol §1.3, §7.2
 """
 
 from __future__ import annotations
 
-import html
+from functools import cache
 from typing import Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from gw import __version__
+from gw.control import pages
+from gw.control.admin import TABLE
+from gw.control.api.http import Api, Observe
+from gw.control.api.openapi import page as api_page
+from gw.control.api.openapi import text as api_text
 from gw.control.tailnet import Tailnet
 from gw.errors import WireError
 from gw.model.gojson import GoStruct, decoder, encode
@@ -21,10 +26,6 @@ from gw.model.keys import MachineKey
 
 MAX_VERIFY_BYTES: Final = 4096
 OLDEST_VERSION: Final = 39
-
-PAGE: Final = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>body{{font:16px system-ui;max-width:44em;margin:4em auto;padding:0 1em}}
-code{{background:#eee;padding:.2em .4em;border-radius:.2em;word-break:break-all}}</style><h1>{title}</h1>{body}"""
 
 
 class VerifyRequest(GoStruct):
@@ -35,12 +36,18 @@ class VerifyRequest(GoStruct):
 _read_verify = decoder(VerifyRequest)
 
 
-def web(tailnet: Tailnet, key: MachineKey) -> Starlette:
-    """The application for everything that is no upgrade."""
+@cache
+def api_document() -> bytes:
+    """The OpenAPI document: also kept as `docs/openapi.json`."""
+    return api_text(TABLE.operations)
+
+
+def web(tailnet: Tailnet, key: MachineKey, observe: Observe = lambda *_: None) -> Starlette:
+    """The application for everything that is no upgrade. observe: told of every call of the API."""
 
     async def control_key(request: Request) -> Response:
         version = request.query_params.get("v", "")
-        if not version.isdigit():
+        if not version.isascii() or not version.isdigit() or len(version) > 9:
             return PlainTextResponse("missing or bad `v`", 400)
         if int(version) < OLDEST_VERSION:
             return Response()
@@ -66,16 +73,38 @@ def web(tailnet: Tailnet, key: MachineKey) -> Starlette:
         return JSONResponse({"version": __version__})
 
     async def register_page(request: Request) -> Response:
-        auth_id = html.escape(request.path_params["auth_id"])
-        body = (
-            "<p>This device wants to join. Whoever runs the control server approves it by typing</p>"
-            f"<p><code>gwctl auth approve {auth_id} --user NAME</code></p>"
-            "<p>The device continues by itself within a second.</p>"
-        )
-        return HTMLResponse(PAGE.format(title="One more step", body=body))
+        return HTMLResponse(pages.register(request.path_params["auth_id"]))
 
     async def home(request: Request) -> Response:
-        return HTMLResponse(PAGE.format(title="GhostWire", body="<p>A control server of a private mesh.</p>"))
+        return HTMLResponse(pages.home(tailnet.domain))
+
+    async def waiting(request: Request) -> Response:
+        return HTMLResponse(pages.waiting())
+
+    async def apple(request: Request) -> Response:
+        return HTMLResponse(pages.apple(tailnet.config.server_url))
+
+    async def apple_profile(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in pages.PROFILES:
+            return PlainTextResponse("not found", 404)
+        headers = {"Content-Disposition": f'attachment; filename="ghostwire-{name}.mobileconfig"'}
+        return Response(pages.apple_profile(tailnet.config.server_url, name), 200, headers, pages.PROFILE_TYPE)
+
+    async def windows(request: Request) -> Response:
+        return HTMLResponse(pages.windows(tailnet.config.server_url))
+
+    async def openapi(request: Request) -> Response:
+        return Response(api_document(), media_type="application/json")
+
+    async def api_docs(request: Request) -> Response:
+        return HTMLResponse(api_page(TABLE.operations))
+
+    async def elsewhere(request: Request) -> Response:
+        return RedirectResponse("/openapi.json", 308)
+
+    async def nothing(request: Request) -> Response:
+        return Response(status_code=204)
 
     async def robots(request: Request) -> Response:
         return PlainTextResponse("User-agent: *\nDisallow: /\n")
@@ -90,7 +119,19 @@ def web(tailnet: Tailnet, key: MachineKey) -> Starlette:
             Route("/derpmap", relays),
             Route("/health", health),
             Route("/version", version),
+            Route("/derpmap/default", relays),
             Route("/register/{auth_id:str}", register_page),
+            Route("/admin", waiting),
+            Route("/apple", apple),
+            Route("/apple/{name:str}", apple_profile),
+            Route("/windows", windows),
+            Route("/openapi.json", openapi),
+            Route("/api/v1/openapi.json", openapi),
+            Route("/api/v1/docs", api_docs),
+            Route("/swagger", api_docs),
+            Route("/swagger/v1/openapiv2.json", elsewhere),
+            Route("/favicon.ico", nothing),
+            Route("/api/{rest:path}", Api(tailnet, TABLE, observe)),
             Route("/robots.txt", robots),
             Route("/", home),
         ],

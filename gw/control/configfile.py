@@ -1,0 +1,46 @@
+"""Settings as administrators change them through the API: written to `config.toml`, then in force.
+
+A hand edit of the file goes the other way: `gw.control.watching`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+
+from gw.control.tailnet import Tailnet
+from gw.errors import Conflict
+from gw.state.config import Config
+from gw.state.editing import edit_config
+
+
+class _Value(msgspec.Struct, frozen=True):
+    """One setting, for the event trail."""
+
+    value: object
+
+
+async def change_settings(tailnet: Tailnet, changes: Mapping[str, object]) -> None:
+    """Change settings by their dotted names. Raises Conflict where there is no file, ConfigError for a bad value."""
+    if tailnet.folder is None:
+        raise Conflict("this server's settings are not kept in a file")
+    await tailnet.durably(_change(tailnet, changes))
+
+
+async def _change(tailnet: Tailnet, changes: Mapping[str, object]) -> None:
+    assert tailnet.folder is not None
+    async with tailnet.locked("config"):
+        before = tailnet.config
+        after = await asyncio.to_thread(edit_config, tailnet.folder / "config.toml", changes)
+        tailnet.set_config(after)
+        for name, value in changes.items():
+            tailnet.record("setting-changed", f"config:{name}", _Value(_value(before, name)), _Value(value))
+
+
+def _value(config: Config, name: str) -> object:
+    found: object = config
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
