@@ -20,7 +20,7 @@ HELP: Final = """Run and administer a control server.
 Works with a running server, and without one on the state directory. Next: gw up --login-server URL --auth-key file:PATH
 """
 VERBS: Final = (
-    "init", "serve", "users", "nodes", "preauthkeys", "auth", "routes", "policy", "config", "events",
+    "init", "serve", "users", "nodes", "preauthkeys", "auth", "routes", "policy", "config", "events", "import",
     "health", "version",
 )  # fmt: skip
 ALIASES: Final = {

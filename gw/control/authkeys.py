@@ -3,6 +3,9 @@
 The prefix finds the key, the secret proves it. The secret has 256 random bits, so one fast hash guards it as well as a
 slow one would: there is nothing to guess. Only the hash is stored, and it is compared in constant time.
 
+Keys that were imported from Headscale stay good: its bcrypt hashes are checked as such, once, and replaced by ours when
+a key proves itself; its older keys without a prefix (48 hex digits) are found by a hash of their text.
+
 Ref: control protocol §4.4
 """
 
@@ -23,7 +26,9 @@ KEY_PREFIX: Final = "hskey-auth-"
 PREFIX_BYTES: Final = 6
 SECRET_BYTES: Final = 32
 MAX_KEY_CHARS: Final = 1024
-_FORM: Final = re.compile(r"hskey-auth-([0-9a-f]{12})-([0-9a-f]{64})", re.ASCII)
+_LEGACY: Final = re.compile(r"[0-9a-f]{48}", re.ASCII)
+_BCRYPT: Final = "$2"
+_FORM: Final = re.compile(r"hskey-auth-([A-Za-z0-9_-]{12})-([A-Za-z0-9_-]{64})", re.ASCII)
 
 
 def compose(prefix: bytes, secret: bytes) -> tuple[str, str, str]:
@@ -40,10 +45,33 @@ def hash_secret(secret: str) -> str:
 def split(key: str) -> tuple[str, str]:
     """Prefix id and secret of a key. Raises AuthRequired if the text is none; the text is not repeated."""
     text = key[:MAX_KEY_CHARS].strip()
-    match = _FORM.fullmatch(text.partition("--TL")[0])  # stock clients strip the tailnet-lock part themselves
+    text = text.partition("--TL")[0]  # stock clients strip the tailnet-lock part themselves
+    match = _FORM.fullmatch(text)
+    if match is None and legacy_prefix(text):
+        return legacy_prefix(text), text
     if match is None:
         raise AuthRequired("handling register with auth key: not a pre-auth key")
     return match[1], match[2]
+
+
+def legacy_prefix(text: str) -> str:
+    """What stands for the prefix of one of Headscale's older keys; "" for any other text."""
+    return f"hs-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}" if _LEGACY.fullmatch(text) else ""
+
+
+def is_slow(doc: PreauthKeyDoc) -> bool:
+    """Whether the hash is Headscale's: `matches_slowly` takes some 60 ms of CPU."""
+    return doc.hash.startswith(_BCRYPT)
+
+
+def matches_slowly(doc: PreauthKeyDoc, secret: str) -> bool:
+    """The same for Headscale's bcrypt hash. Blocks; releases the interpreter meanwhile."""
+    import bcrypt
+
+    try:
+        return bcrypt.checkpw(secret.encode()[:72], doc.hash.encode())
+    except ValueError:
+        return False
 
 
 def matches(doc: PreauthKeyDoc, secret: str) -> bool:

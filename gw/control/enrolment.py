@@ -10,6 +10,7 @@ Ref: control protocol §4.3, §4.4
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -81,7 +82,9 @@ async def _register_preauth(tailnet: Tailnet, machine_key: str, request: Registe
             if known is not None and settled and known.doc.preauth_key == prefix:
                 return known  # its key was deleted since: the node stays what it is
             raise AuthRequired("invalid pre auth key")
-        if not authkeys.matches(key, secret):
+        if authkeys.is_slow(key):
+            key = await _proven_slowly(tailnet, prefix, secret)
+        elif not authkeys.matches(key, secret):
             raise AuthRequired("handling register with auth key: wrong secret")
         if known is not None and settled and _owns(key, known, request):
             return known  # a used or expired key survives restarts of the node it admitted
@@ -92,6 +95,25 @@ async def _register_preauth(tailnet: Tailnet, machine_key: str, request: Registe
             if key is None:
                 raise AuthRequired("invalid pre auth key")
             return await _register_by_key(tailnet, machine_key, node_key, request, key)
+
+
+async def _proven_slowly(tailnet: Tailnet, prefix: str, secret: str) -> PreauthKeyDoc:
+    """An imported key that fits its bcrypt hash; from now on it has a fast one. One costly check at a time."""
+    async with tailnet.locked("slow hash"), tailnet.locked(f"preauthkey {prefix}"):
+        key = tailnet.preauth_keys.get(prefix)
+        if key is None:
+            raise AuthRequired("invalid pre auth key")
+        if not authkeys.is_slow(key):  # another machine was first
+            fits = authkeys.matches(key, secret)
+        else:
+            fits = await asyncio.to_thread(authkeys.matches_slowly, key, secret)
+        if not fits:
+            raise AuthRequired("handling register with auth key: wrong secret")
+        if authkeys.is_slow(key):
+            key = key.edited(hash=authkeys.hash_secret(secret))
+            await tailnet.commit([Put(key)])
+            tailnet.preauth_keys[prefix] = key
+        return key
 
 
 async def _register_by_key(

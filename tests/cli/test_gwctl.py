@@ -249,3 +249,45 @@ def test_every_noun_has_help(gwctl: Run, words: tuple[str, ...]) -> None:
 
 def test_an_unknown_verb_is_refused(gwctl: Run) -> None:
     assert bad(gwctl("nodez"), 2).startswith("error: no such command 'nodez'")
+
+
+def test_an_import_into_a_directory_in_use_is_refused_and_a_fresh_one_is_filled(
+    ready: Run, gwctl: Run, state: Path, tmp_path: Path
+) -> None:
+    import sqlite3
+
+    text = (Path(__file__).resolve().parents[1] / "vectors" / "headscale" / "0.26.sql").read_text()
+    database = tmp_path / "db.sqlite"
+    connection = sqlite3.connect(database)
+    connection.executescript(text)
+    connection.close()
+    words = ("import", "headscale", str(database))
+    said = good(ready(*words, "--dry-run"))
+    assert "would take over 4 users, 4 nodes (1 tagged), 2 pre-auth keys, 1 API keys" in said
+    assert "another node has the same node key" in said
+    assert data(ready("nodes", "list", "-o", "json")) == []
+    good(ready(*words))
+    nodes = data(ready("nodes", "list", "-o", "json"))
+    assert [(node["id"], node["givenName"]) for node in nodes] == [
+        ("1", "nas"), ("2", "web"), ("3", "ann-s-mac"), ("9", "nas-1"),
+    ]  # fmt: skip
+    assert "ann@" in (state / "policy.hujson").read_text()
+    assert (state / "policy.hujson.before-import").exists()
+    bad_words = ready(*words)
+    assert bad_words.returncode == 8
+    assert "there are users or nodes" in bad_words.stderr
+
+
+def test_the_trail_of_a_directory_is_verified_and_tampering_ends_with_one(ready: Run, state: Path) -> None:
+    good(ready("users", "create", "alice"))
+    good(ready("users", "create", "bob"))
+    head = state.parent / "head.json"
+    head.write_text(good(ready("events", "head")))
+    assert "the trail is whole: 2 events" in good(ready("events", "verify", "--head", str(head)))
+    assert data(ready("events", "-o", "json", "--subject", "user:b*"))[0]["subject"] == "user:bob"
+    assert [json.loads(line)["seq"] for line in good(ready("events", "-o", "json-line", "-n", "1")).splitlines()] == [2]
+    (day,) = (state / "events").glob("2*.jsonl")
+    day.write_text(day.read_text().replace("alice", "carol"))
+    result = ready("events", "verify", "--head", str(head), "-o", "json")
+    assert result.returncode == 1
+    assert "altered" in json.loads(result.stdout)["problems"][0]["what"]
