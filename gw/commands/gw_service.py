@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,13 @@ def install(roles: Roles = None, root: Root = Path("/")) -> None:
     from gw.commands import services
 
     chosen = _check(roles, root)
+    hidden = services.hidden_in_home(Path(sys.prefix), Path(sys.executable).resolve())
+    if hidden is not None:
+        shell.note(f"warning: `{hidden}` lies in a home, where services cannot look: they will not start")
+        shell.note(
+            "hint: install for the whole machine: "
+            "sudo PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install ghostwire-mesh"
+        )
     for path in services.install(root, chosen):
         shell.note(f"wrote {path}")
     if root != Path("/"):

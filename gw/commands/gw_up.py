@@ -61,10 +61,12 @@ def read_key(text: str) -> str:
         key = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"cannot read the auth key: {getattr(error, 'strerror', 'not text')}", path=str(path)
+            f"cannot read the auth key: {getattr(error, 'strerror', 'not text')}",
+            path=str(path),
+            hint="the file holds the key that `gwctl preauthkeys create` printed",
         ) from error
     if not key:
-        raise ConfigError("the auth key file is empty", path=str(path))
+        raise ConfigError("the auth key file is empty", path=str(path), hint="gwctl preauthkeys create -u NAME")
     return key
 
 

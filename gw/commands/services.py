@@ -22,6 +22,7 @@ GROUP: Final = "ghostwire"
 UNIT_DIR: Final = "etc/systemd/system"
 SYSUSERS_FILE: Final = "etc/sysusers.d/ghostwire.conf"
 TMPFILES_FILE: Final = "etc/tmpfiles.d/ghostwire.conf"
+HOMES: Final = ("/home", "/root", "/run/user")  # what ProtectHome= takes away
 SHIPPED_SCRIPT_DIR: Final = "/usr/local/bin/"
 
 
@@ -31,6 +32,14 @@ def shipped() -> Path:
     if not folder.is_dir():
         raise NotFound(f"no unit files in `{folder}`", hint="install the package: pipx install ghostwire-mesh")
     return folder
+
+
+def hidden_in_home(prefix: Path, interpreter: Path) -> Path | None:
+    """The part of the installation that lies in somebody's home, where a service cannot look; None if all is well."""
+    for path in (prefix, interpreter):
+        if any(path.is_relative_to(home) for home in HOMES):
+            return path
+    return None
 
 
 def script(name: str) -> Path:

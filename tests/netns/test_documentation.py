@@ -20,7 +20,7 @@ PAGES = ["README.md", *sorted(str(path.relative_to(REPOSITORY)) for path in (REP
 BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # Installing is what the packaging tests do: here the scripts are on PATH already.
-ALREADY_DONE = ("pipx install", "pip install", "uv tool install", "sudo pipx install")
+ALREADY_DONE = ("pipx install", "pip install", "uv tool install")
 
 
 def commands(page: str) -> list[str]:
@@ -45,7 +45,7 @@ def test_the_readme_has_commands() -> None:
 def test_every_console_block_works_as_written(page: str, tmp_path: Path) -> None:
     with Sandbox(tmp_path / "box", "192.0.2.10") as box:
         for command in commands(page):
-            if command.startswith(ALREADY_DONE):
+            if any(words in command for words in ALREADY_DONE):
                 continue
             if command.startswith("gw ping"):
                 second_node(box, command.split()[-1])
