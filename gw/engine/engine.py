@@ -53,6 +53,7 @@ ACTIVITY_S: Final = 1.0
 RESTUN_S: Final = (20.0, 26.0)
 IDLE_RESTUN_S: Final = 120.0
 NO_UDP_RETRY_S: Final = 60.0
+RESOLVE_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,13 +458,16 @@ class Engine:
                     group.create_task(measure(id_))
 
     async def _resolve_names(self) -> None:
-        for name in self._netcheck.needs(self._map):
+        async def resolve(name: str) -> None:
             addresses: list[str] = []
             try:
-                async with asyncio.timeout(3.0):
+                async with asyncio.timeout(RESOLVE_S):
                     found = await self._loop.getaddrinfo(name, None, type=socket.SOCK_DGRAM)
                     addresses = sorted({str(ipaddress.ip_address(str(entry[4][0]))) for entry in found})
             except (TimeoutError, OSError, ValueError):
                 log.info("relay `%s` has no address", name)
-                continue
-            self._netcheck.resolved(name, addresses)
+            self._netcheck.resolved(name, addresses, time.monotonic())
+
+        async with asyncio.TaskGroup() as group:
+            for name in self._netcheck.needs(self._map, time.monotonic()):
+                group.create_task(resolve(name))

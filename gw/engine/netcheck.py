@@ -27,6 +27,8 @@ ENOUGH_REGIONS: Final = 3
 INCREMENTAL_REGIONS: Final = 3
 FULL_EVERY_S: Final = 300.0
 HISTORY_S: Final = 305.0
+RESOLVE_AGAIN_S: Final = 600.0  # a relay may move
+RETRY_NAME_S: Final = 15.0  # a name that is not known may be soon, but each look-up costs seconds
 SMALL_GAIN_S: Final = 0.010
 LIVE_S: Final = 8.0
 KEEP_S: Final = 120.0
@@ -86,7 +88,7 @@ class NetCheck:
         self._random = random_bytes
         self._map = DERPMap(regions={})
         self._has_v6 = False
-        self._resolved: dict[str, list[str]] = {}
+        self._resolved: dict[str, tuple[float, list[str]]] = {}  # host -> when it was asked for, its addresses
         self._planned: list[_Probe] = []
         self._sent: dict[bytes, _Probe] = {}
         self._report: Report | None = None
@@ -104,19 +106,27 @@ class NetCheck:
     def last(self) -> Report | None:
         return self._last
 
-    def needs(self, derp_map: DERPMap) -> list[str]:
-        """Host names that must be looked up before `start` can use them."""
+    def needs(self, derp_map: DERPMap, now: float) -> list[str]:
+        """Host names to look up before `start` can use them: new ones, and those last asked for a while ago."""
         names = {
             node.host_name
             for region in (derp_map.regions or {}).values()
             for node in region.nodes or ()
             if not node.ipv4 and not node.ipv6 and not node.stun_test_ip and not _literal(node.host_name)
         }
-        return sorted(names - set(self._resolved))
+        self._resolved = {host: found for host, found in self._resolved.items() if host in names}
+        return sorted(name for name in names if self._is_due(name, now))
 
-    def resolved(self, host: str, addresses: list[str]) -> None:
-        """The outcome of a look-up; an empty list for a name that is not known."""
-        self._resolved[host] = addresses
+    def resolved(self, host: str, addresses: list[str], now: float) -> None:
+        """The outcome of a look-up. An empty list, for one that failed, leaves what was known."""
+        _, known = self._resolved.get(host, (0.0, []))
+        self._resolved[host] = (now, addresses or known)
+
+    def _is_due(self, host: str, now: float) -> bool:
+        if host not in self._resolved:
+            return True
+        at, addresses = self._resolved[host]
+        return now - at >= (RESOLVE_AGAIN_S if addresses else RETRY_NAME_S)
 
     def start(self, derp_map: DERPMap, now: float, *, has_v6: bool, home: int = 0, full: bool = False) -> None:
         """Begin a report; one that is under way is given up."""
@@ -257,7 +267,7 @@ class NetCheck:
         elif _literal(node.host_name):
             texts = [node.host_name]
         else:
-            texts = self._resolved.get(node.host_name, [])
+            texts = self._resolved.get(node.host_name, (0.0, []))[1]
         found: list[AddrPort] = []
         for text in texts:
             try:

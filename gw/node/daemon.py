@@ -9,12 +9,14 @@ The engine, with its TUN and UDP port, stands from start to stop; `gw down` take
 from __future__ import annotations
 
 import asyncio
+import heapq
 import ipaddress
 import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -44,6 +46,7 @@ from gw.node.netmap import Netmap, NetmapChange
 from gw.node.prefs import edited, load_prefs, save_prefs
 from gw.node.session import ControlSession, State
 from gw.state.files import write_atomic
+from gw.state.lock import DirectoryLock
 from gw.state.paths import StatePaths
 from gw.wire.x25519 import clamp, public_key
 
@@ -51,6 +54,7 @@ log: Final = logging.getLogger(__name__)
 
 DEFAULT_PORT: Final = 41641
 EVENT_S: Final = 1.0
+EXPIRY_CHECK_S: Final = 10.0
 PING_LIMIT_S: Final = 30.0
 LOGOUT_S: Final = 10.0
 _BACKEND: Final = {
@@ -75,15 +79,16 @@ async def run(paths: StatePaths, options: Options, ready: Callable[[str], None])
     """Run until cancelled. Raises GwError where the host or the state directory does not allow it."""
     if not COMPILED:
         log.warning("the packet core runs interpreted, about ten times slower: install with a C compiler")
-    identity = Identity.load(paths.node_dir)
-    prefs = load_prefs(paths.node_dir)
-    disco = DiscoSecret(clamp(os.urandom(32)))
-    daemon = Daemon(paths, identity, prefs, disco)
-    async with (
-        local_api(daemon, options.socket or paths.node_socket, operator=options.operator),
-        _EngineEntry(daemon, paths, identity, disco, options) as engine,
-    ):
-        await daemon.serve(engine, ready)
+    with DirectoryLock(paths.node_dir, program="gwd", mode=0o700):  # two with one key would take it from each other
+        identity = Identity.load(paths.node_dir)
+        prefs = load_prefs(paths.node_dir)
+        disco = DiscoSecret(clamp(os.urandom(32)))
+        daemon = Daemon(paths, identity, prefs, disco)
+        async with (
+            local_api(daemon, options.socket or paths.node_socket, operator=options.operator),
+            _EngineEntry(daemon, paths, identity, disco, options) as engine,
+        ):
+            await daemon.serve(engine, ready)
 
 
 @final
@@ -170,6 +175,8 @@ class Daemon:
         self._ids: dict[NodeKey, int] = {}
         self._resume: list[NodeKey] = []  # busy peers when we went down: their sessions begin anew when we are back
         self._mapped = False  # the map's peers are in the engine
+        self._expiries: list[tuple[datetime, int]] = []  # heap of peers in the engine; entries may be stale
+        self._expiry_of: dict[int, datetime | None] = {}  # by node id
 
     async def serve(self, engine: Engine, ready: Callable[[str], None]) -> None:
         """Run until cancelled."""
@@ -180,6 +187,7 @@ class Daemon:
             group.create_task(engine.run())
             group.create_task(host.run(engine.network_changed))
             group.create_task(self._publish_moving())
+            group.create_task(self._watch_expiries())
             await self._follow_wishes()
 
     async def _follow_wishes(self) -> None:
@@ -432,9 +440,13 @@ class Daemon:
 
     def _set_peer(self, node: Node) -> None:
         config = translate.peer_config(node)
-        if config is None or node.expired:
+        if config is None or self._netmap.is_expired(node, datetime.now(UTC)):
             self._remove_peer(node)
             return
+        if node.key_expiry != self._expiry_of.get(node.id):
+            self._expiry_of[node.id] = node.key_expiry
+            if node.key_expiry is not None:
+                heapq.heappush(self._expiries, (node.key_expiry, node.id))
         old = self._configs.get(node.id)
         config = translate.keep_known(config, old)
         config = translate.engine_allowed(config, accept_routes=self._prefs.route_all)
@@ -450,11 +462,27 @@ class Daemon:
         self._running().set_peer(config)
 
     def _remove_peer(self, node: Node) -> None:
+        self._expiry_of.pop(node.id, None)
         config = self._configs.pop(node.id, None)
         if config is not None:
             self._ids.pop(config.key, None)
             self._on_host().remove_routes(config.allowed)
             self._running().remove_peer(config.key)
+
+    async def _watch_expiries(self) -> None:
+        """A key that is over is over, also while no control server says so."""
+        while True:
+            await asyncio.sleep(EXPIRY_CHECK_S)
+            self.drop_expired(datetime.now(UTC))
+
+    def drop_expired(self, wall: datetime) -> None:
+        """Let go of peers whose key is over at `wall`, our UTC clock."""
+        while self._expiries and self._expiries[0][0] <= wall + self._netmap.clock_offset:
+            _, id_ = heapq.heappop(self._expiries)
+            node = self._netmap.peers.get(id_)
+            if node is not None and id_ in self._configs and self._netmap.is_expired(node, wall):
+                log.info("the key of %s has expired", _label(node))
+                self._remove_peer(node)
 
     def _has_cap_rules(self) -> bool:
         return any(
@@ -500,6 +528,8 @@ class Daemon:
         self._mapped = False
         self._configs.clear()
         self._ids.clear()
+        self._expiries.clear()
+        self._expiry_of.clear()
         engine.set_filter([], [], [])
         host.set_names(ResolvConfig())
         host.set_addresses([])

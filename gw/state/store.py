@@ -129,7 +129,7 @@ class DirectoryStore:
                 for entry in record.entries:
                     self._heads.pending.setdefault((entry.kind, entry.key), []).append(entry)
             return self
-        self._lock = DirectoryLock(self._paths, wait_s)
+        self._lock = DirectoryLock(self._paths.root, wait_s)
         try:
             self._sweep()
             self._start()

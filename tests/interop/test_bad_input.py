@@ -212,6 +212,7 @@ def test_a_udp_port_in_use_is_named_and_a_second_daemon_refused(state: Path, tmp
             (["--port", "5000"], tmp_path / "other", "UDP port 5000"),
             ([], tmp_path / "third", "`gw0`"),
             ([], state, "another gwd"),
+            (["--tun", "gw9", "--port", "0", "--socket", str(tmp_path / "s")], state, "another gwd"),
         ):
             result = subprocess.run(
                 [*inside, *words], capture_output=True, text=True, check=False, timeout=30, cwd="/",

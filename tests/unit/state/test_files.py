@@ -112,7 +112,7 @@ def test_what_root_makes_belongs_to_the_owner_of_the_folder(tmp_path: Path) -> N
     write_secret(tmp_path / "keys" / "k", b"x")
     make_folder(tmp_path / "a" / "b", 0o700)
     Trail(tmp_path / "events", tmp_path / "keys" / "e").append(0.0, "x")
-    lock = DirectoryLock(StatePaths(tmp_path))
+    lock = DirectoryLock(tmp_path)
     lock.release()
     for name in ("file", "keys", "keys/k", "a", "a/b", "events", "events/1970-01-01.jsonl", "lock"):
         status = (tmp_path / name).stat()
@@ -154,9 +154,9 @@ def test_a_directory_that_is_set_up_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_lock_names_its_holder_and_ends_with_it(tmp_path: Path) -> None:
     paths = StatePaths(tmp_path)
-    first = DirectoryLock(paths)
+    first = DirectoryLock(paths.root)
     with pytest.raises(Conflict, match=f"another server holds .*: process {os.getpid()}$"):
-        DirectoryLock(paths)
+        DirectoryLock(paths.root)
     first.release()
     first.release()
-    DirectoryLock(paths, wait_s=1.0).release()
+    DirectoryLock(paths.root, wait_s=1.0).release()
