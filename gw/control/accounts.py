@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from gw.control import authkeys
 from gw.control.tailnet import Tailnet, check_tag, number_of
@@ -17,6 +17,7 @@ from gw.state.documents import PreauthKeyDoc, UserDoc
 
 MAX_USER_CHARS: Final = 63
 MAX_DESCRIPTION_CHARS: Final = 200
+T = TypeVar("T")
 _USER_NAME: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9._@-]+", re.ASCII)
 
 
@@ -58,7 +59,13 @@ async def _create_user(tailnet: Tailnet, name: str, display_name: str, email: st
 
 async def destroy_user(tailnet: Tailnet, user: UserDoc) -> None:
     """Remove a user and the user's keys. Raises Conflict while the user has nodes."""
-    await tailnet.durably(_destroy_user(tailnet, user))
+    await tailnet.durably(_alone(tailnet, _destroy_user(tailnet, user)))
+
+
+async def _alone(tailnet: Tailnet, work: Coroutine[Any, Any, T]) -> T:
+    """Users come and go one at a time where an identity provider's login looks for one."""
+    async with tailnet.locked("users"):
+        return await work
 
 
 async def _destroy_user(tailnet: Tailnet, user: UserDoc) -> None:
@@ -90,7 +97,7 @@ async def _destroy_user(tailnet: Tailnet, user: UserDoc) -> None:
 
 async def rename_user(tailnet: Tailnet, user: UserDoc, name: str) -> UserDoc:
     """Give a user another name; the id, nodes and keys stay. Raises Conflict, UsageError."""
-    return await tailnet.durably(_rename_user(tailnet, user, check_user_name(name)))
+    return await tailnet.durably(_alone(tailnet, _rename_user(tailnet, user, check_user_name(name))))
 
 
 async def _rename_user(tailnet: Tailnet, user: UserDoc, name: str) -> UserDoc:

@@ -29,6 +29,7 @@ from gw.control.frontdoor import FrontDoor
 from gw.control.mapper import Mapper
 from gw.control.metrics import Metrics, metrics_listener
 from gw.control.observed import ObservedFile, read_observed
+from gw.control.oidc.routes import BrowserLogins
 from gw.control.sources import Sources
 from gw.control.tailnet import Tailnet
 from gw.control.watching import follow_edits, load_policy
@@ -78,6 +79,11 @@ async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None])
         key = control_key(paths)
         tailnet.folder, tailnet.seal = paths.root, token_seal(key.raw)
         context = tls_context(config)
+        logins = BrowserLogins(tailnet)
+        if logins.is_on:
+            logins.provider()  # what is wrong with its files is said here and now
+            if config.oidc.only_start_if_oidc_is_available:
+                await logins.check()
         listener = listening_socket(config.listen)
         observed = ObservedFile(paths.observed_file, tailnet.nodes, tailnet.clock)
         tailnet.subscribe(observed.take)
@@ -89,13 +95,16 @@ async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None])
         ):
             tasks.create_task(follow_edits(store, tailnet, paths))
             tasks.create_task(keep_sealed(store))
+            tasks.create_task(logins.watch())
             tasks.create_task(Sources(tailnet, paths.control_dir / "derpmaps").run())
             tasks.create_task(metrics.measure_lag())
             async with AsyncExitStack() as listeners:
                 if config.metrics_listen:
                     channel = listening_socket(config.metrics_listen)
                     await listeners.enter_async_context(metrics_listener(metrics, channel))
-                await listeners.enter_async_context(public_listener(tailnet, key, listener, context, metrics.observe))
+                await listeners.enter_async_context(
+                    public_listener(tailnet, key, listener, context, metrics.observe, logins)
+                )
                 ready(f"control server for {tailnet.domain} on {config.listen}, {len(tailnet.nodes)} nodes")
                 await asyncio.Event().wait()
     finally:
@@ -116,12 +125,13 @@ async def public_listener(
     listener: socket.socket,
     context: ssl.SSLContext | None,
     observe: Observe = lambda *_: None,
+    logins: BrowserLogins | None = None,
 ) -> AsyncIterator[Fanout]:
     """Serve nodes on `listener` within the block."""
     fanout = Fanout(tailnet, Mapper(tailnet))
     unsubscribe = tailnet.subscribe(fanout.take)
     public = MachineKey(public_key(key.raw))
-    application = web(tailnet, public, observe)
+    application = web(tailnet, public, observe, logins)
     settings = WebConfig(application, http="h11", ws="none", lifespan="off", log_config=None, access_log=False)
     settings.load()
     state = ServerState()

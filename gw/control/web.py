@@ -19,6 +19,7 @@ from gw.control.admin import TABLE
 from gw.control.api.http import Api, Observe
 from gw.control.api.openapi import page as api_page
 from gw.control.api.openapi import text as api_text
+from gw.control.oidc.routes import BrowserLogins
 from gw.control.tailnet import Tailnet
 from gw.errors import WireError
 from gw.model.gojson import GoStruct, decoder, encode
@@ -42,7 +43,9 @@ def api_document() -> bytes:
     return api_text(TABLE.operations)
 
 
-def web(tailnet: Tailnet, key: MachineKey, observe: Observe = lambda *_: None) -> Starlette:
+def web(
+    tailnet: Tailnet, key: MachineKey, observe: Observe = lambda *_: None, logins: BrowserLogins | None = None
+) -> Starlette:
     """The application for everything that is no upgrade. observe: told of every call of the API."""
 
     async def control_key(request: Request) -> Response:
@@ -71,9 +74,6 @@ def web(tailnet: Tailnet, key: MachineKey, observe: Observe = lambda *_: None) -
 
     async def version(request: Request) -> Response:
         return JSONResponse({"version": __version__})
-
-    async def register_page(request: Request) -> Response:
-        return HTMLResponse(pages.register(request.path_params["auth_id"]))
 
     async def home(request: Request) -> Response:
         return HTMLResponse(pages.home(tailnet.domain))
@@ -120,7 +120,7 @@ def web(tailnet: Tailnet, key: MachineKey, observe: Observe = lambda *_: None) -
             Route("/health", health),
             Route("/version", version),
             Route("/derpmap/default", relays),
-            Route("/register/{auth_id:str}", register_page),
+            *(logins or BrowserLogins(tailnet)).routes(),
             Route("/admin", waiting),
             Route("/apple", apple),
             Route("/apple/{name:str}", apple_profile),

@@ -343,6 +343,10 @@ def _oidc(oidc: OidcSettings) -> Iterator[tuple[KeyPath, str]]:
         yield ("oidc", "client_id"), "missing: the name that the provider gave this server"
     if "openid" not in oidc.scope:
         yield ("oidc", "scope"), "`openid` has to be among them"
+    for name in ("allowed_domains", "allowed_users", "allowed_groups", "scope"):
+        for index, entry in enumerate(getattr(oidc, name)):
+            if not entry.strip() or (name == "allowed_domains" and "@" in entry):
+                yield ("oidc", name, index), f"not one of those: `{entry}`"
     if not oidc.groups_claim and oidc.allowed_groups:
         yield ("oidc", "allowed_groups"), "nobody could log in: `groups_claim` is empty"
     if oidc.pkce.method != "S256":

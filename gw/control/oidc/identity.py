@@ -2,7 +2,7 @@
 
     who         issuer/subject, nothing else: names and addresses change hands, a subject does not
     admission   allowed_groups, then the verified e-mail address against allowed_domains and allowed_users
-    name        the preferred user name, else the e-mail address; never one that a policy would read as somebody's address
+    name        the preferred user name, else the e-mail address; never one that reads as another's address
 
 Ref: OpenID Connect Core 1.0 §5.1, §5.7
 """
@@ -101,7 +101,8 @@ def _email(claims: Mapping[str, Any]) -> tuple[str, bool]:
     value = claims.get("email")
     if not isinstance(value, str) or not _EMAIL.fullmatch(value):
         return "", False
-    return value, claims.get("email_verified") in (True, "true")
+    verified = claims.get("email_verified")
+    return value, verified is True or verified == "true"
 
 
 def _groups(value: object) -> tuple[str, ...]:

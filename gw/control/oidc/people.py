@@ -1,4 +1,4 @@
-"""The users that an identity provider makes: found by issuer and subject, made at the first login, kept up at later ones."""
+"""Users that an identity provider makes: found by issuer and subject, made at first login, kept up at later ones."""
 
 from __future__ import annotations
 

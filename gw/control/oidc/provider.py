@@ -181,7 +181,9 @@ class Provider:
         except GwError as error:
             raise ProviderFailed(f"the identity provider cannot be asked: {error.message}", hint=error.hint) from error
         if answer.status != 200:
-            raise ProviderFailed(f"the identity provider answers {answer.status} at `{url}`", hint="check `oidc.issuer`")
+            raise ProviderFailed(
+                f"the identity provider answers {answer.status} at `{url}`", hint="check `oidc.issuer`"
+            )
         return answer
 
     async def _exchange(self, metadata: Metadata, code: str, verifier: str) -> _Tokens:
@@ -257,7 +259,7 @@ class Provider:
             return self._keys
 
     async def _userinfo(self, metadata: Metadata, access_token: str, claims: dict[str, Any]) -> dict[str, Any]:
-        """Claims that go over those of the token; none where the endpoint fails. Raises LoginRefused for a foreigner's."""
+        """Claims that go over those of the token; none where it fails. Raises LoginRefused for another person's."""
         headers = {"Authorization": f"Bearer {access_token}"}
         try:
             answer = await self._ask("GET", metadata.userinfo_endpoint, headers=headers, tls=self._tls)

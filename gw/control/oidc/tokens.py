@@ -1,6 +1,6 @@
 """ID tokens: whose signature they bear, and whether they were made for this login.
 
-    header.payload.signature     a JWS, signed by a key of the provider's key set; never by a shared secret, never unsigned
+    header.payload.signature     signed by a key of the provider's set; never by a shared secret, never unsigned
     iss aud azp exp nbf iat      who made it, for whom, when
     nonce                        the login it belongs to: a token of another login is worth nothing here
     at_hash                      the access token it came with
@@ -104,7 +104,9 @@ def _signed(token: str, keys: Collection[jwk.Key], algorithms: Collection[str]) 
         raise _bad(f"signed by {algorithm!r}")
     fitting = [key for key in keys if name is None or key.kid == name]
     if not fitting:
-        raise UnknownKey("the identity provider's answer bears an unknown signature", detail=f"key {name!r}", status=400)
+        raise UnknownKey(
+            "the identity provider's answer bears an unknown signature", detail=f"key {name!r}", status=400
+        )
     for key in fitting:
         try:
             payload = jws.deserialize_compact(token, key, algorithms=algorithms).payload

@@ -10,6 +10,7 @@ from gw.errors import ConfigError, NotFound, UsageError
 from gw.state.config import Config, decode_config, load_config, split_listen
 
 URL = 'server_url = "https://mesh.example.org:8443"\n'
+OIDC = URL + "[oidc]\nissuer = 'https://id.test'\nclient_id = 'mesh'\n"
 PATH = Path("/etc/mesh/config.toml")
 
 
@@ -66,6 +67,16 @@ def test_files_are_relative_to_the_folder_of_the_config() -> None:
         (URL + "[[dns.extra_records]]\nname='a.b'\nvalue='::1'", 4, "dns.extra_records.0.value", "no address for A"),
         (URL + "[[dns.extra_records]]\nname='a'\nvalue='1.1.1.1'\n[[dns.extra_records]]\nname='c'\ntype='MX'\nvalue=''",
          7, "dns.extra_records.1.type", "neither A nor AAAA"),
+        (OIDC + "client_secret = 'x'", 5, "oidc.client_secret", "unknown"),
+        (OIDC + "pkce.method = 'plain'", 5, "oidc.pkce.method", "S256"),
+        (OIDC + "scope = ['email']", 5, "oidc.scope", "openid"),
+        (OIDC + "allowed_domains = ['']", 5, "oidc.allowed_domains.0", "not one"),
+        (OIDC + "allowed_domains = ['a@b.c']", 5, "oidc.allowed_domains.0", "not one"),
+        (OIDC + "groups_claim = ''\nallowed_groups = ['a']", 6, "oidc.allowed_groups", "nobody"),
+        (OIDC + "extra_params = {state = 'x'}", 5, "oidc.extra_params.state", "own to set"),
+        (OIDC + "expiry = 'soon'", 5, "oidc.expiry", "soon"),
+        (URL + "[oidc]\nissuer = 'http://id.test'\nclient_id = 'm'", 3, "oidc.issuer", "anybody"),
+        (URL + "[oidc]\nissuer = 'https://id.test'", 2, "oidc.client_id", "missing"),
         (URL + "[relay]\nregion_id = 0", 3, "relay.region_id", "between"),
         (URL + "[relay]\nadmit = 'nobody'", 3, "relay.admit", "neither"),
         (URL + "[relay]\nstun = 'no'", 3, "relay.stun", "not host:port"),
