@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from gw.control.accounts import check_user_name
@@ -102,6 +103,7 @@ def test_there_is_always_another_name() -> None:
     assert list(islice(names_for(person("ann")), 4)) == ["ann", "user", "ann-2", "ann-3"]
 
 
+@hypothesis_settings(deadline=None)
 @given(st.text(max_size=80), st.text(max_size=80), st.text(max_size=80))
 def test_every_offered_name_is_a_good_one(username: str, email: str, shown: str) -> None:
     for name in islice(names_for(person(username, email, shown)), 6):

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from joserfc import jwk, jws
 
@@ -157,6 +157,7 @@ def test_a_key_set_is_taken_without_what_cannot_sign() -> None:
     assert not any(key.is_private for key in keys)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_key_set_or_one_error(raw: bytes) -> None:
     try:
@@ -165,6 +166,7 @@ def test_any_bytes_are_a_key_set_or_one_error(raw: bytes) -> None:
         pass
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(max_size=200), st.lists(st.binary(max_size=60).map(b64), max_size=5).map(".".join)))
 def test_any_text_is_refused_as_a_token(text: str) -> None:
     with pytest.raises(LoginRefused):
