@@ -17,6 +17,7 @@ from gw.control.api import (
     v1_logins,
     v1_nodes,
     v1_policy,
+    v1_routes,
     v1_users,
     v2_devices,
     v2_keys,
@@ -31,7 +32,8 @@ PREFIX: Final = "/api"
 TABLE: Final = Table(
     operation
     for room in (
-        v1_users, v1_nodes, v1_keys, v1_logins, v1_policy, v2_devices, v2_keys, v2_policy, v2_settings, v2_users,
+        v1_users, v1_nodes, v1_keys, v1_logins, v1_policy, v1_routes,
+        v2_devices, v2_keys, v2_policy, v2_settings, v2_users,
     )
     for operation in room.OPERATIONS
 )  # fmt: skip

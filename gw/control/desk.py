@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from typing import Final, final
 
+from gw.control import liveness
 from gw.control.certificates import NoBackend, read_set_dns, set_dns
 from gw.control.edge import Edge
 from gw.control.fanout import Fanout, Session
@@ -47,6 +48,7 @@ class FrontDesk:
         self._spawn = spawn
         self._sessions: dict[_Place, dict[int, Session]] = {}
         self._waiting: dict[_Place, dict[int, asyncio.Task[None]]] = {}
+        self.pinged: Callable[[str], bool] = lambda _: False  # takes the id of an answered ping; whether it was asked
 
     # Desk
 
@@ -61,6 +63,9 @@ class FrontDesk:
             self._waiting.setdefault(place, {})[request.stream] = task
             self._spawn(task)
             task.add_done_callback(lambda _: self._forget(place, request.stream))
+        elif path == liveness.PATH:
+            known = self.pinged(request.path.partition("?id=")[2])
+            edge.reply(connection, request.stream, 200 if known else 404, b"", TEXT)
         elif path.startswith("/machine/"):
             edge.reply(connection, request.stream, 501, b"Not implemented yet", TEXT)
         else:

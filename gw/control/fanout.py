@@ -28,6 +28,7 @@ from gw.control.mapper import Mapper
 from gw.control.records import Change, ChangeKind, NodeRecord
 from gw.control.tailnet import Tailnet
 from gw.model.gojson import encode
+from gw.model.mapping import MapResponse, PingRequest
 from gw.model.node import PeerChange
 from gw.policy.bits import ones
 from gw.wire.ts2021.mapframes import frame
@@ -111,6 +112,15 @@ class Fanout:
         self._tailnet.set_online(node, True)
         self._queue(session)
         return session
+
+    def ping(self, node: NodeRecord, url: str) -> int:
+        """Ask a node over its stream to call this URL inside Noise; the stream's number, 0 where it has none."""
+        session = self._sessions.get(node.id)
+        if session is None or session.is_behind:
+            return 0
+        asked = MapResponse(keep_alive=True, ping_request=PingRequest(url=url, url_is_noise=True))
+        session.edge.deliver(encode(asked), [session.number], is_whole=False)
+        return session.number
 
     def close(self, session: Session) -> None:
         """The stream is over. The node is offline if no other stream opens soon."""

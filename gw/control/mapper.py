@@ -208,7 +208,7 @@ class Mapper:
 
 
 def _is_online(node: NodeRecord) -> bool:
-    return node.online
+    return node.is_alive
 
 
 def _by_id(node: NodeRecord) -> int:

@@ -27,6 +27,7 @@ class NodeRecord:
     home_derp: int = 0
     cap: int = 0
     online: bool = False
+    is_unwell: bool = False  # its map stream stands, but it answers no pings
     last_seen: datetime | None = None
     armed: float = float("inf")  # when the clock looks at it next, UTC seconds
     expiry_told: bool = False  # whether the others know that its key expired
@@ -35,6 +36,11 @@ class NodeRecord:
 
     def __post_init__(self) -> None:
         self.id = self.doc.id
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether packets sent by it probably arrive."""
+        return self.online and not self.is_unwell
 
     @property
     def user(self) -> str:

@@ -26,6 +26,7 @@ from gw.control.desk import FrontDesk
 from gw.control.edge import Switchboard
 from gw.control.fanout import Fanout
 from gw.control.frontdoor import FrontDoor
+from gw.control.liveness import Liveness
 from gw.control.mapper import Mapper
 from gw.control.metrics import Metrics, metrics_listener
 from gw.control.observed import ObservedFile, read_observed
@@ -144,7 +145,11 @@ async def public_listener(
     def make_web() -> asyncio.Protocol:
         return H11Protocol(config=settings, server_state=state, app_state={})
 
-    switchboard = Switchboard(FrontDesk(tailnet, fanout, own))
+    liveness = Liveness(tailnet, fanout.ping)
+    desk = FrontDesk(tailnet, fanout, own)
+    desk.pinged = liveness.answered
+    own(asyncio.get_running_loop().create_task(liveness.run()))
+    switchboard = Switchboard(desk)
 
     def make_control(accepted: Accepted, http: ServerConnection) -> asyncio.Protocol:
         return ControlSocket(switchboard, accepted.machine, http)

@@ -660,9 +660,24 @@ class Tailnet:
         node.last_seen = self.clock()
         patch = PeerChange(node_id=node.id, online=online, last_seen=None if online else node.last_seen)
         self.publish(Change(ChangeKind.PATCHED, node, patch))
-        for router in {each.id: each for each in (*self.routes.refresh(node), *self.policy.rivals(node))}.values():
-            self.publish(Change(ChangeKind.CHANGED, router))
+        self._elect_again(node)
         self._arm(node)
+
+    def set_unwell(self, node: NodeRecord, unwell: bool) -> None:
+        """Say that a router does not answer although its map stream stands, or that it answers again."""
+        if node.is_unwell == unwell or not self.has(node):
+            return
+        node.is_unwell = unwell
+        self.record("router-unwell" if unwell else "router-well", f"node:{node.id}")
+        self._elect_again(node)
+
+    def _elect_again(self, node: NodeRecord) -> None:
+        """A router came, went, fell ill or got well: who serves its subnets now?"""
+        elected = self.routes.refresh(node)
+        for prefix in {route for each in elected for route in self.routes.primaries_of(each)} & {*node.served_routes}:
+            self.record("route-taken-over", f"route:{prefix}", None, Router(self.routes.primary(prefix) or 0))
+        for router in {each.id: each for each in (*elected, *self.policy.rivals(node))}.values():
+            self.publish(Change(ChangeKind.CHANGED, router))
 
     # What concerns everybody
 
@@ -921,6 +936,12 @@ class PolicyRevision(msgspec.Struct, frozen=True):
     """What the event trail keeps of a policy."""
 
     policy: str
+
+
+class Router(msgspec.Struct, frozen=True):
+    """What the event trail says of a subnet: the id of the node that serves it."""
+
+    router: int
 
 
 def revision_of(text: bytes) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 from gw.errors import AuthRequired, GwError, StateError, TimedOut, UsageError, WireError
 from gw.model.gojson import decoder, encode
 from gw.model.keys import MachineKey, MachineSecret
-from gw.model.mapping import MapRequest, MapResponse
+from gw.model.mapping import MapRequest, MapResponse, PingRequest
 from gw.model.registration import RegisterRequest, RegisterResponse
 from gw.net.tcp import Streams, connect
 from gw.wire.ts2021.client import BodyData, Challenge, ConnectionClosed, ControlConnection, ResponseStarted, StreamEnded
@@ -152,12 +153,24 @@ class ControlClient:
                 else:
                     try:
                         for raw in frames.feed(event.data):
-                            yield _map_response(raw)
+                            message = _map_response(raw)
+                            if message.ping_request is not None:
+                                self._answer_ping(link, message.ping_request)
+                            yield message
                     except WireError as error:
                         await self.close()
                         raise GwError(f"the control server sent nonsense: {error}") from None
         finally:
             link.give_up(stream)
+
+    def _answer_ping(self, link: _Link, asked: PingRequest) -> None:
+        """The server asks whether we are alive: a HEAD of the URL that it names, on this very connection."""
+        where = urlsplit(asked.url)
+        if asked.types or not asked.url_is_noise or not where.path.startswith("/machine/"):
+            return
+        path = f"{where.path}?{where.query}" if where.query else where.path
+        with contextlib.suppress(GwError):
+            link.request(path, b"", self._authority, method="HEAD")
 
     async def _exchange(self, path: str, body: bytes, timeout_s: float) -> tuple[int, bytes]:
         link = await self._linked()
@@ -274,11 +287,11 @@ class _Link:
         self.is_closed = False
         self._flush()
 
-    def request(self, path: str, body: bytes, authority: str) -> tuple[int, _Call]:
+    def request(self, path: str, body: bytes, authority: str, method: str = "POST") -> tuple[int, _Call]:
         if self.is_closed:
             raise GwError("the connection to the control server is closed")
         try:
-            stream = self._connection.request(path, body, authority=authority)
+            stream = self._connection.request(path, body, authority=authority, method=method)
         except (StateError, WireError) as error:
             self.close()
             raise GwError(f"the control server takes no more requests: {error}") from None
