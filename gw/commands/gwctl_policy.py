@@ -293,7 +293,7 @@ def _read(file: Path | None, *, empty: bytes = NOTHING) -> bytes:
     from gw.policy.toml import SUFFIX, from_toml
 
     raw, path = _raw(file), _path(file)
-    if not raw.strip():
+    if not raw or (empty and not raw.strip()):
         return empty
     if path.suffix != SUFFIX:
         return raw

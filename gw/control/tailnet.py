@@ -171,6 +171,8 @@ class Tailnet:
             tailnet._enter(recall(node, (observed or {}).get(doc.id)))
         for key in tailnet.preauth_keys.values():
             tailnet.promised.keep(key)
+        for failure in tailnet.policy.own_failures():
+            logger.warning("a test of the policy fails, the policy holds all the same: %s", failure)
         return tailnet
 
     def _understand(self, policy: Policy) -> None:

@@ -6,14 +6,16 @@ Ref: spec policy §12, §13 (autoApprovers)
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import ip_network
 from typing import Final, TypeVar
 
 from gw.model.addresses import EXIT_ROUTES
 from gw.policy.audience import Audience
 from gw.policy.compiled import Compiled
+from gw.policy.faults import PolicyError
+from gw.policy.hujson import position
 from gw.policy.membership import audience, is_meant
-from gw.policy.spans import Span, is_v6, span
+from gw.policy.selectors import Kind
+from gw.policy.spans import EVERYTHING, Span, span
 from gw.policy.view import Entry, PolicyNode
 
 N = TypeVar("N", bound=PolicyNode)
@@ -23,6 +25,19 @@ DISABLE_IPV4: Final = "disable-ipv4"
 FUNNEL_PORTS: Final = "https://tailscale.com/cap/funnel-ports?ports=443,8443,10000"
 SUGGEST_EXIT: Final = "suggest-exit-node"
 _ONE_CGNAT: Final = {"mac-always": "one-cgnat?v=true", "mac-never": "one-cgnat?v=false"}
+
+
+def check_targets(compiled: Compiled) -> None:
+    """Raises PolicyError where `nodeAttrs` names a user whom nobody knows, which is a slip of the pen.
+
+    Only asked when a policy is written: that a user goes later breaks nothing.
+    """
+    policy = compiled.policy
+    for entry in policy.node_attributes:
+        for target in entry.targets:
+            if target.kind is Kind.USER and not compiled.people.is_known(target.name):
+                line, column = position(policy.text, entry.at)
+                raise PolicyError(f'nodeAttrs: user not found: "{target.name}"', line=line, column=column)
 
 
 class NodeGifts:
@@ -70,8 +85,6 @@ class NodeGifts:
         if text in EXIT_ROUTES:
             return is_meant(self._exit, entry, self._compiled)
         first, last = route = span(text)
-        return any(
-            key[0] <= first and last <= key[1] and is_v6(key[0]) == is_v6(route[0]) and ip_network(text).prefixlen
-            and is_meant(meant, entry, self._compiled)
-            for key, meant in self._routes
-        )  # fmt: skip
+        return route not in EVERYTHING and any(
+            key[0] <= first and last <= key[1] and is_meant(meant, entry, self._compiled) for key, meant in self._routes
+        )

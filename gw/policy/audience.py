@@ -27,7 +27,7 @@ class Audience:
     )  # fmt: skip
 
     def __init__(self, selectors: Iterable[Selector], people: People, ipsets: Mapping[str, SpanSet]) -> None:
-        users: set[str] = set()
+        users: frozenset[str] = frozenset()
         tags: set[str] = set()
         pieces: list[tuple[str, Span]] = []
         self.member = self.tagged = self.everybody = self.anything = self.own = self.has_internet = False
@@ -36,7 +36,7 @@ class Audience:
             self.is_empty = False
             named = people.named(selector)
             if named is not None:
-                users |= named
+                users = users | named if users else named
                 continue
             match selector.kind:
                 case Kind.TAG:
@@ -49,7 +49,7 @@ class Audience:
                     pieces += [(span_text(each), each) for each in ipsets[selector.name]]
                 case Kind.AUTOGROUP:
                     self._take_autogroup(selector.name, pieces)
-        self.users: Final = frozenset(users)
+        self.users: Final = users
         self.tags: Final = frozenset(tags)
         self.pieces: Final = tuple(pieces)
         self.literals: Final = SpanSet(each for _, each in pieces)

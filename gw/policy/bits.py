@@ -65,10 +65,11 @@ class SideBits:
         self._tags: dict[str, Bits] = {}
         self.member = self.tagged = self.everybody = self.anything = 0
         literals: list[tuple[Span, Bits]] = []
+        alike: dict[frozenset[str], Bits] = {}  # users -> rules about just them
         for index, audience in enumerate(audiences):
             bit = 1 << index
-            for user in audience.users:
-                self._users[user] = self._users.get(user, 0) | bit
+            if audience.users:
+                alike[audience.users] = alike.get(audience.users, 0) | bit
             for tag in audience.tags:
                 self._tags[tag] = self._tags.get(tag, 0) | bit
             self.member |= bit * audience.member
@@ -76,6 +77,9 @@ class SideBits:
             self.everybody |= bit * audience.everybody
             self.anything |= bit * audience.anything
             literals += [(each, bit) for each in audience.literals]
+        for users, bits in alike.items():
+            for user in users:
+                self._users[user] = self._users.get(user, 0) | bits
         self.literals: Final = SpanBits(literals)
 
     def of_owner(self, owner: str, tags: frozenset[str]) -> Bits:

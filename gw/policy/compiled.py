@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Final, final
 
 from gw.policy.audience import Audience
-from gw.policy.bits import Bits, PostureBits, ServiceBits, SideBits
+from gw.policy.bits import Bits, PostureBits, ServiceBits, SideBits, SpanBits
 from gw.policy.ipsets import INTERNET
 from gw.policy.model import Grant, Policy
 from gw.policy.people import People
@@ -117,6 +117,7 @@ class Compiled:
         units = self.units
         self.sources: Final = SideBits(unit.sources for unit in units)
         self.destinations: Final = SideBits(unit.destinations for unit in units)
+        self._over = SpanBits((each, 1 << unit.index) for unit in units for each in _routed(unit))
         self._postures = PostureBits(() if unit.reverse else unit.grant.postures for unit in units)
         self._target_postures = PostureBits(unit.grant.postures if unit.reverse else () for unit in units)
         self.services: Final = ServiceBits(_services(unit) for unit in units)
@@ -171,7 +172,7 @@ class Compiled:
         seen, over = source, 0
         for route in facts.routes:
             seen |= sources.literals.over(route) | sources.everybody
-            over |= destinations.literals.over(route) | destinations.everybody
+            over |= self._over.over(route) | destinations.everybody
         opened = of_owner | destinations.everybody
         target4, target6 = ((opened | each) & ~self.via for each in literal_targets)
         receives = target4 | target6 | (over & ~self.via)
@@ -252,6 +253,13 @@ class Compiled:
 
 def _services(unit: Unit) -> tuple[Service, ...]:
     return unit.grant.services if unit.kind is UnitKind.NETWORK else ()
+
+
+def _routed(unit: Unit) -> SpanSet:
+    """Destinations that a node gets the rule for because it routes them. Of a capability, single addresses are not:
+    it is granted at the node that has the address."""
+    is_capability = unit.kind is UnitKind.CAPABILITY
+    return SpanSet(each for _, each in unit.destinations.pieces if each[0] != each[1] or not is_capability)
 
 
 def _mask(units: Sequence[Unit], holds: Callable[[Unit], bool]) -> Bits:

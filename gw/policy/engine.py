@@ -13,12 +13,13 @@ from typing import Generic, TypeVar, final
 
 from gw.model.filterrule import FilterRule
 from gw.model.sshpolicy import SSHRule
-from gw.policy.attributes import NodeGifts
+from gw.policy.attributes import NodeGifts, check_targets
 from gw.policy.checks import Checks
+from gw.policy.compiled import Compiled
 from gw.policy.filters import filter_for
 from gw.policy.model import Policy
 from gw.policy.ownership import TagOwners
-from gw.policy.people import User
+from gw.policy.people import People, User
 from gw.policy.routing import IsOnline, Primary, routes_for
 from gw.policy.sshrules import SshSection
 from gw.policy.view import Effect, PolicyNode, PolicyView
@@ -31,8 +32,10 @@ class PolicyEngine(Generic[N]):
     """pools: the tailnet's address prefixes. Raises PolicyError where the users make the policy ambiguous."""
 
     def __init__(self, policy: Policy, pools: Iterable[str], users: Iterable[User] = ()) -> None:
-        self.view: PolicyView[N] = PolicyView(policy, pools, users)
-        self._make_sections()
+        self._users = {user.name: user for user in users}
+        self._is_behind = False  # users came whom the policy in force cannot tell from others
+        self.view: PolicyView[N] = PolicyView(policy, pools, self._users.values())
+        self._take_over(_Sections(self.view.compiled))
 
     @property
     def policy(self) -> Policy:
@@ -40,18 +43,22 @@ class PolicyEngine(Generic[N]):
 
     def set_policy(self, policy: Policy) -> None:
         """Put a policy in force. Raises PolicyError; the last one stays then."""
-        self.view.set_policy(policy, self.view.compiled.people.by_name.values())
-        self._make_sections()
+        self._put_in_force(self._compiled(policy))
 
     def failures(self, policy: Policy) -> list[str]:
-        """What the policy's own tests would say if it were in force. Raises PolicyError."""
+        """What the policy's own tests would say if it were in force. Raises PolicyError where it cannot be."""
+        trial: PolicyView[N] = PolicyView(policy, self.view.pools, self._users.values())
+        _Sections(trial.compiled)
+        check_targets(trial.compiled)
         if not policy.tests and not policy.ssh_tests:
             return []
-        compiled = self.view.compiled
-        trial: PolicyView[N] = PolicyView(policy, self.view.pools, compiled.people.by_name.values())
         for entry in self.view.entries.values():
             trial.add(entry.node)
         return Checks(trial).failures()
+
+    def own_failures(self) -> list[str]:
+        """What the tests of the policy in force say."""
+        return Checks(self.view).failures()
 
     def put_user(self, user: User) -> bool:
         """A user is new or different. True where that changed what holds for nodes. Raises PolicyError."""
@@ -59,7 +66,7 @@ class PolicyEngine(Generic[N]):
 
     def drop_user(self, name: str) -> bool:
         """A user is gone. True where that changed what holds for nodes."""
-        old = self.view.compiled.people.by_name.get(name)
+        old = self._users.get(name)
         return old is not None and self._change_people(old, present=False)
 
     # Nodes
@@ -145,10 +152,21 @@ class PolicyEngine(Generic[N]):
 
     # Inside
 
-    def _make_sections(self) -> None:
-        self.owners = TagOwners(self.view.compiled)
-        self.gifts = NodeGifts(self.view.compiled)
-        self.ssh: SshSection[N] = SshSection(self.view.compiled)
+    def _compiled(self, policy: Policy) -> Compiled:
+        return Compiled(policy, People(self._users.values(), policy.groups), self.view.pools)
+
+    def _put_in_force(self, compiled: Compiled, *, is_idle: bool = False) -> None:
+        """is_idle: no node stands otherwise for it. Nothing is changed where a section raises PolicyError."""
+        sections = _Sections[N](compiled)
+        if is_idle:
+            self.view.compiled = compiled
+        else:
+            self.view.put_in_force(compiled)
+        self._take_over(sections)
+        self._is_behind = False
+
+    def _take_over(self, sections: _Sections[N]) -> None:
+        self.owners, self.gifts, self.ssh = sections.owners, sections.gifts, sections.ssh
 
     def _with_ssh(self, effect: Effect[N], node: N) -> Effect[N]:
         touched = self.ssh.touched(self.view, self.view.entries[node.id])
@@ -159,21 +177,30 @@ class PolicyEngine(Generic[N]):
 
     def _change_people(self, user: User, *, present: bool) -> bool:
         people = self.view.compiled.people
-        old = people.by_name.get(user.name)
-        if present and old == user:
+        old = self._users.get(user.name)
+        if present and old == user and not self._is_behind:
             return False
+        self._users.pop(user.name, None)
+        if present:
+            self._users[user.name] = user
         is_mentioned = self.policy.mentions(user) or (old is not None and self.policy.mentions(old))
-        if not is_mentioned:
+        if not is_mentioned and not self._is_behind:
             if old is not None:
                 people.remove(old)
             if present:
                 people.add(user)
             return False
-        users = [each for each in people.by_name.values() if each.name != user.name] + [user] * present
-        owns_nodes = bool(self.view.household(user.name))
-        if owns_nodes:
-            self.view.set_policy(self.policy, users)
-        else:
-            self.view.set_idle_users(users)
-        self._make_sections()
+        owns_nodes = self._is_behind or bool(self.view.household(user.name))
+        self._is_behind = True
+        self._put_in_force(self._compiled(self.policy), is_idle=not owns_nodes)
         return owns_nodes
+
+
+@final
+class _Sections(Generic[N]):
+    """What is not about packets. Raises PolicyError where the users make it ambiguous."""
+
+    def __init__(self, compiled: Compiled) -> None:
+        self.owners = TagOwners(compiled)
+        self.gifts = NodeGifts(compiled)
+        self.ssh: SshSection[N] = SshSection(compiled)

@@ -40,7 +40,7 @@ def evaluate(topology: Topology, text: bytes) -> dict[str, Any]:
         "error": None,
         "filter_rules": {node.name: filter_for(view, node) for node in nodes},
         "ssh": {node.name: ssh.rules_for(view, node) for node in nodes},
-        "node_attrs": {node.name: _values(gifts.attributes(view.entries[node.id])) for node in nodes},
+        "node_attrs": {node.name: _values(_attributes(gifts, view, node)) for node in nodes},
         "peers": routes,
         "auto_approved": {node.name: gifts.approved(view.entries[node.id], node.advertised) for node in nodes},
         "peer_caps": {
@@ -62,6 +62,10 @@ def evaluate(topology: Topology, text: bytes) -> dict[str, Any]:
 
 def _routes(view: PolicyView[TopologyNode], viewer: TopologyNode, peer: TopologyNode) -> list[str]:
     return routes_for(view, viewer, peer, lambda route: min(view.serving(route), default=None), lambda node: True)
+
+
+def _attributes(gifts: NodeGifts, view: PolicyView[TopologyNode], node: TopologyNode) -> dict[str, list[str] | None]:
+    return gifts.attributes(view.entries[node.id], is_mac=node.posture_attributes.get("node:os") == "macos")
 
 
 def _values(attributes: dict[str, list[str] | None]) -> dict[str, list[Any] | None]:

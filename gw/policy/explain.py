@@ -5,7 +5,6 @@ Ref: spec policy §4.4, §6, §10
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -26,7 +25,6 @@ View = PolicyView[TopologyNode]
 _Families = tuple[Bits, Bits]  # by IPv4, by IPv6
 
 MAX_MISSES: Final = 3
-_SPACE: Final = re.compile(r"\s+")
 
 
 @final
@@ -121,6 +119,7 @@ class Explainer:
     def __init__(self, view: View) -> None:
         self._view = view
         self._decider = Decider(view)
+        self._rules: dict[int, object] | None = None  # by their place in the text
         self._names = {entry.node.name: entry for entry in view.entries.values()}
         self._places = {place: entry for entry in view.entries.values() for place in entry.facts.places}
 
@@ -218,7 +217,9 @@ class Explainer:
         if not text or self._view.policy.grants is None:
             return Rule(0, 0, "the default policy, which allows everything")
         line, column = position(text, unit.grant.at)
-        return Rule(line, column, _shown(text, unit.grant.at))
+        if self._rules is None:
+            self._rules = dict(_objects(text))
+        return Rule(line, column, msgspec.json.encode(self._rules[unit.grant.at]).decode())
 
     def _suggestion(
         self, question: Question, source: Entry[TopologyNode] | None, target: Entry[TopologyNode] | None
@@ -253,16 +254,8 @@ def _service(question: Question) -> str:
     return f"{name} {question.port}" if question.port else name
 
 
-def _shown(text: bytes, at: int) -> str:
-    """The rule in one line, comments dropped."""
-
-    for value in _objects(text):
-        if value[0] == at:
-            return msgspec.json.encode(value[1]).decode()
-    return _SPACE.sub(" ", text[at : at + 100].decode(errors="replace"))
-
-
 def _objects(text: bytes) -> Iterable[tuple[int, object]]:
+    """Every rule, comments dropped, and where it begins."""
     root = parse(text)
     if isinstance(root.data, dict):
         for name, member in root.data.items():

@@ -156,7 +156,8 @@ class _Reader:
     def _is_inline(self) -> bool:
         """Whether the composite that has just begun ends on its line."""
         depth = 1
-        for kind, text in self._tokens[self._at :]:
+        for at in range(self._at, len(self._tokens)):
+            kind, text = self._tokens[at]
             if kind == "line" or (kind in ("block", "space") and "\n" in text):
                 return False
             if kind == "sign":

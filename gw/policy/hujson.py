@@ -14,6 +14,8 @@ Ref: spec policy §1; tailscale hujson/parse.go
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias, final
 
@@ -21,6 +23,7 @@ import msgspec
 
 MAX_DEPTH: Final = 200
 
+_LINE_END: Final = re.compile(rb"\n")
 _SPACE: Final = re.compile(rb"[ \t\r\n]*")
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _WORD: Final = re.compile(rb"[-+.0-9A-Za-z_]+")
@@ -70,6 +73,13 @@ class Member:
 def position(raw: bytes, offset: int) -> tuple[int, int]:
     """Line and column of a byte, both from 1; the column counts bytes."""
     return raw.count(b"\n", 0, offset) + 1, offset - (raw.rfind(b"\n", 0, offset) + 1) + 1
+
+
+def positions(raw: bytes, offsets: Sequence[int]) -> list[tuple[int, int]]:
+    """Line and column of many bytes, the text gone through once."""
+    starts = [0, *(match.end() for match in _LINE_END.finditer(raw))]
+    lines = [bisect_right(starts, offset) for offset in offsets]
+    return [(line, offset - starts[line - 1] + 1) for line, offset in zip(lines, offsets, strict=True)]
 
 
 def parse(raw: bytes) -> Value:

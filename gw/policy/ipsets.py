@@ -7,7 +7,9 @@ Ref: spec policy §14
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from heapq import heappop, heappush
+from itertools import pairwise
 from typing import Final, final
 
 from gw.policy.fields import Faults
@@ -46,46 +48,77 @@ class IpSets:
         self._defined[name] = (at, entries)
 
     def resolve(self, faults: Faults) -> None:
-        for name in self._defined:
-            self._spans_of(name, (), faults)
+        """Sets within a set first."""
+        for first in self._defined:
+            path = [first]
+            unseen = {first: self._within(first)}  # of the sets on the path, those within that were not looked at
+            while path:
+                name = path[-1]
+                inner = next((each for each in unseen[name] if each not in self.resolved), None)
+                if inner is None:
+                    self.resolved[name] = self._built(name, faults)
+                    path.pop()
+                    del unseen[name]
+                elif inner in unseen:
+                    faults.add(self._defined[inner][0], f'ipset "ipset:{inner}" contains itself')
+                    self.resolved[inner] = SpanSet()
+                else:
+                    path.append(inner)
+                    unseen[inner] = self._within(inner)
 
-    def _spans_of(self, name: str, within: tuple[str, ...], faults: Faults) -> SpanSet:
-        known = self.resolved.get(name)
-        if known is not None:
-            return known
-        at, entries = self._defined[name]
-        spans: list[Span] = []
-        if name in within:
-            faults.add(at, f'ipset "ipset:{name}" contains itself')
-            return SpanSet()
-        for place, text in entries:
-            words = text.split()
-            verb = words.pop(0) if len(words) == 2 and words[0] in ("add", "remove") else "add"
-            targets = self._target(place, words[0] if len(words) == 1 else text, (*within, name), faults)
-            if verb == "add":
-                spans += targets
-            else:
-                for target in targets:
-                    spans = without(spans, target)
-        self.resolved[name] = SpanSet(spans)
-        return self.resolved[name]
+    def _within(self, name: str) -> Iterator[str]:
+        for _, text in self._defined[name][1]:
+            inner = _words(text)[1].removeprefix("ipset:")
+            if inner in self._defined:
+                yield inner
 
-    def _target(self, at: int, text: str, within: tuple[str, ...], faults: Faults) -> list[Span]:
+    def _built(self, name: str, faults: Faults) -> SpanSet:
+        said: list[tuple[bool, Span]] = []
+        for at, text in self._defined[name][1]:
+            verb, target = _words(text)
+            said += [(verb == "add", each) for each in self._target(at, target, faults)]
+        return _last_said(said)
+
+    def _target(self, at: int, text: str, faults: Faults) -> Iterable[Span]:
         if text == "autogroup:internet":
-            return list(INTERNET)
+            return INTERNET
         if text.startswith("host:"):
             found = self._hosts.get(text.removeprefix("host:"))
             if found is None:
                 faults.add(at, f'host not defined in policy: "{text.removeprefix("host:")}"')
-            return [] if found is None else [found]
+            return () if found is None else (found,)
         if text.startswith("ipset:"):
-            name = text.removeprefix("ipset:")
-            if name not in self._defined:
+            inner = text.removeprefix("ipset:")
+            if inner not in self._defined:
                 faults.add(at, f'ipset not defined in policy: "{text}"')
-                return []
-            return list(self._spans_of(name, within, faults))
+            return self.resolved.get(inner, ())
         try:
-            return [span(text)]
+            return (span(text),)
         except ValueError:
             faults.add(at, f'invalid ipset target: "{text}"')
-            return []
+            return ()
+
+
+def _words(text: str) -> tuple[str, str]:
+    """(add or remove, target)"""
+    words = text.split()
+    if len(words) == 2 and words[0] in ("add", "remove"):
+        return words[0], words[1]
+    return "add", text.strip()
+
+
+def _last_said(said: list[tuple[bool, Span]]) -> SpanSet:
+    """The addresses of which the last entry about them says that they are in."""
+    cuts = sorted({first for _, (first, _) in said} | {last + 1 for _, (_, last) in said})
+    waiting = sorted(range(len(said)), key=lambda index: said[index][1][0], reverse=True)
+    begun: list[tuple[int, int]] = []  # a heap of (-index, last address): the latest entry on top
+    found: list[Span] = []
+    for here, following in pairwise(cuts):
+        while waiting and said[waiting[-1]][1][0] == here:
+            index = waiting.pop()
+            heappush(begun, (-index, said[index][1][1]))
+        while begun and begun[0][1] < here:
+            heappop(begun)
+        if begun and said[-begun[0][0]][0]:
+            found.append((here, following - 1))
+    return SpanSet(found)

@@ -72,14 +72,17 @@ class AutoApprovers:
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyTest:
-    """An entry of `tests` as it stands: whatever is wrong with it makes the test fail."""
+    """An entry of `tests` as it stands: whatever is wrong with it makes the test fail.
+
+    posture_attributes: of the source; None for those that its nodes have.
+    """
 
     at: int
     source: str
     protocol: str
     accept: tuple[str, ...]
     deny: tuple[str, ...]
-    posture_attributes: Mapping[str, object] = field(default_factory=dict)
+    posture_attributes: Mapping[str, object] | None = None
 
 
 @final

@@ -44,10 +44,12 @@ class People:
         self._called: dict[str, list[str]] = {}
         self._in_domain: dict[str, set[str]] = {}
         self._in_group: dict[str, set[str]] = {}
+        self._members: dict[str, frozenset[str]] = {}  # of the groups that somebody asked for
         for user in users:
             self.add(user)
 
     def add(self, user: User) -> None:
+        self._members.clear()
         self.by_name[user.name] = user
         for word in user.called:
             self._called.setdefault(word, []).append(user.name)
@@ -57,6 +59,7 @@ class People:
 
     def remove(self, user: User) -> None:
         """Of a user that was added."""
+        self._members.clear()
         del self.by_name[user.name]
         for word in user.called:
             self._called[word].remove(user.name)
@@ -77,10 +80,7 @@ class People:
             case Kind.DOMAIN:
                 return frozenset(self._in_domain.get(selector.name, ()))
             case Kind.GROUP:
-                if selector.name not in self._groups:
-                    return frozenset()
-                members = [self._find(member) for member in self._groups[selector.name]]
-                return frozenset(self._in_group.get(selector.name, ())).union(*members)
+                return self._of_group(selector.name)
             case Kind.AUTOGROUP if selector.name not in ("member", "tagged", "self", "internet", "danger-all"):
                 return frozenset(user.name for user in self.by_name.values() if _has_role(user, selector.name))
         return None
@@ -88,6 +88,15 @@ class People:
     def is_known(self, token: str) -> bool:
         """Whether a user is called so."""
         return token in self._called
+
+    def _of_group(self, group: str) -> frozenset[str]:
+        if group not in self._groups:
+            return frozenset()
+        known = self._members.get(group)
+        if known is None:
+            found = [self._find(member) for member in self._groups[group]]
+            known = self._members[group] = frozenset(self._in_group.get(group, ())).union(*found)
+        return known
 
     def _find(self, token: str) -> frozenset[str]:
         found = self._called.get(token, [])

@@ -10,18 +10,19 @@ Ref: spec policy §14
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, final
 
 Attributes = Mapping[str, object]
 
 _ASSERTION: Final = re.compile(
-    r"\s*(?P<name>[A-Za-z0-9_-]+:[A-Za-z0-9_./-]+)\s*"
-    r"(?P<operator>==|!=|>=|<=|>|<|\bNOT\s+IN\b|\bIN\b|\bIS\s+NOT\s+SET\b|\bIS\s+SET\b)\s*(?P<operand>.*?)\s*",
+    r"(?P<name>[A-Za-z0-9_-]+:[A-Za-z0-9_./-]+)\s*"
+    r"(?P<operator>==|!=|>=|<=|>|<|\bNOT\s+IN\b|\bIN\b|\bIS\s+NOT\s+SET\b|\bIS\s+SET\b)(?P<operand>.*)",
     re.DOTALL,
 )
 _LITERAL: Final = re.compile(r"'([^']*)'|\"([^\"]*)\"|(true|false)|(-?[0-9]+(?:\.[0-9]+)?)")
+_ITEM: Final = re.compile(rf"\s*({_LITERAL.pattern})\s*(,|$)")
 
 
 @final
@@ -55,11 +56,11 @@ class Assertion:
 
 def parse_assertion(text: str) -> Assertion:
     """Raises ValueError with the message to show."""
-    match = _ASSERTION.fullmatch(text)
+    match = _ASSERTION.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"invalid posture assertion: {text!r}")
     operator = " ".join(match["operator"].split())
-    operand = match["operand"]
+    operand = match["operand"].strip()
     if operator in ("IS SET", "IS NOT SET"):
         if operand:
             raise ValueError(f"invalid posture assertion: {text!r}")
@@ -67,8 +68,7 @@ def parse_assertion(text: str) -> Assertion:
     if operator in ("IN", "NOT IN"):
         if not (operand.startswith("[") and operand.endswith("]")):
             raise ValueError(f"invalid posture assertion: {text!r}: a list is needed after {operator}")
-        parts = [part.strip() for part in operand[1:-1].split(",") if part.strip()]
-        return Assertion(match["name"], operator, tuple(_literal(part, text) for part in parts))
+        return Assertion(match["name"], operator, tuple(_literals(operand[1:-1], text)))
     return Assertion(match["name"], operator, (_literal(operand, text),))
 
 
@@ -77,6 +77,18 @@ def held(postures: Mapping[str, tuple[Assertion, ...]], attributes: Attributes) 
     return frozenset(
         name for name, assertions in postures.items() if all(assertion.holds(attributes) for assertion in assertions)
     )
+
+
+def _literals(text: str, whole: str) -> Iterator[object]:
+    """The values between the brackets of a list; a comma inside quotes separates nothing."""
+    rest = text.rstrip()
+    at = 0
+    while at < len(rest):
+        match = _ITEM.match(rest, at)
+        if match is None:
+            raise ValueError(f"invalid posture assertion: {whole!r}: bad value {rest[at:].strip()!r}")
+        yield _literal(match[1], whole)
+        at = match.end()
 
 
 def _literal(text: str, whole: str) -> object:
@@ -109,6 +121,9 @@ def _compare(found: object, operand: object) -> int | None:
 
 
 def _version(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Numbers before words, so that 1.40.1 follows 1.40 and 1.9 precedes 1.40."""
+    """Words before numbers, so that 1.40.1 follows 1.40 and 1.9 precedes 1.40.
+
+    Numbers are compared as texts of digits: a node says what it likes of itself, also numbers that `int` refuses.
+    """
     parts = re.findall(r"[0-9]+|[A-Za-z]+", text)
-    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts)
+    return tuple((1, len(part.lstrip("0")), part.lstrip("0")) if part.isdigit() else (0, 0, part) for part in parts)

@@ -19,7 +19,7 @@ from gw.model.gojson import GoStruct, decoder, encode
 from gw.policy import durations
 from gw.policy.faults import PolicyError
 from gw.policy.fields import Faults, Fields, texts
-from gw.policy.hujson import HuJSONError, Value, parse, position
+from gw.policy.hujson import HuJSONError, Value, parse, positions
 from gw.policy.ipsets import IpSets
 from gw.policy.model import (
     AutoApprovers,
@@ -32,23 +32,24 @@ from gw.policy.model import (
     SshTest,
 )
 from gw.policy.postures import Assertion, parse_assertion
-from gw.policy.selectors import ROLES, Kind, Selector, parse_selector
+from gw.policy.selectors import ROLES, Kind, Selector, parse_selector, without_brackets
 from gw.policy.services import ALL_PORTS, WITH_PORTS, Service, parse_ports, parse_protocol, parse_service
-from gw.policy.spans import Span, overlap, span
+from gw.policy.spans import EVERYTHING, Span, overlap, span
 
 SECTIONS: Final = (
     "acls", "grants", "groups", "hosts", "ipsets", "tagOwners", "autoApprovers", "ssh", "nodeAttrs", "postures",
     "defaultSrcPosture", "tests", "sshTests", "randomizeClientPort", "disableIPv4", "OneCGNATRoute", "derpMap",
     "extraDNSRecords",
 )  # fmt: skip
+MAX_TOLD: Final = 100  # faults; nobody reads more
 CHECK_PERIOD_S: Final = 12 * 3600.0
 MAX_CHECK_PERIOD_NS: Final = 168 * 3600 * 10**9
 POOL: Final = span("100.64.0.0/10")
 RESERVED_POOLS: Final = (span("100.100.100.0/24"), span("100.115.92.0/23"))
 OPEN_CAPABILITIES: Final = ("drive", "relay", "webui", "kubernetes", "tsidp", "secrets")
+NODE_CAPABILITIES: Final = ("tailscale.com/app-connectors",)
 ONE_CGNAT_ROUTE: Final = ("", "mac-always", "mac-never")
 SELF_SOURCES: Final = ("member", *ROLES)
-_TAG: Final = re.compile(r"tag:[A-Za-z][A-Za-z0-9-]*")
 _CAPABILITY: Final = re.compile(r"[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+/.+")
 
 
@@ -66,9 +67,13 @@ def read_policy(text: bytes, *, domains: Collection[str] | None = None) -> Polic
     faults = Faults()
     policy = _Reader(text, faults, domains).policy(root)
     if faults.found:
-        located = [(*position(text, at), message) for at, message in faults.found]
+        told = faults.found[:MAX_TOLD]
+        places = positions(text, [at for at, _ in told])
+        located = [(*place, message) for place, (_, message) in zip(places, told, strict=True)]
         line, column, message = located[0]
         details = [f"line {line}, column {column}: {message}" for line, column, message in located]
+        if len(told) < len(faults.found):
+            details.append(f"and {len(faults.found) - len(told)} more")
         raise PolicyError(message, details=details, line=line, column=column, located=located)
     return policy
 
@@ -183,10 +188,11 @@ class _Reader:
         self.default_postures = self._posture_names(fields, "defaultSrcPosture")
 
     def _posture_names(self, fields: Fields, key: str) -> tuple[str, ...]:
-        for place, name in fields.texts(key):
+        names = fields.texts(key)
+        for place, name in names:
             if name not in self.postures:
                 self.faults.add(place, f'posture not defined in policy: "{name}"')
-        return tuple(name for _, name in fields.texts(key))
+        return tuple(name for _, name in names)
 
     def _source_postures(self, fields: Fields) -> tuple[str, ...]:
         return self._posture_names(fields, "srcPosture") if "srcPosture" in fields else self.default_postures
@@ -196,8 +202,9 @@ class _Reader:
         self.tags = {name for name, _, _ in entries}
         found: dict[str, tuple[Selector, ...]] = {}
         for name, at, value in entries:
-            if not _TAG.fullmatch(name):
-                self.faults.add(at, f"tagOwners[\"{name}\"]: tag names must start with a letter, after 'tag:'")
+            fault = _tag_fault(name)
+            if fault:
+                self.faults.add(at, f'tagOwners["{name}"]: {fault}')
             owners: list[Selector] = []
             for place, text in texts(value, self.faults, f'tagOwners["{name}"]'):
                 owner = self._selector(place, text)
@@ -318,15 +325,10 @@ class _Reader:
             return None
         prefix = f'dst="{text}": '
         spans = self.faults.guard(at, parse_ports, ports, prefix=prefix)
-        if spans is None:
+        bare = self.faults.guard(at, without_brackets, host, prefix=prefix) if spans is not None else None
+        if spans is None or bare is None:
             return None
-        if host.startswith("["):
-            inner, bracket, length = host[1:].partition("]")
-            if not bracket or ":" not in inner or (length and not length.startswith("/")):
-                self.faults.add(at, f"{prefix}brackets are for IPv6 addresses")
-                return None
-            host = inner + length
-        selector = self._selector(at, host, prefix=prefix)
+        selector = self._selector(at, bare, prefix=prefix)
         return None if selector is None else (selector, spans)
 
     def _grant(self, value: Value) -> list[Grant]:
@@ -337,7 +339,7 @@ class _Reader:
             selector = self._selector(at, text)
             if selector is None or not self._may_be_destination(at, text, selector):
                 continue
-            if selector.kind is Kind.ADDRESS and text.strip() in ("0.0.0.0/0", "::/0"):
+            if selector.kind is Kind.ADDRESS and selector.at in EVERYTHING:
                 self.faults.add(at, f'dst "{text.strip()}": to allow all IP addresses, use "*" or "autogroup:internet"')
                 continue
             if selector.is_autogroup("self"):
@@ -347,7 +349,7 @@ class _Reader:
         for at, text in fields.texts("ip"):
             services += self.faults.guard(at, parse_service, text) or []
         capabilities = self._capabilities(fields)
-        if not fields.texts("ip") and not capabilities:
+        if not services and not fields.items("ip") and not capabilities:
             self.faults.add(value.start, "ip and app can not both be empty")
         if capabilities and any(each.is_autogroup("internet") for each in destinations):
             self.faults.add(fields.place("app"), "cannot use app grants with autogroup:internet")
@@ -376,13 +378,15 @@ class _Reader:
                 found.append(tag)
         return tuple(found)
 
-    def _capabilities(self, fields: Fields) -> Capabilities:
+    def _capabilities(self, fields: Fields, own: tuple[str, ...] = ()) -> Capabilities:
+        """own: names of Tailscale's domain that are free to give besides the usual ones."""
         found: dict[str, tuple[str, ...]] = {}
         for name, at, value in fields.members("app"):
             if "://" in name or not _CAPABILITY.fullmatch(name):
                 self.faults.add(at, "capability name must have the form {domain}/{path}")
             domain, _, path = name.partition("/")
-            if domain.lower() == "tailscale.com" and path not in {f"cap/{each}" for each in OPEN_CAPABILITIES}:
+            is_open = name in own or path in {f"cap/{each}" for each in OPEN_CAPABILITIES}
+            if domain.lower() == "tailscale.com" and not is_open:
                 self.faults.add(at, "capability name must not be in the tailscale.com domain")
             if value.data is not None and not isinstance(value.data, list):
                 self.faults.add(value.start, f'app["{name}"]: expected a list')
@@ -535,7 +539,7 @@ class _Reader:
             tuple(targets),
             tuple(text for _, text in fields.texts("attr")),
             tuple(pools),
-            self._capabilities(fields),
+            self._capabilities(fields, own=NODE_CAPABILITIES),
         )
 
     def _derp_regions(self, fields: Fields) -> dict[int, DERPRegion | None]:
@@ -565,14 +569,16 @@ class _Reader:
         keys = ("src", "proto", "accept", "deny", "srcPostureAttrs")
         fields = Fields(value, keys, self.faults, "tests")
         attributes = fields.value("srcPostureAttrs")
-        plain = attributes.plain() if attributes is not None else {}
+        plain = attributes.plain() if attributes is not None else None
+        if not isinstance(plain, dict | None):
+            self.faults.add(fields.place("srcPostureAttrs"), "tests.srcPostureAttrs: expected an object")
         return PolicyTest(
             value.start,
             fields.text("src").strip(),
             fields.text("proto").strip(),
             tuple(text for _, text in fields.texts("accept")),
             tuple(text for _, text in fields.texts("deny")),
-            plain if isinstance(plain, dict) else {},
+            plain if isinstance(plain, dict) else None,
         )
 
     def _ssh_test(self, value: Value) -> SshTest:
@@ -594,6 +600,20 @@ class _Reader:
             tuple(text for _, text in fields.texts("deny")),
             tuple(text for _, text in fields.texts("check")),
         )
+
+
+def _tag_fault(text: str) -> str:
+    """What is wrong with the name of a tag; "" for a good one. Ref: tailscale tailcfg CheckTag"""
+    if not text.startswith("tag:"):
+        return "tags must start with 'tag:'"
+    name = text.removeprefix("tag:")
+    if not name:
+        return "tag names must not be empty"
+    if not (name.isascii() and name[0].isalpha()):
+        return "tag names must start with a letter, after 'tag:'"
+    if not name.replace("-", "").isalnum():
+        return "tag names can only contain numbers, letters, or dashes"
+    return ""
 
 
 def _is_owner(selector: Selector) -> bool:

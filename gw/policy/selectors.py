@@ -66,6 +66,8 @@ def parse_selector(text: str) -> Selector:
                 raise ValueError(f'invalid address: "{text}"') from None
     if text == "*":
         return ANY
+    if text == DOMAIN_PREFIX:
+        raise ValueError(f'invalid selector: "{text}": a domain is missing')
     if text.startswith(DOMAIN_PREFIX):
         return Selector(Kind.DOMAIN, text.removeprefix(DOMAIN_PREFIX))
     if "@" in text:
@@ -85,3 +87,16 @@ def parse_selector(text: str) -> Selector:
     if not text or ":" in text:
         raise ValueError(f'invalid selector: "{text}"')
     return Selector(Kind.HOST, text)
+
+
+def without_brackets(host: str) -> str:
+    """The host of a destination, `[v6]` and `[v6]/n` without brackets. Raises ValueError with the message to show."""
+    if host != host.strip():
+        raise ValueError(f'invalid selector: "{host}": white space around it')
+    if not host.startswith("["):
+        return host
+    address, bracket, length = host[1:].partition("]")
+    is_address = bool(bracket) and ":" in address and _ADDRESS.fullmatch(address) and "/" not in address
+    if not is_address or (length and not length.startswith("/")):
+        raise ValueError("brackets are for IPv6 addresses")
+    return address + length

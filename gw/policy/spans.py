@@ -39,7 +39,9 @@ def number(text: str) -> int:
 
 @lru_cache(maxsize=1 << 16)
 def span(text: str) -> Span:
-    """An address or prefix; bits beyond the prefix length are cleared. Raises ValueError."""
+    """An address or prefix; bits beyond the prefix length are cleared. Raises ValueError, also for one of a zone."""
+    if "%" in text:
+        raise ValueError(f"an address with a zone: {text}")
     network = ip_network(text, strict=False)
     offset = 0 if network.version == 4 else V6
     return offset + int(network.network_address), offset + int(network.broadcast_address)

@@ -51,6 +51,8 @@ def from_toml(raw: bytes) -> bytes:
         if match is None:
             raise PolicyError(f"not TOML: {error}") from None
         raise PolicyError(f"not TOML: {match[1]}", line=int(match[2]), column=int(match[3])) from None
+    except ValueError as error:  # a number of more digits than `int` takes
+        raise PolicyError(f"not TOML: {error}") from None
     except TypeError:
         raise PolicyError("not a policy: it has dates or times") from None
 

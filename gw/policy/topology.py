@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar, final
 
 import msgspec
 
+from gw.policy.attributes import check_targets
 from gw.policy.faults import PolicyError
 from gw.policy.people import User
 from gw.policy.reader import read_policy
@@ -117,6 +118,7 @@ def view_of(topology: Topology, text: bytes) -> PolicyView[TopologyNode]:
     policy = read_policy(text, domains=topology.domains)
     users = [User(each.name, each.email, each.role, each.id, frozenset(each.groups)) for each in topology.users]
     view = PolicyView[TopologyNode](policy, POOLS, users)
+    check_targets(view.compiled)
     for each in topology.nodes:
         view.add(each.placed())
     return view

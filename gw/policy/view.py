@@ -84,7 +84,7 @@ _NO_CLASS: Final[frozenset[Any]] = frozenset()
 class PolicyView(Generic[N]):
     """A policy over an index of nodes. Nothing here waits.
 
-    Only `set_policy` walks all nodes, and the first question for the sources of a rule with a posture.
+    Only `put_in_force` walks all nodes, and the first question for the sources of a rule with a posture.
     """
 
     def __init__(self, policy: Policy, pools: Iterable[str], users: Iterable[User] = ()) -> None:
@@ -105,11 +105,11 @@ class PolicyView(Generic[N]):
     def policy(self) -> Policy:
         return self.compiled.policy
 
-    def set_policy(self, policy: Policy, users: Iterable[User]) -> None:
-        """Put a policy in force, also the same one over other users. Raises PolicyError; the last one stays then."""
-        before, self.compiled = self.compiled, Compiled(policy, People(users, policy.groups), self.pools)
+    def put_in_force(self, compiled: Compiled) -> None:
+        """Another policy, or the same one over other users."""
+        before, self.compiled = self.compiled, compiled
         entries = list(self.entries.values())
-        asks_posture = bool(policy.postures or before.policy.postures)
+        asks_posture = bool(compiled.policy.postures or before.policy.postures)
         for index in (
             self.entries,
             self._classes,
@@ -124,13 +124,6 @@ class PolicyView(Generic[N]):
         self._route_names = None
         for entry in entries:
             self._enter(entry.node, None if asks_posture else (entry.facts, entry.routes))
-
-    def set_idle_users(self, users: Iterable[User]) -> None:
-        """Other users, where the difference is in users who own no node: no node's standing is another one.
-
-        Raises PolicyError; the last ones stay then.
-        """
-        self.compiled = Compiled(self.policy, People(users, self.policy.groups), self.pools)
 
     # Nodes come, change and go
 

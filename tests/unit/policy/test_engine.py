@@ -31,10 +31,12 @@ class Device:
     tags: Sequence[str] = ()
     served_routes: Sequence[str] = ()
     posture_attributes: dict[str, object] = field(default_factory=dict)
+    moved: int = 0  # addresses it was given later
 
     @property
     def addresses(self) -> list[str]:
-        return [f"100.64.0.{self.id}", f"fd7a:115c:a1e0::{self.id:x}"]
+        host = self.id + 8 * self.moved
+        return [f"100.64.0.{host}", f"fd7a:115c:a1e0::{host:x}"]
 
 
 def engine_of(text: str, *devices: Device) -> PolicyEngine[Device]:
@@ -139,10 +141,11 @@ devices = st.builds(
     st.sampled_from([(), (), ("tag:a",), ("tag:b",), ("tag:a", "tag:b")]),
     st.lists(st.sampled_from(ROUTES), max_size=2, unique=True),
     st.sampled_from([{}, {"node:os": "linux"}, {"node:os": "linux", "node:tsVersion": "1.50"}]),
+    st.sampled_from([0, 0, 0, 1]),
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(policies, st.lists(st.tuples(devices, st.booleans()), max_size=14))
 def test_after_any_changes_it_means_what_a_fresh_compile_means(text: str, steps: list[tuple[Device, bool]]) -> None:
     engine = engine_of(text)
@@ -155,7 +158,7 @@ def test_after_any_changes_it_means_what_a_fresh_compile_means(text: str, steps:
             effect = engine.add(device)
         elif stays:
             device = known
-            for name in ("user", "tags", "served_routes", "posture_attributes"):
+            for name in ("user", "tags", "served_routes", "posture_attributes", "moved"):
                 setattr(device, name, getattr(wanted, name))
             effect = engine.update(device)
         else:
@@ -206,7 +209,7 @@ def test_order_splitting_and_merging_of_rules_change_nothing(
                     )
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(policies, st.lists(devices, max_size=6, unique_by=lambda each: each.id))
 def test_a_decision_is_what_the_receiver_s_filter_says(text: str, nodes: list[Device]) -> None:
     from tests.unit.policy.clientfilter import accepts
@@ -284,3 +287,105 @@ def test_a_name_that_fits_two_users_refuses_the_policy_and_keeps_the_last() -> N
     with pytest.raises(PolicyError, match="multiple users found"):
         engine.put_user(User("zed", "ann@", id=9))
     assert engine.visible(*(entry.node for entry in engine.view.entries.values()))
+
+
+AMBIGUOUS = User("zed", "ben@x.org", id=9)  # called as ben is
+NAMING_BEN = [
+    '{"acls": [{"action": "accept", "src": ["ben@x.org"], "dst": ["*:*"]}]}',
+    '{"acls": [], "groups": {"group:g": ["ben@x.org"]}, "tagOwners": {"tag:a": ["group:g"]}}',
+    '{"acls": [], "nodeAttrs": [{"target": ["ben@x.org"], "attr": ["x"]}]}',
+    '{"acls": [], "autoApprovers": {"exitNode": ["ben@x.org"]}}',
+    '{"acls": [], "tagOwners": {"tag:a": []}, '
+    '"ssh": [{"action": "accept", "src": ["ben@x.org"], "dst": ["tag:a"], "users": ["x"]}]}',
+]
+
+
+@pytest.mark.parametrize("text", NAMING_BEN)
+def test_a_policy_that_users_make_ambiguous_is_refused_whole_whatever_section_names_them(text: str) -> None:
+    one, two = Device(1), Device(2)
+    engine = engine_of(ALLOW_ALL_TEXT, one, two)
+    assert not engine.put_user(AMBIGUOUS)
+    before = meaning(engine, one)
+    unwanted = read_policy(text.encode())
+    with pytest.raises(PolicyError, match="multiple users found"):
+        engine.failures(unwanted)
+    with pytest.raises(PolicyError, match="multiple users found"):
+        engine.set_policy(unwanted)
+    assert engine.policy.text == ALLOW_ALL_TEXT.encode()
+    assert meaning(engine, one) == before
+    engine.drop_user("zed")
+    engine.set_policy(unwanted)
+    assert engine.policy is unwanted
+
+
+@pytest.mark.parametrize("text", NAMING_BEN)
+def test_a_user_whom_the_policy_could_not_tell_apart_counts_as_soon_as_it_can(text: str) -> None:
+    one, two = Device(1, "zed"), Device(2, "ann")
+    engine = engine_of(text, one, two)
+    with pytest.raises(PolicyError, match="multiple users found"):
+        engine.put_user(AMBIGUOUS)
+    assert not engine.visible(one, two) or engine.policy.grants is None
+    engine.set_policy(read_policy(b'{"acls": [{"action": "accept", "src": ["zed@"], "dst": ["ann@:22"]}]}'))
+    assert engine.visible(one, two)
+    assert engine.drop_user("zed")
+    assert not engine.visible(one, two)
+    assert engine.put_user(User("zed", "zed@x.org", id=9))
+    assert engine.visible(one, two)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    policies,
+    st.lists(devices, max_size=5, unique_by=lambda each: each.id),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["ann", "ben", "cat", "dan"]),
+            st.sampled_from(["ann@x.org", "ben@x.org", "dan@y.org", ""]),
+            st.sampled_from(["owner", "admin", "member"]),
+            st.booleans(),
+        ),
+        max_size=8,
+    ),
+    policies,
+)
+def test_after_users_come_change_and_go_it_means_what_a_fresh_compile_means(
+    text: str, nodes: list[Device], steps: list[tuple[str, str, str, bool]], next_text: str
+) -> None:
+    """Also where a step was refused because two users had one name: then as if it had not been, until it can be."""
+    engine = engine_of(text, *nodes)
+    users = {user.name: user for user in USERS}
+    in_force = dict(users)
+
+    def fresh(text: str) -> PolicyEngine[Device]:
+        made: PolicyEngine[Device] = PolicyEngine(read_policy(text.encode()), POOLS, in_force.values())
+        for node in nodes:
+            made.add(node)
+        return made
+
+    for id_, (name, email, role, stays) in enumerate(steps, 10):
+        try:
+            if stays:
+                users[name] = User(name, email, role, id_)
+                engine.put_user(users[name])
+            elif name not in users:
+                assert not engine.drop_user(name)
+                continue
+            else:
+                del users[name]
+                engine.drop_user(name)
+            in_force = dict(users)
+        except PolicyError:
+            pass
+        expected = fresh(text)
+        for node in nodes:
+            assert meaning(engine, node) == meaning(expected, node)
+            for tag in ("tag:a", "tag:b"):
+                assert engine.may_tag(node.user, tag) == expected.may_tag(node.user, tag)
+    try:
+        engine.set_policy(read_policy(next_text.encode()))
+    except PolicyError:
+        return
+    in_force = users
+    expected = fresh(next_text)
+    for node in nodes:
+        assert meaning(engine, node) == meaning(expected, node)
