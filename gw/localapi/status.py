@@ -1,15 +1,18 @@
-"""The daemon's status, in the field names of `tailscale status --json`. Ref: ipnstate.Status; control protocol §10"""
+"""The daemon's status, in the field names of `tailscale status --json`. Ref: ipnstate.Status; control protocol §10
+
+Every field is always there, as Tailscale has it: a script asks for `.Online` and finds `false`, not nothing.
+"""
 
 from __future__ import annotations
 
 import msgspec
 
 from gw.errors import NotFound
-from gw.model.gojson import GoStruct
+from gw.model.gojson import ZERO_TIME_TEXT, GoStruct
 from gw.model.node import UserProfile
 
 
-class PeerStatus(GoStruct):
+class PeerStatus(GoStruct, omit_defaults=False):
     """This node or a peer. latency_seconds is ours: the last path probe's round trip."""
 
     id: str = ""
@@ -26,16 +29,20 @@ class PeerStatus(GoStruct):
     addrs: list[str] | None = None
     cur_addr: str = ""
     relay: str = ""
+    peer_relay: str = ""
     rx_bytes: int = 0
     tx_bytes: int = 0
-    created: str = ""
-    last_write: str = ""
-    last_seen: str = ""
-    last_handshake: str = ""
+    created: str = ZERO_TIME_TEXT
+    last_write: str = ZERO_TIME_TEXT
+    last_seen: str = ZERO_TIME_TEXT
+    last_handshake: str = ZERO_TIME_TEXT
     online: bool = False
     exit_node: bool = False
     exit_node_option: bool = False
     active: bool = False
+    peer_api_url: list[str] | None = None
+    taildrop_target: int = 0
+    no_file_sharing_reason: str = ""
     in_network_map: bool = False
     in_magic_sock: bool = False
     in_engine: bool = False
@@ -52,13 +59,13 @@ class PeerStatus(GoStruct):
         return f"relay {self.relay}" if self.active and self.relay else "idle"
 
 
-class Tailnet(GoStruct):
+class Tailnet(GoStruct, omit_defaults=False):
     name: str = ""
     magic_dns_suffix: str = msgspec.field(default="", name="MagicDNSSuffix")
     magic_dns_enabled: bool = msgspec.field(default=False, name="MagicDNSEnabled")
 
 
-class Status(GoStruct):
+class Status(GoStruct, omit_defaults=False):
     version: str = ""
     tun: bool = msgspec.field(default=False, name="TUN")
     backend_state: str = ""
@@ -69,6 +76,7 @@ class Status(GoStruct):
     health: list[str] | None = None
     magic_dns_suffix: str = msgspec.field(default="", name="MagicDNSSuffix")
     current_tailnet: Tailnet | None = None
+    cert_domains: list[str] | None = None
     peer: dict[str, PeerStatus] | None = None
     user: dict[str, UserProfile] | None = None
 
