@@ -77,6 +77,8 @@ def typed(*keys: str) -> Callable[[Pilot[None]], Awaitable[None]]:
         for step in range(5):
             app.mesh.tick(1.0)
             app._take({"Peers": {"nodekey:bb": {"RxBytes": step * step * 5_000_000, "TxBytes": step * 400_000}}})
+        for line in app.query(Input):
+            line.cursor_blink = False  # a slow machine would be seen between two blinks
         await pilot.press(*keys)
         await pilot.pause()
 
