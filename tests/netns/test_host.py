@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import json
 import os
@@ -325,3 +326,22 @@ def test_what_somebody_wrote_after_us_stays(etc: Path) -> None:
     etc.write_text("nameserver 203.0.113.53\n")
     names.stop()
     assert etc.read_text() == "nameserver 203.0.113.53\n"
+
+
+def test_a_link_is_never_written_through_where_its_folder_is_read_only(
+    etc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it points to is another program's file, which nobody would bring back."""
+    (etc.parent / "stub.conf").write_text("nameserver 192.0.2.53\n")
+    etc.symlink_to("stub.conf")
+    real = os.replace
+
+    def read_only(source: Path, target: Path) -> None:
+        if Path(target) == etc:
+            raise OSError(errno.EROFS, "Read-only file system")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", read_only)
+    with pytest.raises(GwError, match="Read-only"):
+        direct(etc).apply(NAMES)
+    assert (etc.parent / "stub.conf").read_text() == "nameserver 192.0.2.53\n"

@@ -183,11 +183,16 @@ def _soa(zone: str, ttl: int) -> bytes:
 
 
 def encode_name(name: str) -> bytes:
-    """Labels with their lengths. Raises WireError where one does not fit."""
+    """Labels with their lengths. Raises WireError where one does not fit, or the whole is too long."""
     out = b""
     for label in name.rstrip(".").split(".") if name.rstrip(".") else []:
-        raw = label.encode("idna") if not label.isascii() else label.encode()
+        try:
+            raw = label.encode("idna") if not label.isascii() else label.encode()
+        except UnicodeError:
+            raw = b""
         if not 0 < len(raw) < 64:
             raise WireError(f"not a DNS label: {label!r}")
         out += bytes([len(raw)]) + raw
+    if len(out) > MAX_NAME_BYTES + 1:
+        raise WireError("DNS name too long")
     return out + b"\0"

@@ -93,3 +93,10 @@ def test_responses_are_not_answered() -> None:
     with pytest.raises(WireError):
         wire.read_query(bytes(raw))
     assert wire.refusal(bytes(raw), wire.FORMERR) == b""
+
+
+@pytest.mark.parametrize("name", ["ä" * 70, "a" * 64, "a..b", ".".join(["abcdefgh"] * 30), "\ud800.x"])
+def test_a_name_that_dns_cannot_say_is_one_error(name: str) -> None:
+    """Records may hold what a person wrote; the server goes on with the next question."""
+    with pytest.raises(WireError):
+        wire.encode_name(name)
