@@ -199,7 +199,7 @@ async def test_settings_are_read_again_while_clients_stay(tmp_path: Path) -> Non
             end.pool.set_home(1)
             await end.until(lambda: end.pool.is_connected(1))
             config.write_text(
-                'server_url = "http://127.0.0.1:1"\n[relay]\nhome = "https://example.org/"\nmax_clients_per_address = 1\n'
+                'server_url = "http://127.0.0.1:1"\n[relay]\nhome = "https://a.example/"\nmax_clients_per_address = 1\n'
             )
             assert relay.process is not None
             relay.process.send_signal(signal.SIGHUP)
