@@ -1,5 +1,6 @@
 """Write completions/ and man/ from the command lines themselves. `generate.py --check DIR` compares instead of writing.
 
+docs/openapi.json
 completions/bash/<script>  completions/zsh/_<script>  completions/fish/<script>.fish  man/<script>.1
 """
 
@@ -96,6 +97,9 @@ def generated() -> dict[str, str]:
         for shell, pattern in SHELLS.items():
             text = get_completion_script(prog_name=script, complete_var=variable, shell=shell)
             files[pattern.format(script)] = text + "\n"
+    from gw.control.web import api_document
+
+    files["docs/openapi.json"] = api_document().decode()
     return files
 
 

@@ -9,8 +9,8 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode
 
-from gw.commands import shell
-from gw.errors import NotFound, NotRunning
+from gw.commands import remote, shell
+from gw.errors import NotFound, NotRunning, UsageError
 
 if TYPE_CHECKING:
     from gw.state.paths import StatePaths
@@ -23,6 +23,10 @@ def state_paths() -> StatePaths:
     """The paths of this run's state directory. Raises NotFound if there is no control server's state in it."""
     from gw.state.paths import StatePaths
 
+    if remote.address():
+        raise UsageError(
+            f"this works on the server's own machine, not at `{remote.address()}`", hint=f"unset {remote.ADDRESS}"
+        )
     paths = StatePaths(shell.state_dir())
     if not paths.root.is_dir():
         raise NotFound(
@@ -40,10 +44,12 @@ def ask(method: str, *path: str, body: object = None, query: dict[str, str] | No
     """The answer of `METHOD /api/v1/<path>`. path: segments, quoted here. Raises GwError."""
     from gw.localapi import unixhttp
 
-    paths = state_paths()
     target = "/".join([PREFIX, *(quote(part, safe="") for part in path)])
     if query:
         target += f"?{urlencode(query)}"
+    if remote.address():
+        return remote.request(method, target, body)
+    paths = state_paths()
     try:
         return unixhttp.request(paths.control_socket, method, target, body, timeout_s=60.0).json()
     except NotRunning:
@@ -72,5 +78,6 @@ def _offline(paths: StatePaths, method: str, target: str, body: object) -> Any:
     with DirectoryStore(paths).open(lock=changes_state(method), wait_s=LOCK_WAIT_S) as store:
         known = read_observed(paths.observed_file)
         tailnet = Tailnet.load(store, config, DENY_ALL, events.recorder(store.trail), observed=known)
+        tailnet.folder = paths.root
         with events.acting_as(f"uid {os.getuid()}, offline"):
             return asyncio.run(answer(tailnet, method, target, raw))

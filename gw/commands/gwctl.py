@@ -7,7 +7,7 @@ from typing import Final
 
 import typer
 
-from gw.commands import shell, verbs
+from gw.commands import remote, shell, verbs
 
 HELP: Final = """Run and administer a control server.
 
@@ -17,15 +17,19 @@ HELP: Final = """Run and administer a control server.
     gwctl users create ann
     gwctl preauthkeys create -u ann --reusable -e 24h
 
-Works with a running server, and without one on the state directory. Next: gw up --login-server URL --auth-key file:PATH
+Works with a running server, and without one on the state directory. With --address https://SERVER and
+--api-key-file FILE (or GWCTL_ADDRESS, GWCTL_API_KEY_FILE) it works from elsewhere.
+Next: gw up --login-server URL --auth-key file:PATH
 """
 VERBS: Final = (
-    "init", "serve", "users", "nodes", "preauthkeys", "auth", "routes", "policy", "config", "events", "import",
+    "init", "serve", "users", "nodes", "preauthkeys", "apikeys", "auth", "routes", "policy", "config", "events",
+    "import",
     "health", "version",
 )  # fmt: skip
 ALIASES: Final = {
     "user": "users", "namespace": "users", "namespaces": "users", "node": "nodes", "machine": "nodes",
-    "machines": "nodes", "preauthkey": "preauthkeys", "authkey": "preauthkeys", "pre": "preauthkeys", "route": "routes",
+    "machines": "nodes", "apikey": "apikeys", "api": "apikeys",
+    "preauthkey": "preauthkeys", "authkey": "preauthkeys", "pre": "preauthkeys", "route": "routes",
 }  # fmt: skip
 _OUTPUT_FLAGS: Final = ("-o", "--output")
 
@@ -54,5 +58,5 @@ def trailing_output(words: list[str]) -> list[str]:
 
 
 def main() -> None:
-    sys.argv[1:] = trailing_output(sys.argv[1:])
+    sys.argv[1:] = trailing_output(remote.take_flags(sys.argv[1:]))
     shell.run(verbs.application("gwctl", HELP, VERBS, sys.argv[1:], ALIASES), "gwctl")

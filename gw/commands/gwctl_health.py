@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gw.commands import remote
 from gw.commands.output import Output, check_format, show
 from gw.errors import NotRunning
 
@@ -12,6 +13,10 @@ def command(output: Output = None) -> None:
     from gw.localapi import unixhttp
 
     check_format(output)
+    if remote.address():
+        remote.request("GET", "/api/v1/health")
+        show({"status": "pass"}, output, lambda: "pass")
+        return
     paths = state_paths()
     try:
         answer = unixhttp.request(paths.control_socket, "GET", "/health").json()

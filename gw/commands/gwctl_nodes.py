@@ -8,7 +8,7 @@ import typer
 
 from gw.commands import shell
 from gw.commands.controlclient import ask
-from gw.commands.gwctl_preauthkeys import split_list
+from gw.commands.gwctl_preauthkeys import lifetime, split_list
 from gw.commands.output import Force, Output, check_format, confirm, moment, show, table, yes
 from gw.errors import UsageError
 
@@ -27,11 +27,13 @@ User = Annotated[str | None, typer.Option("--user", "-u", metavar="USER", help="
 def list_nodes(
     user: User = None,
     tags: Annotated[bool, typer.Option("--tags", "-t", help="Show the tags too.")] = False,
+    pending: Annotated[bool, typer.Option("--pending", help="Only devices that wait for approval.")] = False,
     output: Output = None,
 ) -> None:
     """List the nodes. `online` means that the node holds a connection to the server now."""
     check_format(output)
-    nodes = ask("GET", "node", query={"user": user} if user else None)["nodes"]
+    query = {**({"user": user} if user else {}), **({"pending": "true"} if pending else {})}
+    nodes = ask("GET", "node", query=query)["nodes"]
     headings = ["ID", "NAME", "HOSTNAME", "USER", "ADDRESSES", "ONLINE", "LAST SEEN", "EXPIRES"] + ["TAGS"] * tags
     show(nodes, output, lambda: table(headings, [_row(node, tags=tags) for node in nodes]))
 
@@ -39,7 +41,8 @@ def list_nodes(
 def _row(node: dict[str, Any], *, tags: bool) -> list[str]:
     row = [
         node["id"], node["givenName"], node["name"] or "-", node["user"]["name"], ",".join(node["ipAddresses"]),
-        yes(node["online"]), moment(node["lastSeen"]), moment(node["expiry"], "never"),
+        yes(node["online"]) if node.get("approved", True) else "waits", moment(node["lastSeen"]),
+        moment(node["expiry"], "never"),
     ]  # fmt: skip
     return [*row, ",".join(node["tags"]) or "-"] if tags else row
 
@@ -80,6 +83,94 @@ def expire(
     changed = ask("POST", "node", _named(node, identifier), "expire", body=body)["node"]
     when = f"expires {moment(changed['expiry'])}" if changed["expiry"] else "never expires"
     show(changed, output, lambda: f"node {changed['givenName']} {when}")
+
+
+@app.command("extend")
+def extend(
+    node: NodeArgument = None,
+    identifier: Identifier = None,
+    duration: Annotated[
+        str, typer.Option("--for", metavar="TIME", help="From now: 24h, 90d; 0 = it never expires.")
+    ] = "90d",
+    output: Output = None,
+) -> None:
+    """Let a node's login last longer, or again: a node that had expired needs no new login.
+
+    gwctl nodes extend laptop --for 90d
+    """
+    check_format(output)
+    until = lifetime(duration)
+    body = {"expiry": until} if until else {"disableExpiry": True}
+    changed = ask("POST", "node", _named(node, identifier), "expire", body=body)["node"]
+    when = f"expires {moment(changed['expiry'])}" if changed["expiry"] else "never expires"
+    show(changed, output, lambda: f"node {changed['givenName']} {when}")
+
+
+@app.command("approve")
+def approve(
+    node: NodeArgument = None,
+    identifier: Identifier = None,
+    every: Annotated[bool, typer.Option("--all", help="Every device that waits.")] = False,
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Take an approval back.")] = False,
+    output: Output = None,
+) -> None:
+    """Approve a device that waits (setting node.require_approval); until then it reaches nobody.
+
+    gwctl nodes list --pending
+    gwctl nodes approve laptop
+    """
+    check_format(output)
+    if every:
+        named = [each["id"] for each in ask("GET", "node", query={"pending": "true"})["nodes"]]
+    else:
+        named = [_named(node, identifier)]
+    body = {"approved": not withdraw}
+    changed = [ask("POST", "node", each, "approve", body=body)["node"] for each in named]
+    done = "no longer approved" if withdraw else "approved"
+    show(
+        changed if every else changed[0], output,
+        lambda: "\n".join(f"node {each['givenName']} is {done}" for each in changed) or "no device waits",
+    )  # fmt: skip
+
+
+@app.command("set-ip")
+def set_ip(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[NODE] ADDRESS…")] = None,
+    identifier: Identifier = None,
+    output: Output = None,
+) -> None:
+    """Choose a node's addresses, one of a family at most; the other family's stays.
+
+    gwctl nodes set-ip nas 100.64.0.53
+    """
+    check_format(output)
+    given = list(words or [])
+    node = identifier or (given.pop(0) if given else None)
+    if node is None or not given:
+        raise UsageError("needs a node and an address", hint="gwctl nodes set-ip NODE 100.64.0.7")
+    changed = ask("POST", "node", node, "set_ip", body={"ipAddresses": given})["node"]
+    show(changed, output, lambda: f"node {changed['givenName']} has {', '.join(changed['ipAddresses'])}")
+
+
+@app.command("backfill-ips")
+@app.command("backfillips", hidden=True)
+def backfill(force: Force = False, output: Output = None) -> None:
+    """Give every node an address of each family that it lacks, after a pool was added to [prefixes]."""
+    check_format(output)
+    confirm("Give addresses to all nodes that lack one", force=force)
+    changes = ask("POST", "node", "backfillips", query={"confirmed": "true"})["changes"]
+    show(changes, output, lambda: "\n".join(changes) or "no node lacks an address")
+
+
+@app.command("move")
+@app.command("mv-user", hidden=True)
+def move(node: NodeArgument = None, identifier: Identifier = None, user: User = None, output: Output = None) -> None:
+    """Give a node to another user; a tagged node loses its tags."""
+    check_format(output)
+    if not user:
+        raise UsageError("whose is it to be?", hint="gwctl nodes move NODE --user NAME")
+    changed = ask("POST", "node", _named(node, identifier), "user", body={"user": user})["node"]
+    show(changed, output, lambda: f"node {changed['givenName']} is {changed['user']['name']}'s")
 
 
 @app.command("rename")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gw.commands import shell
+from gw.commands import remote, shell
 from gw.commands.output import Output, check_format, show
 from gw.errors import ConfigError, GwError, NotFound, UsageError
 
@@ -198,7 +198,9 @@ def diff(
 @app.command("get")
 def get(output: Output = None) -> None:
     """Print the policy of the state directory as it stands, comments and all."""
-    raw = _raw(None)
+    from gw.commands.controlclient import ask
+
+    raw = ask("GET", "policy")["policy"].encode() if remote.address() else _raw(None)
     show({"policy": raw.decode(errors="replace")}, output, lambda: raw.decode(errors="replace").rstrip("\n"))
 
 
@@ -216,6 +218,11 @@ def set_policy(
     from gw.policy.toml import SUFFIX, from_toml
     from gw.state.files import write_atomic
 
+    if remote.address():
+        text = (sys.stdin.buffer.read() if file == "-" else _raw(Path(file))).decode(errors="surrogateescape")
+        ask("PUT", "policy", body={"policy": text})
+        shell.say(f"in force at {remote.address()}")
+        return
     path = state_paths().policy_file
     raw = sys.stdin.buffer.read() if file == "-" else _raw(Path(file))
     if not raw.strip():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +10,9 @@ from gw.commands import shell
 from gw.commands.controlclient import ask
 from gw.commands.output import Output, check_format, moment, show, table, yes
 from gw.errors import UsageError
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 app = shell.group("preauthkeys", "Keys that let machines in: gwctl preauthkeys create -u ann --reusable -e 24h")
 
@@ -31,6 +34,13 @@ def create(
     tags: Annotated[
         list[str] | None, typer.Option("--tags", metavar="TAGS", help="tag:a,tag:b: the nodes belong to the tags.")
     ] = None,
+    addresses: Annotated[
+        list[str] | None, typer.Option("--ip", metavar="ADDRESS", help="What its node gets; kept free until then.")
+    ] = None,
+    preapproved: Annotated[
+        bool, typer.Option("--pre-approved", help="Its nodes need no approval where devices do.")
+    ] = False,
+    description: Annotated[str, typer.Option("--description", "-d", metavar="TEXT")] = "",
     output: Output = None,
 ) -> None:
     """Make a key and print it: it is not stored and cannot be shown again.
@@ -39,19 +49,16 @@ def create(
 
     Next, on the machine: gw up --login-server URL --auth-key file:ann.key
     """
-    from datetime import UTC, datetime, timedelta
-
-    from gw.state.durations import parse_duration
-
     check_format(output)
-    lifetime_s = parse_duration(expiration)
-    until = datetime.now(UTC) + timedelta(seconds=lifetime_s) if lifetime_s else None
     body = {
         "user": user or "",
         "reusable": reusable,
         "ephemeral": ephemeral,
-        "expiration": until,
+        "expiration": lifetime(expiration),
         "aclTags": split_list(tags),
+        "ipAddresses": split_list(addresses),
+        "preApproved": preapproved,
+        "description": description,
     }
     key = ask("POST", "preauthkey", body=body)["preAuthKey"]
     show(key, output, lambda: str(key["key"]))
@@ -98,6 +105,16 @@ def _named(key: str | None, key_id: str | None) -> str:
     if not (key_id or key):
         raise UsageError("which key?", hint="see `gwctl preauthkeys list`")
     return key_id or key or ""
+
+
+def lifetime(text: str) -> datetime | None:
+    """When something ends that lives for `24h` from now; None for `0`. Raises UsageError."""
+    from datetime import UTC, datetime, timedelta
+
+    from gw.state.durations import parse_duration
+
+    lifetime_s = parse_duration(text)
+    return datetime.now(UTC) + timedelta(seconds=lifetime_s) if lifetime_s else None
 
 
 def split_list(values: list[str] | None) -> list[str]:

@@ -21,6 +21,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
@@ -35,6 +36,7 @@ from gw.control.records import Change
 from gw.control.tailnet import Tailnet
 
 logger = logging.getLogger(__name__)
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 LAG_EVERY_S: Final = 1.0
 TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"

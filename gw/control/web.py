@@ -9,6 +9,7 @@ from functools import cache
 from typing import Final
 
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -27,6 +28,21 @@ from gw.model.keys import MachineKey
 
 MAX_VERIFY_BYTES: Final = 4096
 OLDEST_VERSION: Final = 39
+
+
+class _Anything(Convertor[str]):
+    """The rest of a path, line feeds in it too: whatever it is, the API answers in its own shapes."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("anything", _Anything())
 
 
 class VerifyRequest(GoStruct):
@@ -131,7 +147,7 @@ def web(
             Route("/swagger", api_docs),
             Route("/swagger/v1/openapiv2.json", elsewhere),
             Route("/favicon.ico", nothing),
-            Route("/api/{rest:path}", Api(tailnet, TABLE, observe)),
+            Route("/api/{rest:anything}", Api(tailnet, TABLE, observe)),
             Route("/robots.txt", robots),
             Route("/", home),
         ],

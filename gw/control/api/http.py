@@ -17,7 +17,7 @@ import binascii
 import logging
 import time
 from collections.abc import Callable
-from typing import Final, final
+from typing import Any, Final, final
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -73,7 +73,7 @@ class ErrorShapeV2(msgspec.Struct, omit_defaults=True):
 
     message: str
     status: int
-    data: list[dict[str, object]] = []
+    data: list[dict[str, Any]] = []
 
 
 @final
@@ -185,7 +185,7 @@ def _error(error: GwError, is_v2: bool) -> Response:
     if isinstance(error, WrongMethod):
         headers["Allow"] = ", ".join(error.allowed)
     if is_v2:
-        data: list[dict[str, object]] = []
+        data: list[dict[str, Any]] = []
         if isinstance(error, TestsFailed):
             data = [{"user": "", "errors": error.failures}]
         shape: msgspec.Struct = ErrorShapeV2(error.message, status, data)

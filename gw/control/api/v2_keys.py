@@ -237,9 +237,8 @@ async def issue_token(call: Call) -> Answer:
 
 def _oauth_error(code: str, text: str, status: int = 400) -> Reply:
     headers = {"WWW-Authenticate": 'Basic realm="GhostWire"'} if status == 401 else {}
-    return Reply(
-        msgspec.json.encode({"error": code, "error_description": text, "message": text}), status, headers=headers
-    )
+    body = {"error": code, "error_description": text, "message": text, "status": status}
+    return Reply(msgspec.json.encode(body), status, headers=headers)
 
 
 _KEYS: Final = "/api/v2/tailnet/{tailnet}/keys"

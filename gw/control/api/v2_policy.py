@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from ipaddress import ip_address
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -55,7 +55,7 @@ class Verdict(msgspec.Struct, omit_defaults=True):
     """Empty where all is well."""
 
     message: str = ""
-    data: list[dict[str, object]] = []
+    data: list[dict[str, Any]] = []
 
 
 def _etag(text: bytes) -> str:

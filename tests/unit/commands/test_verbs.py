@@ -42,7 +42,7 @@ def test_an_alias_of_headscale_means_its_verb() -> None:
     [
         ("complete_zsh", "gwctl no", ["nodes"]),
         ("complete_zsh", "gwctl nodes", ["nodes"]),
-        ("complete_zsh", "gwctl nodes approve", ["approve-routes"]),
+        ("complete_zsh", "gwctl nodes approve", ["approve", "approve-routes"]),
         ("complete_zsh", "gwctl --state-dir /x users cre", ["create"]),
     ],
 )
