@@ -218,6 +218,7 @@ class Engine:
         """Our own interfaces changed."""
         self._own.forget()
         self._paths.network_changed(time.monotonic())
+        self._relays.network_changed()
         self.look_again(full=True)
         self._pump()
 

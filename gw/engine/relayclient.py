@@ -14,6 +14,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Protocol, Self, final
 
@@ -21,6 +22,7 @@ from gw.engine.relaydial import open_derp, probe_latency
 from gw.errors import GwError, NotFound, StateError, WireError
 from gw.model.derpmap import DERPMap, DERPRegion
 from gw.model.keys import NodeKey, NodeSecret
+from gw.wire.derp.buckets import MIN_BURST_BYTES, Bucket
 from gw.wire.derp.client import Client, Connected, Health, PeerGone, Received, Restarting
 from gw.wire.derp.frames import RECEIVE_TIMEOUT_S
 
@@ -31,6 +33,8 @@ IDLE_S: Final = 60.0
 IDLE_CHECK_S: Final = 15.0
 FIRST_BACKOFF_S: Final = 0.25
 MAX_BACKOFF_S: Final = 5.0
+PING_S: Final = 5.0
+SEND_OVERHEAD_BYTES: Final = 37
 READ_BYTES: Final = 1 << 18
 HELLO_S: Final = 10.0  # from the upgrade until the relay has taken us in
 
@@ -101,6 +105,11 @@ class RelayPool:
             self._drop(region)
         if self._home:
             self.set_home(self._home)
+
+    def network_changed(self) -> None:
+        """Ping every relay; a connection that does not survive is made anew after seconds, not minutes."""
+        for line in self._lines.values():
+            line.doubt()
 
     def send(self, peer: NodeKey, home: int, datagrams: list[bytes]) -> bool:
         """Send by the best relay; False where there is none."""
@@ -194,6 +203,8 @@ class _Line:
         self._client: Client | None = None
         self._waiting: deque[tuple[NodeKey, bytes]] = deque(maxlen=QUEUE_PACKETS)
         self._more = asyncio.Event()
+        self._doubt = asyncio.Event()
+        self._bucket = Bucket(0, 0)
         self._written_at = time.monotonic()
         self.heard_at = float("-inf")
         self.is_up = False
@@ -202,6 +213,10 @@ class _Line:
     def stop(self) -> None:
         if self.task is not None:
             self.task.cancel()
+
+    def doubt(self) -> None:
+        """The network changed: see whether the relay still answers, or try again at once."""
+        self._doubt.set()
 
     def note_home(self, is_home: bool) -> None:
         self._is_home = is_home
@@ -235,7 +250,10 @@ class _Line:
                 self._client = None
             if self._is_idle():
                 return
-            await asyncio.sleep(max(pause, backoff * (0.5 + random.random())))
+            self._doubt.clear()
+            with suppress(TimeoutError):  # another network: no reason to go on waiting
+                async with asyncio.timeout(max(pause, backoff * (0.5 + random.random()))):
+                    await self._doubt.wait()
             backoff = min(backoff * 2, MAX_BACKOFF_S)
 
     def _is_idle(self) -> bool:
@@ -244,14 +262,16 @@ class _Line:
     async def _once(self, turn: int) -> float:
         """One connection from hello to its end; returns how long the relay asked us to stay away."""
         node = self._nodes[turn % len(self._nodes)]
-        reader, writer = await open_derp(node, self._nodes[0])
-        client = self._client = Client(self._secret, os.urandom(24))
+        reader, writer, relay_key = await open_derp(node, self._nodes[0])
+        client = self._client = Client(self._secret, os.urandom(24), relay_key=relay_key)
+        self._bucket = Bucket(0, 0)
         self._home_said = None
         pause = 0.0
         hello_until = asyncio.get_running_loop().time() + HELLO_S
         try:
             async with asyncio.TaskGroup() as group:
                 writing = group.create_task(self._write(client, writer))
+                checking = group.create_task(self._check(client, writer))
                 try:
                     while True:
                         async with (
@@ -266,6 +286,7 @@ class _Line:
                     log.info("relay region %d: %s", self.region, "idle or silent" if self.is_up else "no answer")
                 finally:
                     writing.cancel()
+                    checking.cancel()
         except* (OSError, WireError) as found:
             raise OSError(str(found.exceptions[0])) from None
         finally:
@@ -283,8 +304,9 @@ class _Line:
             match event:
                 case Received(source, packet):
                     batch.append((source, packet))
-                case Connected():
+                case Connected(rate, burst):
                     self.is_up = True
+                    self._bucket = Bucket(rate, max(burst, MIN_BURST_BYTES))
                     self._events.connected(self.region)
                 case PeerGone(peer, _):
                     self._unlearn(self.region, peer)
@@ -298,6 +320,22 @@ class _Line:
             self._events.packets(self.region, batch)
         return pause
 
+    async def _check(self, client: Client, writer: asyncio.StreamWriter) -> None:
+        """Ping the relay when there is doubt; a connection that stays silent then is given up."""
+        while True:
+            await self._doubt.wait()
+            self._doubt.clear()
+            if not client.is_connected:
+                continue
+            asked_at = time.monotonic()
+            client.ping(os.urandom(8))
+            self._more.set()
+            await asyncio.sleep(PING_S)
+            if self.heard_at < asked_at:
+                log.info("relay region %d: no answer on the new network", self.region)
+                writer.transport.abort()
+                return
+
     async def _write(self, client: Client, writer: asyncio.StreamWriter) -> None:
         while True:
             if client.is_connected:
@@ -306,7 +344,8 @@ class _Line:
                     client.note_preferred(self._is_home)
                 while self._waiting:
                     peer, datagram = self._waiting.popleft()
-                    client.send(peer, [datagram])
+                    if self._bucket.take(SEND_OVERHEAD_BYTES + len(datagram), time.monotonic()):  # the relay's limit
+                        client.send(peer, [datagram])
             self._more.clear()
             data = client.data_to_send()
             if data:

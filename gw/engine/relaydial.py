@@ -5,12 +5,14 @@ Ref: spec relay-and-path §1.4; tailscale derp/derphttp
 
 from __future__ import annotations
 
+import _ssl
 import asyncio
 import hashlib
+import re
 import socket
 import ssl
 import time
-from typing import Final
+from typing import Any, Final
 
 from gw.errors import GwError, TimedOut
 from gw.model.derpmap import DERPNode
@@ -19,25 +21,56 @@ from gw.net.tcp import Streams, connect
 PIN_PREFIX: Final = "sha256-raw:"
 UPGRADE_S: Final = 10.0
 MAX_HEAD_BYTES: Final = 16 << 10
+_META_NAME: Final = re.compile(rb"derpkey([0-9a-f]{64})")
 
 
-async def open_derp(node: DERPNode, ideal: DERPNode) -> Streams:
-    """A connection just after its upgrade: DERP frames follow. ideal: the first node of the region. Raises GwError."""
+async def open_derp(node: DERPNode, ideal: DERPNode) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
+    """A connection just after its upgrade: DERP frames follow. Raises GwError.
+
+    ideal: the first node of the region. Last of the result: the relay's key where its certificates told it. Then the
+    relay was asked not to answer the upgrade, and frames may be sent a round trip earlier.
+    """
     reader, writer = await _connect(node)
     try:
         extra = f"Ideal-Node: {ideal.name}\r\n" if node.name != ideal.name else ""
+        key = _key_of(writer.get_extra_info("ssl_object"))
+        if key:
+            extra += "Derp-Fast-Start: 1\r\n"
         writer.write(
             f"GET /derp HTTP/1.1\r\nHost: {node.host_name}\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n"
             f"User-Agent: ghostwire\r\n{extra}\r\n".encode()
         )
-        head = await _head(reader, node)
+        head = b"HTTP/1.1 101" if key else await _head(reader, node)
         if head.split(b" ", 2)[1:2] != [b"101"]:
             line = head.split(b"\r\n", 1)[0].decode(errors="replace")
             raise GwError(f"relay `{node.host_name}` does not upgrade: {line[:100]}")
     except BaseException:
         writer.close()
         raise
-    return reader, writer
+    return reader, writer, key
+
+
+def _key_of(tls: ssl.SSLObject | None) -> bytes:
+    """The relay's key from the extra certificate of its chain (TLS 1.3 alone), empty where there is none.
+
+    It carries no trust: the handshake proves the key.
+    """
+    if tls is None or tls.version() != "TLSv1.3":
+        return b""
+    inner: Any = getattr(tls, "_sslobj", None)  # Python 3.13 has it in public
+    try:
+        chain = [_der(each) for each in inner.get_unverified_chain() or ()]
+    except AttributeError:
+        return b""
+    for certificate in chain[1:]:
+        found = _META_NAME.search(certificate)
+        if found is not None:
+            return bytes.fromhex(found[1].decode())
+    return b""
+
+
+def _der(certificate: Any) -> bytes:
+    return bytes(certificate) if isinstance(certificate, bytes) else bytes(certificate.public_bytes(_ssl.ENCODING_DER))
 
 
 async def probe_latency(node: DERPNode) -> float:

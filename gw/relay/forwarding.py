@@ -31,9 +31,9 @@ from typing import Final, Protocol, final
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.native.relaying import Port
-from gw.relay.buckets import Bucket
 from gw.relay.presence import Owner
 from gw.relay.session import Offer, Reception, Session
+from gw.wire.derp.buckets import Bucket
 from gw.wire.derp.frames import KEEP_ALIVE_FRAME, KEEPALIVE_JITTER_S, KEEPALIVE_S, RESTARTING, encode
 
 logger = logging.getLogger(__name__)

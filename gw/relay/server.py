@@ -26,7 +26,6 @@ from gw.native.relaying import Switch
 from gw.relay import certificates
 from gw.relay.admission import StateAdmission, UrlAdmission, allow_all
 from gw.relay.bootstrap import keep_names
-from gw.relay.buckets import MIN_BURST_BYTES, Bucket
 from gw.relay.forwarding import Limits, Listener, Plane
 from gw.relay.meshing import Mesh, Target
 from gw.relay.metrics import SLOT_BYTES, Metrics
@@ -38,6 +37,7 @@ from gw.relay.stunning import StunSocket
 from gw.state.config import split_listen
 from gw.state.files import make_folder, read_secret, write_secret
 from gw.state.paths import StatePaths
+from gw.wire.derp.buckets import MIN_BURST_BYTES, Bucket
 from gw.wire.derp.handshake import RelayIdentity
 from gw.wire.derp.http import HOME
 from gw.wire.x25519 import clamp, public_key

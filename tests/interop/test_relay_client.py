@@ -271,3 +271,99 @@ async def test_a_relay_that_takes_nobody_in_is_left_soon(monkeypatch: pytest.Mon
         async with asyncio.timeout(20):
             await left.wait()
     assert ann.ups == 0
+
+
+async def test_the_first_frames_do_not_wait_for_an_http_answer(state: Path) -> None:
+    port = free_port()
+    with relaying(state, port):
+        node = node_of(state, port)
+        reader, writer, key = await open_derp(node, node)
+        try:
+            assert len(key) == 32
+            assert (await reader.readexactly(45))[5:] == b"DERP\xf0\x9f\x94\x91" + key  # not `HTTP/1.1`
+        finally:
+            writer.close()
+
+
+async def test_a_connection_that_did_not_survive_a_change_of_network_is_noticed_soon(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gw.engine.relayclient.PING_S", 0.5)
+    port = free_port()
+    ann = End()
+    async with ann.pool:
+        with relaying(state, port) as server:
+            ann.pool.set_map(map_of(node_of(state, port)))
+            ann.pool.set_home(1)
+            await ann.until(lambda: ann.pool.is_connected(1))
+            ann.pool.network_changed()
+            await asyncio.sleep(1.0)
+            assert ann.downs == 0  # the relay answered
+            server.send_signal(signal.SIGSTOP)
+            try:
+                ann.pool.network_changed()
+                await ann.until(lambda: ann.downs == 1)
+            finally:
+                server.send_signal(signal.SIGCONT)
+            await ann.until(lambda: ann.ups == 2, 20)
+
+
+async def test_the_limit_that_a_relay_tells_is_kept(state: Path) -> None:
+    state.mkdir()
+    (state / "config.toml").write_text(
+        'server_url = "http://127.0.0.1:1"\n[relay]\nrate_bytes_per_second = 1000\nrate_burst_bytes = 1000\n'
+    )
+    port = free_port()
+    ann, bob = End(), End()
+    async with ann.pool, bob.pool:
+        with relaying(state, port):
+            for end in (ann, bob):
+                end.pool.set_map(map_of(node_of(state, port)))
+                end.pool.set_home(1)
+                await end.until(lambda end=end: end.pool.is_connected(1))  # type: ignore[misc]
+            ann.pool.send(bob.key, 1, [bytes(1400)] * 200)  # the burst is one frame of the largest kind: 45 of these
+            await bob.until(lambda: len(bob.got) >= 45)
+            await asyncio.sleep(0.5)
+            assert len(bob.got) <= 46
+
+
+@pytest.mark.skipif(not os.environ.get("DERPER"), reason="set DERPER to the binary")
+async def test_two_nodes_talk_by_a_stock_relay(tmp_path: Path) -> None:
+    port = free_port()
+    log = tmp_path / "derper.log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            [
+                os.environ["DERPER"], "-a", f"127.0.0.1:{port}", "-certmode", "manual", "-certdir", str(tmp_path),
+                "-hostname", "127.0.0.1", "-stun=false", "-http-port", "-1", "-c", str(tmp_path / "derper.key"),
+            ],
+            stdout=out, stderr=out,
+        )  # fmt: skip
+    ann, bob = End(), End()
+    try:
+        deadline = time.monotonic() + 20
+        while "sha256-raw:" not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()
+            await asyncio.sleep(0.05)
+        shown = log.read_text().partition("sha256-raw:")[2][:64]
+        node = DERPNode(
+            name="1a", region_id=1, host_name="127.0.0.1", ipv4="127.0.0.1", derpport=port,
+            cert_name=f"sha256-raw:{shown}",
+        )  # fmt: skip
+        _, writer, key = await open_derp(node, node)
+        writer.close()
+        assert len(key) == 32  # its certificates tell its key, too
+        async with ann.pool, bob.pool:
+            for end in (ann, bob):
+                end.pool.set_map(map_of(node))
+                end.pool.set_home(1)
+                await end.until(lambda end=end: end.pool.is_connected(1))  # type: ignore[misc]
+            ann.pool.send(bob.key, 1, [b"one", bytes(1400)])
+            await bob.until(lambda: bob.got == [(ann.key, b"one"), (ann.key, bytes(1400))])
+            assert await ann.pool.latency_check(1) < 5.0
+            ann.pool.network_changed()
+            await asyncio.sleep(0.3)
+            assert ann.pool.is_connected(1)
+    finally:
+        server.terminate()
+        server.wait(10)

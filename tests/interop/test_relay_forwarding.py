@@ -17,11 +17,11 @@ from gw.model.keys import NodeKey, NodeSecret, RelaySecret
 from gw.native.relaying import Switch
 from gw.relay import certificates
 from gw.relay.admission import Admission
-from gw.relay.buckets import Bucket
 from gw.relay.forwarding import Limits, Listener, Plane
 from gw.relay.presence import Presence
 from gw.relay.session import Offer, Reception
 from gw.wire.derp import client as c
+from gw.wire.derp.buckets import Bucket
 from gw.wire.derp.handshake import RelayIdentity
 from gw.wire.x25519 import clamp, public_key
 
