@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from gw.control.api import (
+    v1_events,
     v1_keys,
     v1_logins,
     v1_nodes,
@@ -25,14 +26,14 @@ from gw.control.api import (
     v2_settings,
     v2_users,
 )
-from gw.control.api.calls import Answer, Listing, Reply, Table
+from gw.control.api.calls import Answer, Listing, Reply, Stream, Table
 from gw.control.tailnet import Tailnet
 
 PREFIX: Final = "/api"
 TABLE: Final = Table(
     operation
     for room in (
-        v1_users, v1_nodes, v1_keys, v1_logins, v1_policy, v1_routes,
+        v1_users, v1_events, v1_nodes, v1_keys, v1_logins, v1_policy, v1_routes,
         v2_devices, v2_keys, v2_policy, v2_settings, v2_users,
     )
     for operation in room.OPERATIONS
@@ -47,6 +48,7 @@ async def respond(tailnet: Tailnet, method: str, target: str, body: bytes = b"")
 async def answer(tailnet: Tailnet, method: str, target: str, body: bytes = b"") -> Any:
     """The same as plain dictionaries and lists."""
     found = await respond(tailnet, method, target, body)
+    assert not isinstance(found, Stream)  # only a running server has one
     if isinstance(found, Listing):
         found = found.whole()
     if isinstance(found, Reply):

@@ -17,7 +17,7 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -26,7 +26,7 @@ import h11
 import msgspec
 
 from gw.control.admin import PREFIX, respond
-from gw.control.api.calls import Listing, Reply
+from gw.control.api.calls import Listing, Reply, Stream
 from gw.control.events import acting_as
 from gw.control.feed import feed_lines
 from gw.control.tailnet import Tailnet
@@ -188,12 +188,23 @@ class _Exchange:
             carried = {"error": error.message, "code": error.code, "hint": error.hint}
             await self._send(status, msgspec.json.encode(carried))
         else:
-            if isinstance(result, Listing):
+            if isinstance(result, Stream):
+                await self._send_stream(result)
+            elif isinstance(result, Listing):
                 await self._send_listing(result)
             elif isinstance(result, Reply):
                 await self._send(result.status, result.body)
             else:
                 await self._send(200, msgspec.json.encode(result))
+
+    async def _send_stream(self, stream: Stream) -> None:
+        """Until the follower leaves; nothing more can be asked on this connection."""
+        headers = [("Content-Type", stream.media_type), ("Transfer-Encoding", "chunked")]
+        self._writer.write(self._http.send(h11.Response(status_code=200, headers=headers)) or b"")
+        async with asyncio.TaskGroup() as tasks:
+            pump = tasks.create_task(self._pump(stream.chunks))
+            await self._reader.read(1)
+            pump.cancel()
 
     async def _send_listing(self, listing: Listing) -> None:
         headers = [("Content-Type", "application/json"), ("Transfer-Encoding", "chunked")]
@@ -215,12 +226,12 @@ class _Exchange:
         headers = [("Content-Type", "application/x-ndjson"), ("Transfer-Encoding", "chunked")]
         self._writer.write(self._http.send(h11.Response(status_code=200, headers=headers)) or b"")
         async with asyncio.TaskGroup() as tasks:
-            pump = tasks.create_task(self._pump())
+            pump = tasks.create_task(self._pump(feed_lines(self._tailnet)))
             await self._reader.read(1)  # the follower says nothing more: this ends when it leaves
             pump.cancel()
 
-    async def _pump(self) -> None:
-        async with contextlib.aclosing(feed_lines(self._tailnet)) as lines:
+    async def _pump(self, source: AsyncGenerator[bytes, None]) -> None:
+        async with contextlib.aclosing(source) as lines:
             async for line in lines:
                 self._writer.write(self._http.send(h11.Data(data=line)) or b"")
                 await self._writer.drain()

@@ -24,6 +24,7 @@ from gw.control.apikeys import token_seal
 from gw.control.connection import ControlSocket
 from gw.control.desk import FrontDesk
 from gw.control.edge import Switchboard
+from gw.control.eventstream import EventStream
 from gw.control.fanout import Fanout
 from gw.control.frontdoor import FrontDoor
 from gw.control.liveness import Liveness
@@ -35,6 +36,7 @@ from gw.control.sources import Sources
 from gw.control.tailnet import Tailnet
 from gw.control.watching import follow_edits, load_policy
 from gw.control.web import web
+from gw.control.webhooks import run_webhooks
 from gw.errors import ConfigError, Conflict, GwError, PermissionNeeded
 from gw.model.keys import MachineKey, MachineSecret
 from gw.state.config import Config, split_listen
@@ -92,10 +94,13 @@ async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None])
             tailnet.running(),
             observed.running(),
             admin_socket(tailnet, paths.control_socket),
+            EventStream(store.trail).running() as stream,
             asyncio.TaskGroup() as tasks,
         ):
+            tailnet.events = stream
             tasks.create_task(follow_edits(store, tailnet, paths))
             tasks.create_task(keep_sealed(store))
+            tasks.create_task(run_webhooks(tailnet, stream, paths.events_dir / "webhooks"))
             tasks.create_task(logins.watch())
             tasks.create_task(Sources(tailnet, paths.control_dir / "derpmaps").run())
             tasks.create_task(metrics.measure_lag())

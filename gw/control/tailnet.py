@@ -58,6 +58,7 @@ from gw.state.documents import ApiKeyDoc, Kind, NodeDoc, PreauthKeyDoc, RelayReg
 
 if TYPE_CHECKING:
     from gw.control.certificates import Publisher
+    from gw.control.eventstream import EventStream
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +140,7 @@ class Tailnet:
         self._dns_config: DNSConfig | None = None
         self._derp_sources: dict[int, DERPRegion] = {}
         self.extra_records: list[DNSRecord] = []  # of `dns.extra_records_file`
+        self.events: EventStream | None = None  # of a running server
         self.publisher: Publisher | None = None  # the DNS backend for certificates
 
     @classmethod

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,6 +94,17 @@ class Trail:
     def folder(self) -> Path:
         return self._folder
 
+    @property
+    def last(self) -> int:
+        """The number of the newest event; 0 before the first one."""
+        with self._lock:
+            if not self._is_resumed:
+                try:
+                    self._resume(time.time())
+                except (OSError, GwError):
+                    return 0
+            return self._seq
+
     def append(self, wall: float, event: str, **fields: object) -> int:
         """Append one event; its number, or 0 if the disk refused. wall: UTC seconds; event: a stable kebab-case id."""
         with self._lock:
@@ -112,8 +124,8 @@ class Trail:
         day = int(wall // _DAY_S)
         if day > self._day or self._descriptor < 0:
             self._open(max(day, self._day), wall)
-        time = datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds")
-        line = _encode({"seq": self._seq + 1, "prev": self._hash, "time": time, **fields})
+        when = datetime.fromtimestamp(wall, UTC).isoformat(timespec="milliseconds")
+        line = _encode({"seq": self._seq + 1, "prev": self._hash, "time": when, **fields})
         try:
             written = os.write(self._descriptor, line + b"\n")
             if written != len(line) + 1:

@@ -3,13 +3,13 @@
 operation  method and path template, what it needs and returns, and the function that answers: also the source of
            the OpenAPI document
 call       one request for it, whoever brought it: unix socket, HTTPS or `gwctl` on the directory
-answer     a struct (JSON), a Listing (JSON, made while it is sent), or a Reply (anything else)
+answer     a struct (JSON), a Listing (JSON, made while it is sent), a Stream without an end, or a Reply (all else)
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias, TypeVar, final
@@ -65,7 +65,16 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Answer: TypeAlias = Listing | Reply | msgspec.Struct | dict[str, Any]
+@final
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An answer without an end, until the caller leaves."""
+
+    chunks: AsyncGenerator[bytes, None]
+    media_type: str
+
+
+Answer: TypeAlias = Stream | Listing | Reply | msgspec.Struct | dict[str, Any]
 
 
 @final

@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from gw.control.api.calls import Answer, Listing, Operation, Reply, Table, WrongMethod
+from gw.control.api.calls import Answer, Listing, Operation, Reply, Stream, Table, WrongMethod
 from gw.control.api.limits import Offenders
 from gw.control.apikeys import LOCAL, Caller, identify
 from gw.control.events import acting_as
@@ -163,6 +163,8 @@ def key_of(authorization: str) -> str:
 
 
 def _response(answer: Answer) -> Response:
+    if isinstance(answer, Stream):
+        return StreamingResponse(answer.chunks, media_type=answer.media_type, headers={"Cache-Control": "no-store"})
     if isinstance(answer, Listing):
         return StreamingResponse(answer.chunks(), media_type="application/json")
     if isinstance(answer, Reply):
