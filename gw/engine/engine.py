@@ -54,7 +54,6 @@ RESTUN_S: Final = (20.0, 26.0)
 IDLE_RESTUN_S: Final = 120.0
 NO_UDP_RETRY_S: Final = 60.0
 RESOLVE_S: Final = 3.0
-PUMP_ROUNDS: Final = 8  # then the loop gets its turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +128,6 @@ class Engine:
         self._waiting: dict[int, asyncio.Future[Pong]] = {}
         self._last_tx: dict[NodeKey, float] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._pumping = self._pump_again = False
         self._look_again = asyncio.Event()
         self._look_full = False
         self._last_active = time.monotonic()
@@ -346,31 +344,9 @@ class Engine:
     # Inside
 
     def _pump(self, *, keep_session: NodeKey | None = None) -> None:
-        """Carry out what the path finder wants, and come back when it wants more.
-
-        What the tunnel does may call back here: that is carried out after what was wanted before it, not in between,
-        or an older plan would be the last to be set.
-        """
-        if self._pumping:
-            self._pump_again = True
-            return
-        self._pumping = True
-        try:
-            for _ in range(PUMP_ROUNDS):
-                self._pump_again = False
-                self._carry_out(keep_session)
-                keep_session = None
-                if not self._pump_again:
-                    break
-        finally:
-            self._pumping = False
-        if self._timer is not None:
-            self._timer.cancel()
-        due = 0.0 if self._pump_again else self._paths.deadline()
-        self._timer = None if due is None else self._loop.call_later(max(due - time.monotonic(), 0.001), self._pump)
-
-    def _carry_out(self, keep_session: NodeKey | None) -> None:
-        out, events = self._paths.poll(time.monotonic())
+        """Carry out what the path finder wants, and come back when it wants more."""
+        now = time.monotonic()
+        out, events = self._paths.poll(now)
         for event in events:
             match event:
                 case PlanChanged(peer, plan):
@@ -394,6 +370,10 @@ class Engine:
                 self._tunnel.send(outgoing.datagram, outgoing.to)
             else:
                 self._relays.send(outgoing.peer, outgoing.region, [outgoing.datagram])
+        if self._timer is not None:
+            self._timer.cancel()
+        due = self._paths.deadline()
+        self._timer = None if due is None else self._loop.call_later(max(due - now, 0.001), self._pump)
 
     async def _watch_activity(self) -> None:
         """Tell the path finder which peers data is sent to."""

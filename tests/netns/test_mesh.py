@@ -179,7 +179,7 @@ def test_the_mesh_goes_on_while_the_control_server_is_dead(mesh: Lab) -> None:
 
 
 def test_relayed_traffic_comes_back_with_the_relay(mesh: Lab) -> None:
-    ping(mesh, "bob", "cat")
+    eventually(lambda: ping(mesh, "bob", "cat"))
     process = mesh._running["gwrelay"]
     process.kill()
     process.wait()
