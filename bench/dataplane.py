@@ -8,7 +8,8 @@ Hosts on one bridge, in namespaces, in pairs:
     $TAILSCALED      two stock nodes of the same lab ($TAILSCALE is its command line), under the same policy
 
 Each figure is measured for one pair, then for the next, in turn, round after round. A ratio is the median of the
-rounds' ratios, a value the median of the values. CPU is that of the whole machine, the traffic generator included.
+rounds' ratios, a value the median of the values. CPU is that of the processes on the pair's hosts, the traffic generator included,
+which hardly depends on what else the machine does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import base64
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -132,10 +134,18 @@ def rivals() -> tuple[list[tuple[Pair, Callable[[Lab, Pair], None]]], list[NodeS
 # The figures
 
 
-def busy_s() -> float:
-    """CPU seconds that all cores have spent working since boot."""
-    fields = [int(each) for each in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
-    return (sum(fields[:8]) - fields[3] - fields[4]) / TICKS
+def cpu_s(lab: Lab, pair: Pair) -> float:
+    """CPU seconds, user and system, of all that runs on the pair's two hosts, and of what this process ran there."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    total = used.ru_utime + used.ru_stime
+    for host in (pair.one, pair.two):
+        for pid in lab.pids(host):
+            try:
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            total += (int(fields[11]) + int(fields[12])) / TICKS
+    return total
 
 
 def iperf(lab: Lab, pair: Pair, *flags: str) -> dict[str, Any]:
@@ -151,9 +161,9 @@ def gigabits(lab: Lab, pair: Pair, seconds: int, *flags: str) -> float:
 
 
 def cpu_a_gigabit(lab: Lab, pair: Pair, seconds: int) -> float:
-    before = busy_s()
+    before = cpu_s(lab, pair)
     end = iperf(lab, pair, "-t", str(seconds))
-    return (busy_s() - before) / (float(end["sum_received"]["bytes"]) * 8 / 1e9)
+    return (cpu_s(lab, pair) - before) / (float(end["sum_received"]["bytes"]) * 8 / 1e9)
 
 
 def small_packets(lab: Lab, pair: Pair, seconds: int) -> float:

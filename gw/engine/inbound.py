@@ -54,6 +54,8 @@ class InboundPlane:
             counters,
             Filter(RuleSet(), PrefixMap(), table),
             Coalescer(setup.tun, setup.tcp_offload, setup.udp_offload),
+            setup.lane,
+            setup.lanes,
         )
         self._core.invalid_tag = InvalidTag
         self._rules = _Rules(table)
@@ -75,11 +77,12 @@ class InboundPlane:
     def apply(self, message: ToWorker) -> None:
         core = self._core
         match message:
-            case Relayed(datagrams):
+            case Relayed(datagrams, host, port):
                 now_ns = time.monotonic_ns()
+                source = (host, port) if host else None
                 for datagram in datagrams:
                     if datagram:
-                        core.receive(datagram, len(datagram), None, now_ns)
+                        core.receive(datagram, len(datagram), source, now_ns)
             case AddPeer(slot):
                 core.add_peer(slot)
             case RemovePeer(slot):

@@ -103,9 +103,11 @@ class FilterRules(_Message, tag="f"):
 
 
 class Relayed(_Message, tag="R"):
-    """To the inbound worker: transport datagrams that a relay brought."""
+    """To the inbound worker: transport datagrams that a relay brought, or that reached another lane from host and port."""
 
     datagrams: list[bytes]
+    host: str = ""
+    port: int = 0
 
 
 # Worker -> engine

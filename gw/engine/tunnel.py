@@ -13,11 +13,9 @@ import asyncio
 import logging
 import os
 import socket
-import struct
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from mmap import mmap
 from types import TracebackType
 from typing import Final, Protocol, Self, final
 
@@ -34,7 +32,6 @@ from gw.engine.link import (
     Note,
     Plan,
     ReceiveSession,
-    Relayed,
     RelayOut,
     RemovePeer,
     Routes,
@@ -43,23 +40,18 @@ from gw.engine.link import (
     ToWorker,
     Tsmp,
 )
-from gw.engine.worker import COUNTER_BYTES, Setup
-from gw.engine.workers import SharedTables, Workers
-from gw.errors import GwError, StateError, WireError
+from gw.engine.tallies import Tallies
+from gw.engine.worker import Setup
+from gw.engine.workers import SharedTables, Workers, usual_lanes
+from gw.errors import GwError, StateError, UsageError, WireError
 from gw.model.addresses import TAILNET_MTU, AddrPort
 from gw.model.filterrule import FilterRule
 from gw.model.keys import NodeKey, NodeSecret
 from gw.model.sendplan import SendPlan
 from gw.native import COMPILED
-from gw.native.counters import (
-    INBOUND_DROPS_AT,
-    MAX_PEERS,
-    REASON_NAMES,
-    REASONS,
-    received_at,
-    sent_at,
-)
+from gw.native.counters import MAX_LANES, MAX_PEERS
 from gw.native.outbound import ACTIVE, CONFIRMED, NEED_SESSION, SEND_FAILED, WAKE
+from gw.net.offloads import ALL, Offloads
 from gw.net.tun import Tun, open_tun
 from gw.net.udp import UdpSockets, open_udp
 from gw.wire.wg import (
@@ -86,7 +78,6 @@ RELAY_BATCH: Final = 48
 ROUTES_BATCH: Final = 2000
 MAX_QUICK_DEATHS: Final = 5
 QUICK_S: Final = 2.0
-_FOUR: Final = struct.Struct("<4q")
 
 
 class TunnelEvents(Protocol):
@@ -126,6 +117,7 @@ class PeerStats:
     last_handshake: float
     last_rx: float
     last_tx: float
+    drops: dict[str, int]  # by reason
 
 
 @dataclass(slots=True)
@@ -142,11 +134,24 @@ class Tunnel:
     """Use as `async with Tunnel(...) as tunnel`. Raises GwError on entry where the host does not allow it."""
 
     def __init__(
-        self, secret: NodeSecret, tun_name: str, port: int, events: TunnelEvents, *, mtu: int = TAILNET_MTU
+        self,
+        secret: NodeSecret,
+        tun_name: str,
+        port: int,
+        events: TunnelEvents,
+        *,
+        mtu: int = TAILNET_MTU,
+        lanes: int = 0,
+        offloads: Offloads = ALL,
     ) -> None:
-        """port: UDP port of both families, 0 for any; mtu: of the TUN, in bytes."""
+        """port: UDP port of both families, 0 for any; mtu: of the TUN, in bytes; lanes: workers of each plane, 1, 2 or
+        4, 0 for what fits the cores; offloads: those to be asked for."""
+        if lanes not in (0, 1, 2, MAX_LANES):
+            raise UsageError(f"cannot run {lanes} workers a plane", hint="1, 2, 4, or 0 for what fits the cores")
         self._events = events
         self._wanted = (tun_name, port)
+        self._lanes = lanes or usual_lanes(len(os.sched_getaffinity(0)))
+        self._offloads = offloads
         self._mtu = mtu
         self._device = Device(secret.raw, os.urandom, time.time_ns)
         self._by_key: dict[NodeKey, _Peer] = {}
@@ -164,15 +169,19 @@ class Tunnel:
 
     async def __aenter__(self) -> Self:
         name, port = self._wanted
-        self._udp: UdpSockets = open_udp(port)
+        self._udp: UdpSockets = open_udp(port, self._lanes, self._offloads)
         try:
-            self._tun: Tun = open_tun(name)
+            self._tun: Tun = open_tun(name, self._udp.lanes, self._offloads)
         except GwError:
             self._udp.close()
             raise
+        if len(self._tun.queues) < self._udp.lanes:  # the kernel has no queues: one lane does all
+            self._udp.narrow()
         self._tables = SharedTables.make()
-        self._counters = mmap(self._tables.counters, COUNTER_BYTES)
-        self._workers = Workers(self._setup(), self._on_message, self._restart)
+        self._tallies = Tallies(self._tables.counters, self._udp.lanes)
+        self._workers = Workers(
+            [self._setup(lane) for lane in range(self._udp.lanes)], self._on_message, self._restart
+        )
         return self
 
     async def __aexit__(
@@ -183,7 +192,7 @@ class Tunnel:
             self._workers = None
         self._udp.close()
         self._tun.close()
-        self._counters.close()
+        self._tallies.close()
         self._tables.close()
 
     async def run(self) -> None:
@@ -242,8 +251,7 @@ class Tunnel:
         self._tell(RemovePeer(peer.slot))
         del self._by_raw[key.raw], self._slots[peer.slot]
         self._active.pop(peer.slot, None)
-        _FOUR.pack_into(self._counters, sent_at(peer.slot), 0, 0, 0, 0)
-        _FOUR.pack_into(self._counters, received_at(peer.slot), 0, 0, 0, 0)
+        self._tallies.clear(peer.slot)
         self._free_slots.append(peer.slot)
 
     def set_plan(self, key: NodeKey, plan: SendPlan) -> None:
@@ -300,7 +308,7 @@ class Tunnel:
         bulk = [datagram for datagram in datagrams if kind_of(datagram) == TRANSPORT]
         if self._workers is not None:
             for at in range(0, len(bulk), RELAY_BATCH):
-                self._workers.relayed(Relayed(bulk[at : at + RELAY_BATCH]))
+                self._workers.received(bulk[at : at + RELAY_BATCH])
         if len(bulk) != len(datagrams):
             for datagram in datagrams:
                 if kind_of(datagram) != TRANSPORT:
@@ -309,8 +317,8 @@ class Tunnel:
     def inject(self, key: NodeKey, packet: bytes) -> None:
         """Send an inner packet of our own to the peer (TSMP)."""
         peer = self._by_key.get(key)
-        if peer is not None:
-            self._tell_outbound(Inject(peer.slot, packet))
+        if peer is not None and self._workers is not None:
+            self._workers.send(Inject(peer.slot, packet))
 
     # Numbers
 
@@ -319,17 +327,17 @@ class Tunnel:
         peer = self._by_key.get(key)
         if peer is None:
             return None
-        tx_packets, tx_bytes, tx_data, _ = _FOUR.unpack_from(self._counters, sent_at(peer.slot))
-        rx_packets, rx_bytes, rx_data, _ = _FOUR.unpack_from(self._counters, received_at(peer.slot))
+        sent, received = self._tallies.sent(peer.slot), self._tallies.received(peer.slot)
         handshake = self._device.latest_handshake(key.raw)
         return PeerStats(
-            rx_bytes,
-            tx_bytes,
-            rx_packets,
-            tx_packets,
+            received.size,
+            sent.size,
+            received.packets,
+            sent.packets,
             0.0 if handshake == NEVER else time.time() - (time.monotonic() - handshake),
-            _seconds(rx_data),
-            _seconds(tx_data),
+            _seconds(received.data_ns),
+            _seconds(sent.data_ns),
+            self._tallies.peer_drops(peer.slot),
         )
 
     def active_peers(self) -> list[NodeKey]:
@@ -338,11 +346,6 @@ class Tunnel:
 
     def health(self) -> dict[str, object]:
         """How the data plane runs on this host, for `gw status --json`."""
-        drops: dict[str, int] = {}
-        for base in (0, INBOUND_DROPS_AT):
-            for name, count in zip(REASON_NAMES, struct.unpack_from(f"<{REASONS}q", self._counters, base), strict=True):
-                if count:
-                    drops[name] = drops.get(name, 0) + count
         return {
             "compiled": COMPILED,
             "tun": self._tun.name,
@@ -351,25 +354,28 @@ class Tunnel:
             "udp_offload": self._tun.udp_offload,
             "udp_gso": self._udp.gso,
             "udp_gro": self._udp.gro,
+            "lanes": self._udp.lanes,
             "workers": self._workers.pids() if self._workers is not None else {},
-            "drops": drops,
+            "drops": self._tallies.drops(),
         }
 
     # Workers
 
-    def _setup(self) -> Setup:
+    def _setup(self, lane: int) -> Setup:
         return Setup(
             outbound=-1,
             inbound=-1,
-            tun=self._tun.fd,
-            udp4=self._udp.v4.fileno(),
-            udp6=-1 if self._udp.v6 is None else self._udp.v6.fileno(),
+            tun=self._tun.queues[lane],
+            udp4=self._udp.all4[lane].fileno(),
+            udp6=self._udp.all6[lane].fileno() if self._udp.all6 else -1,
             counters=self._tables.counters,
             flows=self._tables.flows,
             mtu=self._mtu,
             gso=self._udp.gso,
             tcp_offload=self._tun.tcp_offload,
             udp_offload=self._tun.udp_offload,
+            lane=lane,
+            lanes=self._udp.lanes,
         )
 
     def _restart(self) -> None:
@@ -460,7 +466,11 @@ class Tunnel:
         others: list[tuple[bytes, AddrPort]] = []
         for datagram, host, port in datagrams:
             source = AddrPort(host, port)
-            if kind_of(datagram):
+            kind = kind_of(datagram)
+            if kind == TRANSPORT:  # of a session of another lane
+                if self._workers is not None:
+                    self._workers.received([datagram], host, port)
+            elif kind:
                 self._handshake(datagram, socket.inet_pton(*_packed_family(host)) + port.to_bytes(2, "big"), source)
             else:
                 others.append((datagram, source))
@@ -498,7 +508,7 @@ class Tunnel:
                 case Transmit(raw, datagram):
                     self._transmit(self._by_raw[raw], datagram)
                 case Keepalive(raw):
-                    self._tell_outbound(SendKeepalive(self._by_raw[raw].slot))
+                    self._keepalive(self._by_raw[raw])
                 case Unreachable(raw):
                     self._tell_outbound(DropStaged(self._by_raw[raw].slot))
         if outputs:
@@ -511,13 +521,19 @@ class Tunnel:
         if index not in peer.sessions:
             peer.sessions.add(index)
             confirm = not output.send
-            self._tell_inbound(ReceiveSession(peer.slot, index, keypair.receive_key, expires_ns, confirm))
+            if self._workers is not None:
+                receive = ReceiveSession(peer.slot, index, keypair.receive_key, expires_ns, confirm)
+                self._workers.session(index, receive)
         if output.send:
             self._tell_outbound(SendSession(peer.slot, index, keypair.send_key, keypair.remote_index, expires_ns))
             if keypair.initiator:
-                self._tell_outbound(SendKeepalive(peer.slot))  # proves to the responder that we have the keys
+                self._keepalive(peer)  # proves to the responder that we have the keys
             self._active[peer.slot] = time.monotonic()
             self._events.session(peer.key)
+
+    def _keepalive(self, peer: _Peer) -> None:
+        if self._workers is not None:
+            self._workers.send(SendKeepalive(peer.slot))
 
     def _transmit(self, peer: _Peer, datagram: bytes) -> None:
         plan = peer.plan
@@ -534,9 +550,10 @@ class Tunnel:
     def _tick(self, now: float) -> None:
         for slot in list(self._active):
             peer = self._slots[slot]
-            _, _, tx_data, tx_any = _FOUR.unpack_from(self._counters, sent_at(slot))
-            _, _, rx_data, rx_any = _FOUR.unpack_from(self._counters, received_at(slot))
-            activity = Activity(_seconds(tx_data), _seconds(tx_any), _seconds(rx_data), _seconds(rx_any))
+            sent, received = self._tallies.sent(slot), self._tallies.received(slot)
+            activity = Activity(
+                _seconds(sent.data_ns), _seconds(sent.any_ns), _seconds(received.data_ns), _seconds(received.any_ns)
+            )
             self._do(self._device.observe(peer.key.raw, activity, now), None)
             if now - max(self._active[slot], *activity) > QUIET_AFTER_S:
                 del self._active[slot]

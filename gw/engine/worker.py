@@ -1,4 +1,4 @@
-"""A packet worker's process: one plane of packets on a core of its own, or both planes where there is one core.
+"""A packet worker's process: a lane of one plane of packets on a core of its own, or both planes where there is one core.
 
 `python -P -m gw.engine SETUP`, where SETUP is JSON and names inherited descriptors. It lives as long as its
 links: when the engine is gone, so is the worker.
@@ -9,6 +9,7 @@ links: when the engine is gone, so is the worker.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -32,8 +33,8 @@ LISTEN_NS: Final = 2_000_000
 class Setup(msgspec.Struct, frozen=True):
     """Descriptors by number, and how the device and sockets may be used.
 
-    outbound, inbound: links of the planes that this process serves, -1 for one that it does not. core: CPU to be pinned
-    to, -1 for any.
+    outbound, inbound: links of the planes that this process serves, -1 for one that it does not. lane: which of the
+    `lanes` workers of its plane it is; tun, udp4 and udp6 are that lane's. core: CPU to be pinned to, -1 for any.
     """
 
     outbound: int
@@ -48,6 +49,8 @@ class Setup(msgspec.Struct, frozen=True):
     tcp_offload: bool
     udp_offload: bool
     core: int = -1
+    lane: int = 0
+    lanes: int = 1
 
     def descriptors(self) -> list[int]:
         all_ = (self.outbound, self.inbound, self.tun, self.udp4, self.udp6, self.counters, self.flows)
@@ -89,6 +92,8 @@ def main() -> None:
     if setup.inbound >= 0:
         link = socket.socket(fileno=setup.inbound)
         planes.append((link, InboundPlane(setup, link)))
+    gc.freeze()
+    gc.disable()  # packets make no cycles, and a collection would make them wait
     run(planes)
 
 

@@ -1,9 +1,12 @@
 """The packet workers as processes: started, listened to, noticed when they die.
 
-    two cores or more   one process for each plane, pinned to a core of its own
-    one core            one process that serves both planes
+    one core             one process that serves both planes
+    two or three         one process for each plane, pinned to a core of its own
+    four; eight or more  two, or four, of each plane: "lanes", with a TUN queue and a UDP socket each
 
-A plane's link is its only tie to the engine: no shared memory but the two tables, no signals but the end.
+Outbound lanes share every keypair and split its counters (`gw.native.outbound`); the kernel spreads flows over TUN
+queues. An inbound session belongs to one lane, by the low bits of its index, whatever address its datagrams come from:
+so its replay window is in one place. A plane's link is its only tie to the engine: no shared memory but the two tables, no signals but the end.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, final
 
@@ -25,11 +28,13 @@ import msgspec
 
 from gw.engine.link import MESSAGE_BYTES, FromWorker, Relayed, Sender, ToWorker, pair, read_from_worker
 from gw.engine.worker import COUNTER_BYTES, FLOW_BYTES, Setup
+from gw.native.counters import MAX_LANES
 
 log: Final = logging.getLogger(__name__)
 
 Plane = Literal["outbound", "inbound"]
 PLANES: Final[tuple[Plane, Plane]] = ("outbound", "inbound")
+INDEX_AT: Final = slice(4, 8)  # the receiver index of a transport datagram
 READS: Final = 32  # messages of one plane before the loop is given back
 
 
@@ -52,6 +57,15 @@ class SharedTables:
         os.close(self.flows)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A process to be: the planes it serves in one lane, and its core (-1 for any)."""
+
+    planes: tuple[Plane, ...]
+    lane: int
+    core: int
+
+
 @final
 class Workers:
     """All packet processes of a tunnel.
@@ -59,45 +73,72 @@ class Workers:
     heard: takes their messages. died: called when one is gone unasked; `revive` starts it again.
     """
 
-    def __init__(self, setup: Setup, heard: Callable[[FromWorker], None], died: Callable[[], None]) -> None:
-        """setup: of any process; links and core are filled in here."""
-        self._setup = setup
+    def __init__(self, setups: Sequence[Setup], heard: Callable[[FromWorker], None], died: Callable[[], None]) -> None:
+        """setups: one a lane; links and cores are filled in here."""
+        self._setups = setups
         self._heard = heard
         self._died = died
         self._hash_seed = secrets.randbelow(2**32 - 1) + 1  # all planes of a tunnel must agree on it
-        self._layout = layout(sorted(os.sched_getaffinity(0)))
+        self._layout = layout(sorted(os.sched_getaffinity(0)), len(setups))
         self._processes: list[_Process] = []
-        self._links: dict[Plane, _Link] = {}
+        self._links: dict[tuple[Plane, int], _Link] = {}
         self.revive()
+
+    @property
+    def lanes(self) -> int:
+        return len(self._setups)
 
     def revive(self) -> None:
         """Start the processes that are not there."""
         for process in [each for each in self._processes if not each.is_alive()]:
             process.stop()
             self._processes.remove(process)
-        alive = {plane for process in self._processes for plane in process.links}
-        for planes, core in self._layout:
-            if planes[0] not in alive:
-                setup = msgspec.structs.replace(self._setup, core=core)
-                process = _Process(planes, setup, self._hash_seed, self._heard, self._died)
+        alive = {process.place for process in self._processes}
+        for place in self._layout:
+            if place not in alive:
+                setup = msgspec.structs.replace(self._setups[place.lane], core=place.core)
+                process = _Process(place, setup, self._hash_seed, self._heard, self._died)
                 self._processes.append(process)
-                self._links |= process.links
+                self._links |= {(plane, place.lane): link for plane, link in process.links.items()}
 
     def outbound(self, message: ToWorker) -> None:
-        """Tell the outbound plane, now or as soon as it listens."""
-        self._links["outbound"].control(message)
+        """Tell every outbound lane, now or as soon as it listens."""
+        for lane in range(self.lanes):
+            self._links["outbound", lane].control(message)
+
+    def send(self, message: ToWorker) -> None:
+        """Tell one outbound lane to send something of the engine's own."""
+        self._links["outbound", 0].control(message)
 
     def inbound(self, message: ToWorker) -> None:
-        """Tell the inbound plane, now or as soon as it listens."""
-        self._links["inbound"].control(message)
+        """Tell every inbound lane, now or as soon as it listens."""
+        for lane in range(self.lanes):
+            self._links["inbound", lane].control(message)
 
-    def relayed(self, message: Relayed) -> None:
-        """Bulk for the inbound plane: dropped where it does not keep up."""
-        self._links["inbound"].sender.bulk(message)
+    def session(self, index: int, message: ToWorker) -> None:
+        """Tell the inbound lane that the session belongs to."""
+        self._links["inbound", index & (self.lanes - 1)].control(message)
+
+    def received(self, datagrams: list[bytes], host: str = "", port: int = 0) -> None:
+        """Transport datagrams, by relay or from host and port, for the lanes of their sessions. A lane that does not
+        keep up loses them."""
+        if self.lanes == 1:
+            self._links["inbound", 0].sender.bulk(Relayed(datagrams, host, port))
+            return
+        split: dict[int, list[bytes]] = {}
+        for datagram in datagrams:
+            split.setdefault(int.from_bytes(datagram[INDEX_AT], "little") & (self.lanes - 1), []).append(datagram)
+        for lane, part in split.items():
+            self._links["inbound", lane].sender.bulk(Relayed(part, host, port))
 
     def pids(self) -> dict[str, int]:
-        """The process that serves each plane."""
-        return {plane: process.pid for process in self._processes if process.is_alive() for plane in process.links}
+        """The process that serves each plane; `outbound.1` is that of the second lane."""
+        return {
+            plane if process.place.lane == 0 else f"{plane}.{process.place.lane}": process.pid
+            for process in self._processes
+            if process.is_alive()
+            for plane in process.links
+        }
 
     def stop(self) -> None:
         for process in self._processes:
@@ -105,11 +146,20 @@ class Workers:
         self._processes = []
 
 
-def layout(usable: list[int]) -> list[tuple[tuple[Plane, ...], int]]:
-    """The planes of each process, and the core that it is pinned to (-1 for any). usable: cores of this process."""
+def usual_lanes(cores: int) -> int:
+    """How many workers a plane has on so many cores."""
+    return 1 if cores < 4 else min(MAX_LANES, 2 if cores < 8 else 4)
+
+
+def layout(usable: list[int], lanes: int) -> list[Place]:
+    """The processes. usable: cores of this process."""
     if len(usable) < 2:
-        return [(PLANES, -1)]
-    return [((plane,), core) for plane, core in zip(PLANES, usable, strict=False)]
+        return [Place(PLANES, lane, -1) for lane in range(lanes)]
+    return [
+        Place((plane,), lane, usable[(2 * lane + number) % len(usable)])
+        for lane in range(lanes)
+        for number, plane in enumerate(PLANES)
+    ]
 
 
 @final
@@ -118,14 +168,15 @@ class _Process:
 
     def __init__(
         self,
-        planes: tuple[Plane, ...],
+        place: Place,
         setup: Setup,
         hash_seed: int,
         heard: Callable[[FromWorker], None],
         died: Callable[[], None],
     ) -> None:
+        self.place: Final = place
         self._died = died
-        pairs = {plane: pair() for plane in planes}
+        pairs = {plane: pair() for plane in place.planes}
         setup = msgspec.structs.replace(setup, **{plane: theirs.fileno() for plane, (_, theirs) in pairs.items()})
         try:
             self._process = subprocess.Popen(
@@ -160,7 +211,7 @@ class _Process:
         self._close()
         self._process.kill()
         code = self._process.wait()
-        log.warning("the packet worker (%s) ended with %s", ", ".join(self.links), code)
+        log.warning("the packet worker (%s, lane %d) ended with %s", ", ".join(self.links), self.place.lane, code)
         self._died()
 
     def _close(self) -> None:

@@ -15,7 +15,7 @@ from typing import Final, Self, final
 
 from gw.errors import GwError, NotFound, TimedOut, UsageError
 from gw.lab.ledger import Ledger, lab_folder
-from gw.lab.topology import HUB, HUB_ADDRESS, MAX_NODES, NodeSpec, Topology
+from gw.lab.topology import HUB, HUB_ADDRESS, MAX_NODES, NodeSpec, Topology, run
 
 READY_S: Final = 20.0
 UP_S: Final = 30
@@ -162,6 +162,10 @@ class Lab:
             said, hint = last_words(done.stderr.strip() or done.stdout)
             raise GwError(f"{name}: `{' '.join(argv)}`: {said or f'status {done.returncode}'}", hint=hint)
         return done.stdout
+
+    def pids(self, name: str) -> list[int]:
+        """Every process that runs in a node."""
+        return [int(pid) for pid in run(["ip", "netns", "pids", self._record().namespace(name)]).split()]
 
     def status(self, name: str) -> dict[str, object]:
         """`gw status --json` of a node."""

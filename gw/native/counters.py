@@ -1,10 +1,12 @@
 """Counters that packet workers write and the engine reads, in memory both have mapped. No packet costs a message.
 
-    0      drops of the outbound worker, by reason, i64 each     (REASONS of them)
-    2048   drops of the inbound worker
-    4096   one block of 128 bytes a peer, by slot:
-             0  sent: packets, bytes, last data, last of any kind      written by the outbound worker
-            64  received: packets, bytes, last data, last of any kind  written by the inbound worker
+A lane is one worker of a plane; it has a region of its own, so that every field has one writer.
+
+    0      drops by reason, i64 each                          (REASONS of them)
+    4096   one block of 256 bytes a peer, by slot:
+             0  packets, bytes, last data, last of any kind
+            32  session, counter: how far this lane has come  (outbound only)
+           128  drops by reason that can be laid to the peer
 
 Bytes are those of the inner packets. Times are CLOCK_MONOTONIC nanoseconds, 0 for never. A reader may see the
 fields of a block a batch apart; each field is whole.
@@ -18,14 +20,18 @@ from typing import Final, final
 
 from mypy_extensions import i64, mypyc_attr
 
-PEERS_AT: Final = 4096
-INBOUND_DROPS_AT: Final = 2048
-PEER_BYTES: Final = 128
-RECEIVED_AT: Final = 64
+MAX_LANES: Final = 4
 MAX_PEERS: Final = 65536
-SHARED_BYTES: Final = PEERS_AT + MAX_PEERS * PEER_BYTES
+PEERS_AT: Final = 4096
+PEER_BYTES: Final = 256
+PROGRESS_AT: Final = 32
+PEER_DROPS_AT: Final = 128
+REGION_BYTES: Final = PEERS_AT + MAX_PEERS * PEER_BYTES
+SHARED_BYTES: Final = 2 * MAX_LANES * REGION_BYTES  # a sparse file: what nobody writes takes no memory
+OUTBOUND: Final = 0
+INBOUND: Final = 1
 REASONS: Final = 16
-_FOUR: Final = struct.Struct("<4q")
+_SIX: Final = struct.Struct("<6q")
 _ONE: Final = struct.Struct("<q")
 
 # Why a packet was dropped
@@ -68,24 +74,31 @@ REASON_NAMES: Final = (
 @final
 @mypyc_attr(native_class=True)
 class Tally:
-    """One direction of one peer, kept by its worker and stored after each batch."""
+    """One direction of one peer in one lane, kept by its worker and stored after each batch."""
 
     def __init__(self, shared: mmap, at: int) -> None:
-        """at: offset of the four fields; what stands there goes on counting (a worker that was restarted)."""
-        packets, size, data, any_ = _FOUR.unpack_from(shared, at)
+        """at: offset of the peer's block; what stands there goes on counting (a worker that was restarted)."""
+        packets, size, data, any_, _session, _counter = _SIX.unpack_from(shared, at)
         self.shared: mmap = shared
         self.at: int = at
         self.packets: i64 = packets
         self.size: i64 = size
         self.data_ns: i64 = data
         self.any_ns: i64 = any_
+        self.session: i64 = 0
+        self.counter: i64 = 0
 
     def store(self) -> None:
-        _FOUR.pack_into(self.shared, self.at, self.packets, self.size, self.data_ns, self.any_ns)
+        _SIX.pack_into(
+            self.shared, self.at, self.packets, self.size, self.data_ns, self.any_ns, self.session, self.counter
+        )
+
+    def drop(self, reason: int, count: int = 1) -> None:
+        _add(self.shared, self.at + PEER_DROPS_AT + 8 * reason, count)
 
     def clear(self) -> None:
         """The peer is gone; its slot will be another's."""
-        _FOUR.pack_into(self.shared, self.at, 0, 0, 0, 0)
+        clear_block(self.shared, self.at)
 
 
 @final
@@ -94,17 +107,27 @@ class Drops:
     """Dropped packets by reason, of one worker."""
 
     def __init__(self, shared: mmap, at: int) -> None:
+        """at: where the lane's region begins."""
         self.shared: mmap = shared
         self.at: int = at
 
     def add(self, reason: int, count: int = 1) -> None:
-        place = self.at + 8 * reason
-        _ONE.pack_into(self.shared, place, _ONE.unpack_from(self.shared, place)[0] + count)
+        _add(self.shared, self.at + 8 * reason, count)
 
 
-def sent_at(slot: int) -> int:
-    return PEERS_AT + slot * PEER_BYTES
+def region_at(plane: int, lane: int) -> int:
+    """Where the region of a lane begins. plane: OUTBOUND or INBOUND."""
+    return (plane * MAX_LANES + lane) * REGION_BYTES
 
 
-def received_at(slot: int) -> int:
-    return PEERS_AT + slot * PEER_BYTES + RECEIVED_AT
+def block_at(region: int, slot: int) -> int:
+    """Where a peer's block begins."""
+    return region + PEERS_AT + slot * PEER_BYTES
+
+
+def clear_block(shared: mmap, at: int) -> None:
+    shared[at : at + PEER_BYTES] = bytes(PEER_BYTES)
+
+
+def _add(shared: mmap, at: int, count: int) -> None:
+    _ONE.pack_into(shared, at, _ONE.unpack_from(shared, at)[0] + count)

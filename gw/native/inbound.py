@@ -21,10 +21,11 @@ from gw.native.counters import (
     DROP_TAG,
     DROP_TUN,
     DROP_UNKNOWN_SESSION,
-    INBOUND_DROPS_AT,
+    INBOUND,
     Drops,
     Tally,
-    received_at,
+    block_at,
+    region_at,
 )
 from gw.native.filter import ACCEPT, TSMP_PACKET, Filter
 from gw.native.outbound import ACTIVE, ACTIVE_NOTE_NS, CONFIRMED, MAX_COUNTER
@@ -74,11 +75,15 @@ class InSession:
 class Inbound:
     """All peers of the tunnel, seen from the network."""
 
-    def __init__(self, shared: mmap, filter_: Filter, coalescer: Coalescer) -> None:
+    def __init__(self, shared: mmap, filter_: Filter, coalescer: Coalescer, lane: int = 0, lanes: int = 1) -> None:
+        """lane: which of the `lanes` inbound workers this is. A session is the lane's whose number its index has."""
+        self.lane: i64 = lane
+        self.lanes: i64 = lanes
+        self.region: int = region_at(INBOUND, lane)
         self.shared: mmap = shared
         self.filter: Filter = filter_
         self.coalescer: Coalescer = coalescer
-        self.drops: Drops = Drops(shared, INBOUND_DROPS_AT)
+        self.drops: Drops = Drops(shared, self.region)
         self.routes: PrefixMap = PrefixMap()
         self.peers: dict[int, InPeer] = {}
         self.sessions: dict[int, InSession] = {}
@@ -94,7 +99,7 @@ class Inbound:
 
     def add_peer(self, slot: int) -> None:
         if slot not in self.peers:
-            self.peers[slot] = InPeer(slot, Tally(self.shared, received_at(slot)))
+            self.peers[slot] = InPeer(slot, Tally(self.shared, block_at(self.region, slot)))
 
     def remove_peer(self, slot: int) -> None:
         """Its sessions were ended before."""
@@ -155,6 +160,11 @@ class Inbound:
             body: i64 = at + 16
             at = end
             if session is None:
+                if index & (self.lanes - 1) != self.lane:
+                    # another lane's: the system steers by the first datagram of a train
+                    if source is not None and len(self.foreign) < MAX_FOREIGN:
+                        self.foreign.append((data[body - 16 : end], source))
+                    continue
                 if len(self.early) < MAX_EARLY and not self.retrying:
                     self.early.append((data[body - 16 : end], source))
                 else:
@@ -172,10 +182,10 @@ class Inbound:
             try:
                 packet: bytes = session.unseal(nonce.getvalue(), data[body:end], None)
             except self.invalid_tag:
-                self.drops.add(DROP_TAG)
+                self._drop(session.peer.tally, DROP_TAG)
                 continue
             if not session.window.accept(counter):
-                self.drops.add(DROP_REPLAY)
+                self._drop(session.peer.tally, DROP_REPLAY)
                 continue
             peer = session.peer
             if session.confirm:
@@ -234,10 +244,10 @@ class Inbound:
             length = 40 + (i64(read_i16_be(packet, 4)) & 0xFFFF)
             owner = self.routes.find6(packet, 8)
         if length < 20 or length > size:
-            self.drops.add(DROP_MALFORMED)
+            self._drop(tally, DROP_MALFORMED)
             return
         if owner != i64(peer.slot):
-            self.drops.add(DROP_SPOOFED)
+            self._drop(tally, DROP_SPOOFED)
             return
         tally.packets += 1
         tally.size += length
@@ -247,4 +257,8 @@ class Inbound:
         elif verdict == TSMP_PACKET:
             self.tsmp.append((peer.slot, packet[:length]))
         else:
-            self.drops.add(int(verdict))
+            self._drop(tally, int(verdict))
+
+    def _drop(self, tally: Tally, reason: int) -> None:
+        self.drops.add(reason)
+        tally.drop(reason)

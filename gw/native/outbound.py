@@ -2,6 +2,14 @@
 
 The core does only packets. What concerns the engine it leaves in `notes` and `relayed`, which the process around it
 (`gw.engine.outbound`) sends on after each round.
+
+Several outbound workers ("lanes") may seal with one keypair, each with counters of its own:
+
+    lane 0 of 2    0 .. 63        128 .. 191        256 .. 319           a counter's block, modulo the lanes,
+    lane 1 of 2          64 .. 127         192 .. 255                    is the lane that may use it
+
+So no two ever share a counter, without a word between them. A lane that has fallen behind the others by more than
+MAX_LAG jumps ahead to a block of its own near the newest: all stay within the receiver's replay window.
 """
 
 from __future__ import annotations
@@ -24,9 +32,12 @@ from gw.native.counters import (
     DROP_QUEUE_FULL,
     DROP_SEND,
     DROP_UNREACHABLE,
+    OUTBOUND,
+    PROGRESS_AT,
     Drops,
     Tally,
-    sent_at,
+    block_at,
+    region_at,
 )
 from gw.native.flows import FlowTable, answer_key
 from gw.native.prefixes import NOBODY, PrefixMap
@@ -37,6 +48,8 @@ MAX_STAGED: Final = 128
 MAX_SEGMENTS: Final = 64
 MAX_TRAIN: Final = 65000
 MAX_COUNTER: Final = 1 << 60
+BLOCK: Final = 64  # counters that a lane uses before it skips those of the others
+MAX_LAG: Final = 1024  # of 8128 that a receiver's replay window has
 SOL_UDP: Final = 17
 UDP_SEGMENT: Final = 103
 SECOND_NS: Final = 1_000_000_000
@@ -46,6 +59,7 @@ UDP: Final = 17
 SCTP: Final = 132
 TSMP: Final = 99
 _SIZE: Final = struct.Struct("H")
+_PROGRESS: Final = struct.Struct("<2q")
 
 # Notes to the engine
 NEED_SESSION: Final = 1
@@ -55,6 +69,7 @@ SEND_FAILED: Final = 4
 CONFIRMED: Final = 5
 
 PAD: Final = [bytes(i) for i in range(16)]
+HEAD: Final = 28  # a transport header of 16 bytes and a nonce of 12
 
 
 @final
@@ -68,7 +83,8 @@ class OutPeer:
         self.seal: Any = None
         self.session: int = 0
         self.remote_index: i64 = 0
-        self.counter: i64 = 0
+        self.counter: i64 = 0  # the next one
+        self.block_end: i64 = MAX_COUNTER  # where this lane's block of counters ends
         self.expires_ns: i64 = 0
         self.socket: Any = None
         self.address: Any = None
@@ -85,13 +101,20 @@ class OutPeer:
 class Outbound:
     """All peers of the tunnel, seen from the TUN."""
 
-    def __init__(self, tun: int, shared: mmap, flows: FlowTable, mtu: int, gso: bool) -> None:
+    def __init__(
+        self, tun: int, shared: mmap, flows: FlowTable, mtu: int, gso: bool, lane: int = 0, lanes: int = 1
+    ) -> None:
+        """lane: which of the `lanes` outbound workers this is."""
+        self.lane: i64 = lane
+        self.lanes: i64 = lanes
+        self.region: int = region_at(OUTBOUND, lane)
+        self.others: list[int] = [region_at(OUTBOUND, other) for other in range(lanes) if other != lane]
         self.tun: int = tun
         self.shared: mmap = shared
         self.flows: FlowTable = flows
         self.mtu: i64 = mtu
         self.gso: bool = gso
-        self.drops: Drops = Drops(shared, 0)
+        self.drops: Drops = Drops(shared, self.region)
         self.routes: PrefixMap = PrefixMap()
         self.peers: dict[int, OutPeer] = {}
         self.notes: list[tuple[int, int, int]] = []  # what, slot, detail
@@ -101,7 +124,7 @@ class Outbound:
 
     def add_peer(self, slot: int) -> None:
         if slot not in self.peers:
-            self.peers[slot] = OutPeer(slot, Tally(self.shared, sent_at(slot)))
+            self.peers[slot] = OutPeer(slot, Tally(self.shared, block_at(self.region, slot)))
 
     def remove_peer(self, slot: int) -> None:
         peer = self.peers.pop(slot, None)
@@ -118,14 +141,15 @@ class Outbound:
             peer.wake = wake
 
     def set_session(self, slot: int, session: int, seal: Any, remote_index: int, expires_ns: int) -> None:
-        """Send with this keypair from now on, its counter at zero; what waited for it goes out."""
+        """Send with this keypair from now on, from the lane's first counter; what waited for it goes out."""
         peer = self.peers.get(slot)
         if peer is None:
             return
         peer.session = session
         peer.seal = seal
         peer.remote_index = remote_index
-        peer.counter = 0
+        peer.counter = self.lane * BLOCK
+        peer.block_end = peer.counter + BLOCK if self.lanes > 1 else MAX_COUNTER
         peer.expires_ns = expires_ns
         peer.wanted_ns = 0
         if peer.staged:
@@ -141,7 +165,7 @@ class Outbound:
     def drop_staged(self, slot: int) -> None:
         peer = self.peers.get(slot)
         if peer is not None and peer.staged:
-            self.drops.add(DROP_UNREACHABLE, len(peer.staged))
+            self._drop(peer, DROP_UNREACHABLE, len(peer.staged))
             peer.staged = []
 
     def keepalive(self, slot: int) -> None:
@@ -224,9 +248,12 @@ class Outbound:
             if data:
                 self._stage(peer, found, now_ns)
             return
-        counter: i64 = peer.counter
+        if self.lanes > 1:
+            self._keep_up(peer)
+        heads = self._heads(peer, len(found))
         pieces: list[bytes] = []
         size: i64 = 0
+        at: i64 = 0
         for packet in found:
             length: i64 = len(packet)
             size += length
@@ -235,18 +262,12 @@ class Outbound:
                 if length + pad > self.mtu:
                     pad = self.mtu - length
                 packet = packet + PAD[int(pad)]
-            header = BytesWriter()
-            write_i32_le(header, 4)
-            write_i32_le(header, _signed(peer.remote_index))
-            write_i64_le(header, counter)
-            nonce = BytesWriter()
-            write_i32_le(nonce, 0)
-            write_i64_le(nonce, counter)
-            counter += 1
-            pieces.append(header.getvalue())
-            pieces.append(seal(nonce.getvalue(), packet, None))
-        peer.counter = counter
+            pieces.append(heads[at : at + 16])
+            pieces.append(seal(heads[at + 16 : at + HEAD], packet, None))
+            at += HEAD
         tally = peer.tally
+        tally.session = peer.session
+        tally.counter = peer.counter
         tally.any_ns = now_ns
         if data:
             tally.data_ns = now_ns
@@ -265,12 +286,47 @@ class Outbound:
                 waiting.append(pieces[at] + pieces[at + 1])
                 at += 2
 
+    def _heads(self, peer: OutPeer, count: i64) -> bytes:
+        """For each of `count` packets the header and the nonce, and the counters are used up."""
+        writer = BytesWriter()
+        index = _signed(peer.remote_index)
+        counter: i64 = peer.counter
+        while count > 0:
+            if counter == peer.block_end:
+                counter += BLOCK * (self.lanes - 1)
+                peer.block_end = counter + BLOCK
+            write_i32_le(writer, 4)
+            write_i32_le(writer, index)
+            write_i64_le(writer, counter)
+            write_i32_le(writer, 0)
+            write_i64_le(writer, counter)
+            counter += 1
+            count -= 1
+        peer.counter = counter
+        return writer.getvalue()
+
+    def _keep_up(self, peer: OutPeer) -> None:
+        """Skip counters where other lanes are far ahead with this keypair."""
+        newest: i64 = 0
+        for region in self.others:
+            session, counter = _PROGRESS.unpack_from(self.shared, block_at(region, peer.slot) + PROGRESS_AT)
+            if session == peer.session and counter > newest:
+                newest = counter
+        if newest - peer.counter > MAX_LAG:
+            turn: i64 = newest // (BLOCK * self.lanes) + 1
+            peer.counter = (turn * self.lanes + self.lane) * BLOCK
+            peer.block_end = peer.counter + BLOCK
+
+    def _drop(self, peer: OutPeer, reason: int, count: int) -> None:
+        self.drops.add(reason, count)
+        peer.tally.drop(reason, count)
+
     def _stage(self, peer: OutPeer, found: list[bytes], now_ns: i64) -> None:
         peer.staged.extend(found)
         over = len(peer.staged) - MAX_STAGED
         if over > 0:
             del peer.staged[:over]
-            self.drops.add(DROP_QUEUE_FULL, over)
+            self._drop(peer, DROP_QUEUE_FULL, over)
         if now_ns - peer.wanted_ns > SECOND_NS:
             peer.wanted_ns = now_ns
             self.notes.append((NEED_SESSION, peer.slot, 0))
@@ -305,7 +361,7 @@ class Outbound:
             except BlockingIOError:
                 tries += 1
                 if tries > 4 or not _wait_writable(peer.socket.fileno()):
-                    self.drops.add(DROP_SEND, len(train) // 2)
+                    self._drop(peer, DROP_SEND, len(train) // 2)
                     return
             except OSError as error:
                 code = error.errno or 0
@@ -313,7 +369,7 @@ class Outbound:
                     self.gso = False  # the device will not segment: send one by one from now on
                     self._transmit(peer, train, now_ns)
                     return
-                self.drops.add(DROP_SEND, len(train) // 2)
+                self._drop(peer, DROP_SEND, len(train) // 2)
                 if now_ns - peer.failed_ns > SECOND_NS:
                     peer.failed_ns = now_ns
                     self.notes.append((SEND_FAILED, peer.slot, code))

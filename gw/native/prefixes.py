@@ -1,6 +1,7 @@
 """Longest-prefix match: which peer has an address. One dictionary a prefix length, longest first.
 
-A mesh is mostly /32 and /128, so the first look-up decides nearly always.
+A mesh is mostly /32 and /128, so the first look-up decides nearly always; and packets come in trains of one flow, so
+the last answer of each family is kept.
 """
 
 from __future__ import annotations
@@ -23,9 +24,14 @@ class PrefixMap:
         self.v6: dict[int, dict[bytes, int]] = {}
         self.lengths4: list[int] = []  # longest first
         self.lengths6: list[int] = []
+        self.last4: i64 = -1  # the address that was asked for last, and its answer
+        self.found4: i64 = NOBODY
+        self.last6: bytes = b""
+        self.found6: i64 = NOBODY
 
     def put(self, network: bytes, length: int, slot: int) -> None:
         """network: 4 or 16 bytes with no bits beyond `length`. The last one to claim a prefix has it."""
+        self._forget()
         if len(network) == 4:
             if length not in self.v4:
                 self.v4[length] = {}
@@ -39,6 +45,7 @@ class PrefixMap:
 
     def take(self, network: bytes, length: int, slot: int) -> None:
         """Remove a prefix if `slot` still has it."""
+        self._forget()
         if len(network) == 4:
             table4 = self.v4.get(length)
             key = int.from_bytes(network, "big")
@@ -65,22 +72,38 @@ class PrefixMap:
     def find4(self, packet: bytes, at: i64) -> i64:
         """The slot for the IPv4 address at packet[at:at+4], or NOBODY."""
         address: i64 = i64(read_i32_be(packet, at)) & 0xFFFFFFFF
+        if address == self.last4:
+            return self.found4
+        slot: i64 = NOBODY
         for length in self.lengths4:
             bits: i64 = 32 - i64(length)
             found = self.v4[length].get(int((address >> bits) << bits))
             if found is not None:
-                return i64(found)
-        return NOBODY
+                slot = i64(found)
+                break
+        self.last4 = address
+        self.found4 = slot
+        return slot
 
     def find6(self, packet: bytes, at: i64) -> i64:
         """The slot for the IPv6 address at packet[at:at+16], or NOBODY."""
         address = packet[at : at + 16]
+        if address == self.last6:
+            return self.found6
+        slot: i64 = NOBODY
         for length in self.lengths6:
             key = address if length == 128 else mask(address, length)
             found = self.v6[length].get(key)
             if found is not None:
-                return i64(found)
-        return NOBODY
+                slot = i64(found)
+                break
+        self.last6 = address
+        self.found6 = slot
+        return slot
+
+    def _forget(self) -> None:
+        self.last4 = -1
+        self.last6 = b""
 
 
 def mask(address: bytes, length: int) -> bytes:
