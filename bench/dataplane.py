@@ -8,8 +8,8 @@ Hosts on one bridge, in namespaces, in pairs:
     $TAILSCALED      two stock nodes of the same lab ($TAILSCALE is its command line), under the same policy
 
 Each figure is measured for one pair, then for the next, in turn, round after round. A ratio is the median of the
-rounds' ratios, a value the median of the values. CPU is that of the processes on the pair's hosts, the traffic generator included,
-which hardly depends on what else the machine does.
+rounds' ratios, a value the median of the values. CPU is that of the processes on
+the pair's hosts, the traffic generator included, which hardly depends on what else the machine does.
 """
 
 from __future__ import annotations

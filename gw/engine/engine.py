@@ -44,6 +44,7 @@ from gw.model.derpmap import DERPMap
 from gw.model.filterrule import FilterRule
 from gw.model.hostinfo import NetInfo
 from gw.model.keys import DiscoKey, DiscoSecret, NodeKey, NodeSecret
+from gw.net.offloads import ALL, Offloads
 from gw.wire import tsmp
 from gw.wire.disco.envelope import is_disco
 
@@ -113,11 +114,14 @@ class Engine:
         *,
         tun_name: str,
         port: int,
+        lanes: int = 0,
+        offloads: Offloads = ALL,
     ) -> None:
+        """lanes, offloads: as `Tunnel` takes them."""
         self._events = events
         self._interfaces = interfaces
         self._paths = PathFinder(disco, node, os.urandom)
-        self._tunnel = Tunnel(secret, tun_name, port, self)
+        self._tunnel = Tunnel(secret, tun_name, port, self, lanes=lanes, offloads=offloads)
         self._relays = RelayPool(secret, self)
         self._netcheck = NetCheck(os.urandom)
         self._own = OwnEndpoints()

@@ -103,7 +103,7 @@ class FilterRules(_Message, tag="f"):
 
 
 class Relayed(_Message, tag="R"):
-    """To the inbound worker: transport datagrams that a relay brought, or that reached another lane from host and port."""
+    """To the inbound worker: transport datagrams that a relay brought, or that host and port sent to another lane."""
 
     datagrams: list[bytes]
     host: str = ""

@@ -42,9 +42,7 @@ class OutboundPlane:
         self._tun = setup.tun
         self._v4 = udp_socket(setup.udp4, socket.AF_INET)
         self._v6 = udp_socket(setup.udp6, socket.AF_INET6)
-        self._core = Outbound(
-            setup.tun, counters, FlowTable(flows), setup.mtu, setup.gso, setup.lane, setup.lanes
-        )
+        self._core = Outbound(setup.tun, counters, FlowTable(flows), setup.mtu, setup.gso, setup.lane, setup.lanes)
 
     def descriptors(self) -> list[int]:
         return [self._tun]

@@ -179,9 +179,7 @@ class Tunnel:
             self._udp.narrow()
         self._tables = SharedTables.make()
         self._tallies = Tallies(self._tables.counters, self._udp.lanes)
-        self._workers = Workers(
-            [self._setup(lane) for lane in range(self._udp.lanes)], self._on_message, self._restart
-        )
+        self._workers = Workers([self._setup(lane) for lane in range(self._udp.lanes)], self._on_message, self._restart)
         return self
 
     async def __aexit__(

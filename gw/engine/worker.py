@@ -1,4 +1,4 @@
-"""A packet worker's process: a lane of one plane of packets on a core of its own, or both planes where there is one core.
+"""A packet worker's process: one lane of a plane of packets on a core of its own, or both planes where there is one.
 
 `python -P -m gw.engine SETUP`, where SETUP is JSON and names inherited descriptors. It lives as long as its
 links: when the engine is gone, so is the worker.

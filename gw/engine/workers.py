@@ -6,7 +6,9 @@
 
 Outbound lanes share every keypair and split its counters (`gw.native.outbound`); the kernel spreads flows over TUN
 queues. An inbound session belongs to one lane, by the low bits of its index, whatever address its datagrams come from:
-so its replay window is in one place. A plane's link is its only tie to the engine: no shared memory but the two tables, no signals but the end.
+so its replay window is in one place.
+
+A plane's link is its only tie to the engine: no shared memory but the two tables, no signals but the end.
 """
 
 from __future__ import annotations

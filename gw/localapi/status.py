@@ -13,7 +13,7 @@ from gw.model.node import UserProfile
 
 
 class PeerStatus(GoStruct, omit_defaults=False):
-    """This node or a peer. latency_seconds is ours: the last path probe's round trip."""
+    """This node or a peer. Ours are latency_seconds, the last path probe's round trip, and drops: packets by reason."""
 
     id: str = ""
     node_id: int = 0
@@ -49,6 +49,7 @@ class PeerStatus(GoStruct, omit_defaults=False):
     expired: bool = False
     key_expiry: str | None = None
     latency_seconds: float = 0.0
+    drops: dict[str, int] | None = None
 
     def path_text(self) -> str:
         """How the peer is reached: `direct ADDRESS`, `relay CODE`, `idle` or `offline`."""
@@ -66,6 +67,8 @@ class Tailnet(GoStruct, omit_defaults=False):
 
 
 class Status(GoStruct, omit_defaults=False):
+    """The whole. Ours is data_plane: offloads that are in use, packet workers, drops by reason."""
+
     version: str = ""
     tun: bool = msgspec.field(default=False, name="TUN")
     backend_state: str = ""
@@ -79,6 +82,7 @@ class Status(GoStruct, omit_defaults=False):
     cert_domains: list[str] | None = None
     peer: dict[str, PeerStatus] | None = None
     user: dict[str, UserProfile] | None = None
+    data_plane: dict[str, object] | None = None
 
     def find(self, text: str) -> PeerStatus:
         """The peer, or this node, with this name or address. Raises NotFound."""

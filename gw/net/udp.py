@@ -5,13 +5,15 @@ Ref: spec dataplane §2.6 to §2.8
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
+import struct
 import sys
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, final
 
 from gw.errors import Conflict, GwError
+from gw.net.offloads import ALL, Offloads
 
 BUFFER_BYTES: Final = 7 << 20
 BYPASS_MARK: Final = 0x80000  # our own sockets escape the tunnel's routes
@@ -21,26 +23,56 @@ UDP_GRO: Final = 104
 SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
 SO_MARK: Final = 36
+SO_REUSEPORT: Final = 15
+SO_ATTACH_REUSEPORT_CBPF: Final = 51
+_INSTRUCTION: Final = struct.Struct("=HBBI")  # struct sock_filter
+_PROGRAM: Final = struct.Struct("@HP")  # struct sock_fprog
 
 
-@dataclass(frozen=True, slots=True)
+@final
 class UdpSockets:
-    """v4 and v6 on one port. v6 is None where the host has no IPv6. Both are non-blocking."""
+    """IPv4 and IPv6 on one port, non-blocking; all6 is empty where the host has no IPv6.
 
-    v4: socket.socket
-    v6: socket.socket | None
-    port: int
-    gso: bool
-    gro: bool
+    With several lanes each family has a socket a lane, and the kernel gives a WireGuard transport datagram to the lane
+    that the low bits of its receiver index name, everything else to the first.
+    """
+
+    def __init__(self, all4: list[socket.socket], all6: list[socket.socket], offloads: Offloads) -> None:
+        self.all4 = all4
+        self.all6 = all6
+        self.port: Final[int] = all4[0].getsockname()[1]
+        self.gro = offloads.gro and _try_all(all4 + all6, UDP_GRO, 1)
+        self.gso = offloads.gso and _try_all(all4 + all6, UDP_SEGMENT, 0)
+
+    @property
+    def lanes(self) -> int:
+        return len(self.all4)
+
+    @property
+    def v4(self) -> socket.socket:
+        """For what is the engine's own to send."""
+        return self.all4[0]
+
+    @property
+    def v6(self) -> socket.socket | None:
+        return self.all6[0] if self.all6 else None
+
+    def narrow(self) -> None:
+        """Go on with the first lane alone."""
+        for sock in self.all4[1:] + self.all6[1:]:
+            sock.close()
+        del self.all4[1:], self.all6[1:]
 
     def close(self) -> None:
-        self.v4.close()
-        if self.v6 is not None:
-            self.v6.close()
+        for sock in self.all4 + self.all6:
+            sock.close()
 
 
-def open_udp(port: int) -> UdpSockets:
-    """Bind both families; port 0 chooses one. Raises Conflict where the port is taken."""
+def open_udp(port: int, lanes: int = 1, offloads: Offloads = ALL) -> UdpSockets:
+    """Bind both families; port 0 chooses one. Raises Conflict where the port is taken.
+
+    lanes: a power of two; there is one where the kernel does not steer by receiver index.
+    """
     tries = 1 if port else 8
     while True:
         v4 = _bind(socket.AF_INET, "", port)
@@ -56,10 +88,47 @@ def open_udp(port: int) -> UdpSockets:
         except GwError:
             v6 = None  # no IPv6 on this host
         break
-    sockets = [v4] if v6 is None else [v4, v6]
-    gro = [_try(sock, SOL_UDP, UDP_GRO, 1) for sock in sockets]
-    gso = [_try(sock, SOL_UDP, UDP_SEGMENT, 0) for sock in sockets]
-    return UdpSockets(v4, v6, bound, all(gso), all(gro))
+    firsts = [v4] if v6 is None else [v4, v6]
+    if lanes > 1:
+        families = [sock.family for sock in firsts]
+        for sock in firsts:  # the port is free: sockets that share it would not have noticed another's
+            sock.close()
+        groups = [_bind_group(family, bound, lanes) for family in families]
+    else:
+        groups = [[sock] for sock in firsts]
+    sockets = UdpSockets(groups[0], groups[1] if len(groups) > 1 else [], offloads)
+    if lanes > 1 and sum(_steer(group[0], lanes) for group in groups) < len(groups):
+        sockets.narrow()
+    return sockets
+
+
+def _bind_group(family: socket.AddressFamily, port: int, lanes: int) -> list[socket.socket]:
+    group: list[socket.socket] = []
+    try:
+        while len(group) < lanes:
+            group.append(_bind(family, "", port, shared=True))
+    except GwError:
+        for sock in group:
+            sock.close()
+        raise
+    return group
+
+
+def _steer(sock: socket.socket, lanes: int) -> bool:
+    """Have the kernel choose among the sockets of a port: classic BPF over the UDP payload."""
+    program = b"".join(
+        _INSTRUCTION.pack(*each)
+        for each in (
+            (0x20, 0, 0, 0),  # ld [0]
+            (0x15, 0, 3, 0x04000000),  # is it type 4, transport data?
+            (0x30, 0, 0, 4),  # ldb [4]: the low byte of the receiver index
+            (0x54, 0, 0, lanes - 1),  # and
+            (0x16, 0, 0, 0),  # ret A
+            (0x06, 0, 0, 0),  # ret 0
+        )
+    )
+    text = ctypes.create_string_buffer(program, len(program))
+    return _try(sock, socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, _PROGRAM.pack(6, ctypes.addressof(text)))
 
 
 def bypass(sock: socket.socket) -> None:
@@ -68,7 +137,7 @@ def bypass(sock: socket.socket) -> None:
         _try(sock, socket.SOL_SOCKET, SO_MARK, BYPASS_MARK)
 
 
-def _bind(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+def _bind(family: socket.AddressFamily, host: str, port: int, *, shared: bool = False) -> socket.socket:
     try:
         sock = socket.socket(family, socket.SOCK_DGRAM)
     except OSError as error:
@@ -76,6 +145,8 @@ def _bind(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, SO_REUSEPORT, 1)
         sock.bind((host, port))
     except OSError as error:
         sock.close()
@@ -90,7 +161,12 @@ def _bind(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
     return sock
 
 
-def _try(sock: socket.socket, level: int, option: int, value: int) -> bool:
+def _try_all(sockets: list[socket.socket], option: int, value: int) -> bool:
+    """True where every one of them takes a UDP option."""
+    return sum(_try(sock, SOL_UDP, option, value) for sock in sockets) == len(sockets)
+
+
+def _try(sock: socket.socket, level: int, option: int, value: int | bytes) -> bool:
     try:
         sock.setsockopt(level, option, value)
     except OSError:

@@ -36,6 +36,7 @@ from gw.model.keys import DiscoKey, DiscoSecret, NodeKey, NodeSecret
 from gw.model.node import Node
 from gw.native import COMPILED
 from gw.net import interfaces
+from gw.net.offloads import ALL, Offloads
 from gw.net.resolv import ResolvConfig
 from gw.node import statusview, translate
 from gw.node.control import ControlClient, server_address
@@ -67,12 +68,15 @@ _BACKEND: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """tun: interface name. port: UDP, 0 = the one of last time, else 41641, else any. socket: of the local API."""
+    """tun: interface name. port: UDP, 0 = the one of last time, else 41641, else any. socket: of the local API.
+    workers: of each packet plane, 0 = what fits the cores."""
 
     tun: str = "gw0"
     port: int = 0
     socket: Path | None = None
     operator: str = ""
+    workers: int = 0
+    offloads: Offloads = ALL
 
 
 async def run(paths: StatePaths, options: Options, ready: Callable[[str], None]) -> None:
@@ -102,7 +106,7 @@ class _EngineEntry:
         # before the first login there is no key to be known by: a passing one keeps the engine going
         self._secret = identity.node if identity.has_node_key else NodeSecret(clamp(os.urandom(32)))
         self._disco = disco
-        self._tun = options.tun
+        self._options = options
         self._file = paths.node_dir / "port"
         self._wanted = options.port
         self._engine: Engine | None = None
@@ -116,8 +120,10 @@ class _EngineEntry:
                 self._disco,
                 self._daemon,
                 interfaces.interfaces,
-                tun_name=self._tun,
+                tun_name=self._options.tun,
                 port=port,
+                lanes=self._options.workers,
+                offloads=self._options.offloads,
             )
             try:
                 self._engine = await engine.__aenter__()

@@ -86,6 +86,7 @@ def whole_status(
         ),
         peer={node.key: peer_status(node, engine, netmap.derp_map) for node in netmap.peers.values()},
         user=profiles(netmap),
+        data_plane=engine.health(),
     )
 
 
@@ -140,6 +141,7 @@ def _add_view(status: PeerStatus, view: PeerView) -> None:
     status.cur_addr = str(view.direct) if view.direct is not None else ""
     status.latency_seconds = round(view.latency_s, 6)
     status.rx_bytes, status.tx_bytes = stats.rx_bytes, stats.tx_bytes
+    status.drops = stats.drops or None
     status.active = view.is_active
     if stats.last_handshake:
         status.last_handshake = (

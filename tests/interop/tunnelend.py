@@ -1,8 +1,8 @@
 """One end of a tunnel with fixed peers, for tests: `python tunnelend.py CONFIG`. Runs until its stdin closes.
 
-CONFIG (JSON): secret and peer keys in hex, tun, port, address, peers: [{key, allowed, endpoint?}]. Prints one JSON line
-when ready and one for each line that it is given: {"stats": …} for `stats`, {"ok": …} for `kill outbound|inbound`,
-`filter none|all`, `renew`.
+CONFIG (JSON): secret and peer keys in hex, tun, port, address, peers: [{key, allowed, endpoint?}]; address6?, lanes?,
+offloads?. Prints one JSON line when ready and one for each line it is given: numbers for `stats` and `lanes`,
+{"ok": …} for `kill WORKER`, `filter none|all`, `renew`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import ipaddress
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
+from mmap import mmap
 from pathlib import Path
 
 from gw.engine.tunnel import Tunnel
@@ -21,6 +23,8 @@ from gw.model.addresses import AddrPort
 from gw.model.filterrule import FilterRule, NetPortRange
 from gw.model.keys import NodeKey, NodeSecret
 from gw.model.sendplan import SendPlan
+from gw.native.counters import INBOUND, OUTBOUND, SHARED_BYTES, block_at, region_at
+from gw.net.offloads import Offloads
 
 ALL = [FilterRule(src_ips=["*"], dst_ports=[NetPortRange()])]
 
@@ -57,6 +61,14 @@ class Events:
         pass
 
 
+def lane_packets(tunnel: Tunnel, plane: int, lane: int) -> int:
+    """Packets of the first peer that one worker has moved."""
+    shared = mmap(tunnel._tables.counters, SHARED_BYTES)
+    with shared:
+        packets: int = struct.unpack_from("<q", shared, block_at(region_at(plane, lane), 0))[0]
+        return packets
+
+
 def answer(**fields: object) -> None:
     print(json.dumps(fields), flush=True)
 
@@ -65,10 +77,19 @@ async def main() -> None:
     config = json.loads(Path(sys.argv[1]).read_text())
     events = Events()
     local = ipaddress.ip_interface(config["address"])
-    async with Tunnel(NodeSecret(bytes.fromhex(config["secret"])), config["tun"], config["port"], events) as tunnel:
+    async with Tunnel(
+        NodeSecret(bytes.fromhex(config["secret"])),
+        config["tun"],
+        config["port"],
+        events,
+        lanes=config.get("lanes", 0),
+        offloads=Offloads.parse(config.get("offloads", "all")),
+    ) as tunnel:
         events.tunnel = tunnel
+        local6 = ipaddress.ip_interface(config.get("address6", "fd7a:9::1/64"))
         for line in (
             f"addr add {config['address']} dev {tunnel.tun_name}",
+            f"addr add {local6} dev {tunnel.tun_name} nodad",
             f"link set {tunnel.tun_name} mtu {config.get('mtu', 1280)} up",
         ):
             subprocess.run(["ip", *line.split()], check=True)
@@ -79,7 +100,7 @@ async def main() -> None:
             tunnel.set_peer(key, [ipaddress.ip_network(text) for text in peer["allowed"]])
             if peer.get("endpoint"):
                 tunnel.set_plan(key, SendPlan(udp=AddrPort.parse(peer["endpoint"])))
-        tunnel.set_filter(ALL, [local.ip])
+        tunnel.set_filter(ALL, [local.ip, local6.ip])
         answer(ready=True, health=tunnel.health())
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -98,14 +119,19 @@ async def main() -> None:
                             other=events.other,
                             health=tunnel.health(),
                         )
+                    case ["lanes"]:
+                        answer(
+                            sent=[lane_packets(tunnel, OUTBOUND, lane) for lane in range(tunnel.health()["lanes"])],
+                            received=[lane_packets(tunnel, INBOUND, lane) for lane in range(tunnel.health()["lanes"])],
+                        )
                     case ["kill", kind]:
                         os.kill(tunnel.health()["workers"][kind], signal.SIGKILL)
                         answer(ok=True)
                     case ["filter", "none"]:
-                        tunnel.set_filter([], [local.ip])
+                        tunnel.set_filter([], [local.ip, local6.ip])
                         answer(ok=True)
                     case ["filter", "all"]:
-                        tunnel.set_filter(ALL, [local.ip])
+                        tunnel.set_filter(ALL, [local.ip, local6.ip])
                         answer(ok=True)
                     case ["renew"]:
                         for key in peers:

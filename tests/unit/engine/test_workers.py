@@ -1,19 +1,28 @@
-"""Which process serves which plane, on which core."""
+"""Which process serves which plane and lane, on which core."""
 
 from __future__ import annotations
 
 import pytest
 
-from gw.engine.workers import layout
+from gw.engine.workers import Place, layout, usual_lanes
+
+OUT, IN = ("outbound",), ("inbound",)
 
 
 @pytest.mark.parametrize(
-    ("usable", "expected"),
+    ("usable", "lanes", "expected"),
     [
-        ([0], [(("outbound", "inbound"), -1)]),
-        ([0, 1], [(("outbound",), 0), (("inbound",), 1)]),
-        ([2, 5, 7], [(("outbound",), 2), (("inbound",), 5)]),
+        ([0], 1, [(OUT + IN, 0, -1)]),
+        ([0, 1], 1, [(OUT, 0, 0), (IN, 0, 1)]),
+        ([2, 5, 7], 1, [(OUT, 0, 2), (IN, 0, 5)]),
+        ([0, 1], 2, [(OUT, 0, 0), (IN, 0, 1), (OUT, 1, 0), (IN, 1, 1)]),
+        ([0, 1, 2, 3], 2, [(OUT, 0, 0), (IN, 0, 1), (OUT, 1, 2), (IN, 1, 3)]),
     ],
 )
-def test_two_cores_take_a_plane_each_and_one_takes_both(usable: list[int], expected: object) -> None:
-    assert layout(usable) == expected
+def test_two_cores_take_a_plane_each_and_one_takes_both(usable: list[int], lanes: int, expected: list[tuple]) -> None:
+    assert layout(usable, lanes) == [Place(*each) for each in expected]
+
+
+@pytest.mark.parametrize(("cores", "lanes"), [(1, 1), (2, 1), (3, 1), (4, 2), (7, 2), (8, 4), (64, 4)])
+def test_more_cores_more_lanes(cores: int, lanes: int) -> None:
+    assert usual_lanes(cores) == lanes
