@@ -98,6 +98,7 @@ class Provider:
         self._failure: ProviderFailed | None = None
         self._keys: list[jwk.Key] | None = None
         self._keys_at = 0.0
+        self._missed_at = float("-inf")  # when an unknown key last made us ask
         self._lock = asyncio.Lock()
 
     async def metadata(self) -> Metadata:
@@ -247,9 +248,12 @@ class Provider:
         from gw.control.oidc.tokens import read_keys
 
         async with self._lock:
-            age_s = self._now() - self._keys_at
-            if self._keys is not None and (age_s < KEYS_REFRESH_S if is_stale else age_s < KEEP_S):
+            now = self._now()
+            wait_s = self._missed_at + KEYS_REFRESH_S - now if is_stale else self._keys_at + KEEP_S - now
+            if self._keys is not None and wait_s > 0:
                 return self._keys
+            if is_stale:
+                self._missed_at = now
             try:
                 self._keys = read_keys((await self._good(metadata.jwks_uri)).body)
             except ProviderFailed:
