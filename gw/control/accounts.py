@@ -17,6 +17,7 @@ from gw.state.documents import PreauthKeyDoc, UserDoc
 
 MAX_USER_CHARS: Final = 63
 MAX_DESCRIPTION_CHARS: Final = 200
+MAX_TEXT_CHARS: Final = 500
 T = TypeVar("T")
 _USER_NAME: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9._@-]+", re.ASCII)
 
@@ -41,15 +42,29 @@ def find_user(tailnet: Tailnet, text: str) -> UserDoc:
     return tailnet.user(text)
 
 
-async def create_user(tailnet: Tailnet, name: str, *, display_name: str = "", email: str = "") -> UserDoc:
-    """A new user. Raises Conflict if the name is in use (letter case does not tell two users apart)."""
-    return await tailnet.durably(_create_user(tailnet, check_user_name(name), display_name, email))
+async def create_user(
+    tailnet: Tailnet, name: str, *, display_name: str = "", email: str = "", picture: str = ""
+) -> UserDoc:
+    """A new user. picture: URL. Raises Conflict if the name is in use (letter case does not tell two users apart)."""
+    for text in (display_name, email, picture):
+        if len(text) > MAX_TEXT_CHARS or not text.isprintable():
+            raise UsageError(
+                f"not a text for people: `{text[:40]!a}`", hint=f"up to {MAX_TEXT_CHARS} printable characters"
+            )
+    return await tailnet.durably(_create_user(tailnet, check_user_name(name), display_name, email, picture))
 
 
-async def _create_user(tailnet: Tailnet, name: str, display_name: str, email: str) -> UserDoc:
+async def _create_user(tailnet: Tailnet, name: str, display_name: str, email: str, picture: str) -> UserDoc:
     if tailnet.has_user_like(name):
         raise Conflict(f"user exists: `{name}`", hint="see `gwctl users list`")
-    doc = UserDoc(id=tailnet.new_user_id(), name=name, display_name=display_name, email=email, created=tailnet.clock())
+    doc = UserDoc(
+        id=tailnet.new_user_id(),
+        name=name,
+        display_name=display_name,
+        email=email,
+        picture=picture,
+        created=tailnet.clock(),
+    )
     with tailnet.reserved_user(name):
         await tailnet.commit([Put(doc)])
         tailnet.put_user(doc)

@@ -14,7 +14,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from uvicorn import Config as WebConfig
-from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from gw.control import events
@@ -37,6 +36,7 @@ from gw.control.tailnet import Tailnet
 from gw.control.watching import follow_edits, load_policy
 from gw.control.web import web
 from gw.control.webhooks import run_webhooks
+from gw.control.webprotocol import WebProtocol
 from gw.errors import ConfigError, Conflict, GwError, PermissionNeeded
 from gw.model.keys import MachineKey, MachineSecret
 from gw.state.config import Config, split_listen
@@ -148,7 +148,7 @@ async def public_listener(
         task.add_done_callback(requests.discard)
 
     def make_web() -> asyncio.Protocol:
-        return H11Protocol(config=settings, server_state=state, app_state={})
+        return WebProtocol(config=settings, server_state=state, app_state={})
 
     liveness = Liveness(tailnet, fanout.ping)
     desk = FrontDesk(tailnet, fanout, own)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -127,6 +128,53 @@ def test_gwctl_works_from_elsewhere_with_a_key(served: Path, port: int, key_file
     assert (clear.returncode, "in clear" in clear.stderr) == (2, True)
     key_file.chmod(0o644)
     assert gwctl("users", "list").returncode == 5
+
+
+def test_what_the_api_acknowledged_outlives_a_kill(state: Path, port: int) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    key = run("gwctl", "apikeys", "create", state=state).stdout.strip()
+    url = f"http://127.0.0.1:{port}/api/v1/user"
+    acknowledged: list[str] = []
+
+    def create(name: str) -> None:
+        body = json.dumps({"name": name}).encode()
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=20) as answer:
+                acknowledged.append(json.loads(answer.read())["user"]["name"])
+        except OSError:
+            pass  # killed before it answered: it may be there or not
+
+    for turn in range(3):
+        with serving(state, port) as server, ThreadPoolExecutor(8) as pool:
+            for number in range(60):
+                pool.submit(create, f"u{turn}-{number}")
+            while len(acknowledged) < 20 * (turn + 1):
+                time.sleep(0.002)
+            server.kill()
+    there = {user["name"] for user in json.loads(run("gwctl", "users", "list", "-o", "json", state=state).stdout)}
+    assert len(acknowledged) >= 60
+    assert set(acknowledged) - there == set()
+
+
+def test_a_key_crosses_the_network_inside_tls(state: Path, port: int, tmp_path: Path) -> None:
+    import trustme
+
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    certificate.private_key_pem.write_to_path(str(state / "tls.key"))
+    certificate.cert_chain_pems[0].write_to_path(str(state / "tls.crt"))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    config = (state / "config.toml").read_text()
+    (state / "config.toml").write_text(f'tls_cert_file = "tls.crt"\ntls_key_file = "tls.key"\n{config}')
+    key = run("gwctl", "apikeys", "create", state=state).stdout.strip()
+    there = {"GWCTL_ADDRESS": f"https://localhost:{port}", "GWCTL_API_KEY": key}
+    with serving(state, port):
+        trusted = run("gwctl", "users", "list", state=tmp_path, SSL_CERT_FILE=str(tmp_path / "ca.pem"), **there)
+        assert "ann" in trusted.stdout, trusted.stderr
+        distrusted = run("gwctl", "users", "list", state=tmp_path, **there)
+        assert (distrusted.returncode, "not trusted" in distrusted.stderr) == (1, True)
 
 
 def test_pages_documents_and_metrics_are_where_people_look(served: Path, port: int) -> None:

@@ -35,6 +35,7 @@ from gw.errors import AuthRequired, Conflict, GwError, NotFound, PermissionNeede
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES: Final = 4 << 20
+MAX_FORM_BYTES: Final = 16 << 10  # of somebody without a key
 BODY_TIMEOUT_S: Final = 30.0
 ERROR_TYPE: Final = "ghostwire.dev/error"
 Observe = Callable[[str, str, int, float], None]  # method, path template, status, seconds
@@ -100,8 +101,8 @@ class Api:
         try:
             operation, _ = self._table.find(request.method, path)
             template = operation.path
-            body = await self._body(request)
             caller = await self._caller(request, operation)
+            body = await self._body(request, MAX_BODY_BYTES if operation.scope else MAX_FORM_BYTES)
             address = request.client.host if request.client else "?"
             with acting_as(f"{caller.name} from {address}" if caller is not LOCAL else f"anybody from {address}"):
                 target = f"{path}?{request.scope['query_string'].decode('latin-1')}"
@@ -118,15 +119,15 @@ class Api:
             logger.exception("%s %s failed", request.method, template)
             return template, _error(GwError("internal error"), is_v2)
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, request: Request, limit: int) -> bytes:
         parts, size = [], 0
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 async for chunk in request.stream():
                     parts.append(chunk)
                     size += len(chunk)
-                    if size > MAX_BODY_BYTES:
-                        raise _Refused(413, 3, f"the body is larger than {MAX_BODY_BYTES} bytes")
+                    if size > limit:
+                        raise _Refused(413, 3, f"the body is larger than {limit} bytes")
         except TimeoutError:
             raise _Refused(408, 4, "the body did not come in time") from None
         return b"".join(parts)

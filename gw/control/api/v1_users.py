@@ -34,7 +34,9 @@ async def list_users(call: Call) -> Answer:
 
 async def create_user(call: Call) -> Answer:
     new = call.read(NewUser)
-    user = await accounts.create_user(call.tailnet, new.name, display_name=new.display_name, email=new.email)
+    user = await accounts.create_user(
+        call.tailnet, new.name, display_name=new.display_name, email=new.email, picture=new.picture_url
+    )
     return UserAnswer(user_shape(user))
 
 

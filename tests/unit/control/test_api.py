@@ -249,7 +249,8 @@ async def test_a_body_that_never_comes_ends(api: Client, monkeypatch: pytest.Mon
         sent.append(message)
 
     scope = {
-        "type": "http", "method": "POST", "path": "/api/v1/user", "query_string": b"", "headers": [], "client": None,
+        "type": "http", "method": "POST", "path": "/api/v1/user", "query_string": b"", "client": None,
+        "headers": [(b"authorization", f"Bearer {api.key}".encode())],
         "http_version": "1.1", "asgi": {"version": "3.0", "spec_version": "2.4"},
     }  # fmt: skip
     await api.app(scope, receive, send)
@@ -505,3 +506,9 @@ async def test_what_is_measured_names_templates_not_ids(api: Client) -> None:
     await api("GET", "/api/v1/node/12345")
     await api("GET", "/api/v1/12345")
     assert api.seen == [("GET", "/api/v1/node/{nodeId}", 404), ("GET", "unknown", 404)]
+
+
+async def test_a_stranger_is_refused_before_the_body_is_read(api: Client) -> None:
+    answer = await api("POST", "/api/v1/user", b"x" * (5 << 20), key="x")
+    assert answer.status == 401
+    assert (await api("POST", "/api/v2/oauth/token", b"x" * (17 << 10), key="")).status == 413
