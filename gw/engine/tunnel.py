@@ -482,7 +482,8 @@ class Tunnel:
             log.debug("handshake message dropped: %s", error)
             return
         for output in outputs:
-            if isinstance(output, Reply) and output.peer is not None:
+            # whoever proved a key, by an initiation or a response, is where it came from
+            if isinstance(output, Reply | Install) and output.peer is not None:
                 peer = self._by_raw.get(output.peer)
                 if peer is not None:
                     self._events.heard(peer.key, came_from if isinstance(came_from, AddrPort) else None)

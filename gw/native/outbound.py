@@ -54,7 +54,7 @@ SOL_UDP: Final = 17
 UDP_SEGMENT: Final = 103
 SECOND_NS: Final = 1_000_000_000
 ACTIVE_NOTE_NS: Final = 5_000_000_000
-EMSGSIZE: Final = 90
+EIO: Final = 5
 UDP: Final = 17
 SCTP: Final = 132
 TSMP: Final = 99
@@ -88,6 +88,7 @@ class OutPeer:
         self.expires_ns: i64 = 0
         self.socket: Any = None
         self.address: Any = None
+        self.trains: bool = True  # False where the path's MTU is too small for the kernel to cut trains
         self.relay: bool = False
         self.wake: bool = False
         self.staged: list[bytes] = []
@@ -136,6 +137,8 @@ class Outbound:
         peer = self.peers.get(slot)
         if peer is not None:
             peer.socket = sock
+            if address != peer.address:
+                peer.trains = True
             peer.address = address
             peer.relay = relay
             peer.wake = wake
@@ -339,7 +342,7 @@ class Outbound:
             size: i64 = 16 + len(pieces[at + 1])
             end = at + 2
             total: i64 = size
-            if self.gso:
+            if self.gso and peer.trains:
                 while end < count and end - at < 2 * MAX_SEGMENTS:
                     next_size: i64 = 16 + len(pieces[end + 1])
                     if next_size > size or total + next_size > MAX_TRAIN:
@@ -365,8 +368,11 @@ class Outbound:
                     return
             except OSError as error:
                 code = error.errno or 0
-                if many and code != EMSGSIZE and not _is_unreachable(code):
-                    self.gso = False  # the device will not segment: send one by one from now on
+                if many and not _is_unreachable(code):
+                    # send one by one from now on: to anybody where the device cannot do better, else to this peer
+                    if code == EIO:
+                        self.gso = False
+                    peer.trains = False
                     self._transmit(peer, train, now_ns)
                     return
                 self._drop(peer, DROP_SEND, len(train) // 2)

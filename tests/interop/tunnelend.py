@@ -38,7 +38,7 @@ class Events:
         self.sessions = 0
 
     def datagrams(self, batch: list[tuple[bytes, AddrPort]]) -> None:
-        self.other += [data.hex() for data, _ in batch]
+        self.other = (self.other + [data.hex() for data, _ in batch])[-100:]
 
     def relay_out(self, peer: NodeKey, datagrams: list[bytes]) -> None:
         pass

@@ -1,130 +1,21 @@
-"""Every offload may be missing: packets pass whole and both ways all the same, and the status says what is used.
-
-one (10.9.0.1, inner 100.64.9.1) ──veth── two (10.9.0.2, inner 100.64.9.2), both our tunnel
-"""
+"""Every offload may be missing: packets pass whole and both ways all the same, and the status says what is used."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from gw.wire.x25519 import clamp, public_key
-from tests.interop.wireguardpair import PORT, End
-
-from .namespaces import Namespaces, needs_namespaces
+from .namespaces import needs_namespaces
+from .tunnels import NAMES, tunnels
 
 pytestmark = [needs_namespaces(), pytest.mark.timeout(120)]
 
-NAMES = ("one", "two")
 SETTLED = {"tso": "tcp_offload", "uso": "udp_offload", "gso": "udp_gso", "gro": "udp_gro"}
-
-# Sends so many bytes of a known pattern by TCP, or datagrams by UDP, and tells what arrived.
-SERVE = """
-import hashlib, socket, sys
-kind, host = sys.argv[1:]
-if kind == 'tcp':
-    s = socket.create_server((host, 7000), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
-    print('ready', flush=True)
-    c, _ = s.accept()
-    seen = hashlib.sha256()
-    while data := c.recv(1 << 16):
-        seen.update(data)
-    print(seen.hexdigest())
-else:
-    s = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET, socket.SOCK_DGRAM)
-    s.bind((host, 7000)); s.setsockopt(socket.SOL_SOCKET, 33, 1 << 23); s.settimeout(5)
-    print('ready', flush=True)
-    got = set()
-    while True:
-        try:
-            data = s.recv(2000)
-        except TimeoutError:
-            break
-        if data == b'end':
-            break
-        assert data[4:] == hashlib.sha256(data[:4]).digest() * 30, 'broken'
-        got.add(data[:4])
-    print(len(got))
-"""
-SEND = """
-import hashlib, random, socket, sys, time
-kind, host, size = sys.argv[1:]
-family = socket.AF_INET6 if ':' in host else socket.AF_INET
-if kind == 'tcp':
-    block = random.Random(1).randbytes(1 << 20)
-    c = socket.create_connection((host, 7000))
-    for _ in range(int(size)):
-        c.sendall(block)
-else:
-    c = socket.socket(family, socket.SOCK_DGRAM); c.connect((host, 7000))
-    c.setsockopt(17, 103, 964)  # UDP_SEGMENT: the TUN gets trains
-    n = 0
-    for _ in range(int(size)):
-        train = b''
-        for _ in range(20):
-            head = n.to_bytes(4, 'big'); n += 1
-            train += head + hashlib.sha256(head).digest() * 30
-        c.send(train); time.sleep(0.002)
-    c.setsockopt(17, 103, 0)
-    try:
-        for _ in range(3):
-            time.sleep(0.2); c.send(b'end')
-    except ConnectionRefusedError:
-        pass  # it heard the one before
-"""
-
-
-class Ends:
-    """Two tunnels that know each other."""
-
-    def __init__(self, spaces: Namespaces, ends: dict[str, End]) -> None:
-        self.spaces = spaces
-        self.ends = ends
-
-    def carry(self, source: str, kind: str, size: int, *, v6: bool = False) -> str:
-        """What the other end says of what it got."""
-        other = NAMES[1 - NAMES.index(source)]
-        number = NAMES.index(other) + 1
-        host = f"fd7a::{number}" if v6 else f"100.64.9.{number}"
-        server = subprocess.Popen(
-            self.spaces.argv(other, sys.executable, "-c", SERVE, kind, host), stdout=subprocess.PIPE, text=True
-        )
-        with server:
-            assert server.stdout is not None
-            assert server.stdout.readline() == "ready\n"
-            self.spaces.run(source, sys.executable, "-c", SEND, kind, host, str(size))
-            return server.stdout.read().strip()
-
-
-@contextmanager
-def tunnels(folder: Path, **options: object) -> Iterator[Ends]:
-    """options: of both, as `tunnelend.py` takes them."""
-    secrets = {name: clamp(os.urandom(32)) for name in NAMES}
-    with Namespaces("off", list(NAMES)) as spaces, ExitStack() as stack:
-        spaces.link("one", "10.9.0.1/24", "two", "10.9.0.2/24")
-        ends: dict[str, End] = {}
-        for number, name in enumerate(NAMES, 1):
-            other = NAMES[2 - number]
-            peer = {
-                "key": public_key(secrets[other]).hex(),
-                "allowed": [f"100.64.9.{3 - number}/32", f"fd7a::{3 - number}/128"],
-                "endpoint": f"10.9.0.{3 - number}:{PORT}",
-            }
-            config = {
-                "secret": secrets[name].hex(), "tun": "gw0", "port": PORT, "address": f"100.64.9.{number}/24",
-                "address6": f"fd7a::{number}/64", "peers": [peer], **options,
-            }  # fmt: skip
-            ends[name] = End(spaces, name, config, folder)
-            stack.callback(ends[name].close)
-        yield Ends(spaces, ends)
 
 
 def expected(size: int) -> str:
@@ -157,6 +48,58 @@ def test_a_device_that_cannot_segment_is_noticed_while_sending(tmp_path: Path) -
         for source in NAMES:
             assert pair.carry(source, "tcp", 2) == expected(2)
 
+
+@pytest.mark.parametrize("mtu", [1300, 1340, 1500])
+def test_a_cable_of_any_mtu_carries_whole_packets(tmp_path: Path, mtu: int) -> None:
+    """The inner MTU of 1280 needs 1340 on the cable: on a smaller one the system makes fragments of datagrams."""
+    with tunnels(tmp_path) as pair:
+        for name, device in (("one", "v1a"), ("two", "v1b")):
+            pair.spaces.ip(name, f"link set {device} mtu {mtu}")
+        for source, other in (NAMES, NAMES[::-1]):
+            assert pair.carry(source, "tcp", 2) == expected(2)
+            number = NAMES.index(other) + 1
+            for address in (f"100.64.9.{number}", f"fd7a::{number}"):  # inner fragments, both families
+                out = pair.spaces.run(source, "ping", "-n", "-c", "3", "-i", "0.2", "-W", "5", "-s", "4000", address)
+                assert " 0% packet loss" in out
+
+
+def test_a_flood_of_garbage_costs_no_memory_and_stops_nobody(tmp_path: Path) -> None:
+    """Every kind of datagram a stranger can make up, as fast as he can: packets of friends still pass."""
+
+    def used(pid: int) -> tuple[int, int]:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * 4096, len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+    with tunnels(tmp_path, lanes=2) as pair:
+        assert pair.carry("two", "tcp", 1) == expected(1)
+        workers = pair.ends["one"].ask("stats")["health"]["workers"].values()
+        # the process on top is `ip netns exec`, which became the interpreter
+        pids = [pair.ends["one"].process.pid, *workers]
+        pair.spaces.run("two", sys.executable, "-c", FLOOD, "1")
+        before = [used(pid) for pid in pids]
+        flood = subprocess.Popen(pair.spaces.argv("two", sys.executable, "-c", FLOOD, "6"))
+        out = pair.spaces.run("two", "ping", "-n", "-c", "10", "-i", "0.2", "-W", "2", "100.64.9.1", check=False)
+        assert flood.wait(timeout=60) == 0
+        assert "100% packet loss" not in out
+        for pid, (size, descriptors) in zip(pids, before, strict=True):
+            size_after, descriptors_after = used(pid)
+            assert size_after < size + (24 << 20), (pid, size, size_after)
+            assert descriptors_after <= descriptors
+        assert pair.carry("two", "tcp", 1) == expected(1)
+        assert pair.ends["one"].ask("stats")["health"]["workers"].values() == workers
+
+
+FLOOD = """
+import os, socket, sys, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+kinds = [b'\\1\\0\\0\\0' + os.urandom(144), b'\\2\\0\\0\\0' + os.urandom(88), b'\\3\\0\\0\\0' + os.urandom(60),
+         b'\\4\\0\\0\\0' + os.urandom(1308), os.urandom(1400), b'TS\\xf0\\x9f\\x92\\xac' + os.urandom(90), b'']
+end = time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end:
+    for kind in kinds:
+        for _ in range(20):
+            s.sendto(kind[:4] + os.urandom(8) + kind[12:], ('10.9.0.1', 51820))
+"""
 
 WITHOUT_CHECKSUMS = """
 import ctypes, fcntl, socket, struct, sys
