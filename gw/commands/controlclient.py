@@ -69,6 +69,8 @@ def _offline(paths: StatePaths, method: str, target: str, body: object) -> Any:
     from gw.control.admin import answer, changes_state
     from gw.control.observed import read_observed
     from gw.control.tailnet import Tailnet
+    from gw.control.undo import FILE as UNDO_FILE
+    from gw.control.undo import Undo
     from gw.policy.starting import DENY_ALL
     from gw.state.config import load_config
     from gw.state.store import DirectoryStore
@@ -79,5 +81,6 @@ def _offline(paths: StatePaths, method: str, target: str, body: object) -> Any:
         known = read_observed(paths.observed_file)
         tailnet = Tailnet.load(store, config, DENY_ALL, events.recorder(store.trail), observed=known)
         tailnet.folder = paths.root
+        Undo(tailnet, paths.control_dir / UNDO_FILE)
         with events.acting_as(f"uid {os.getuid()}, offline"):
             return asyncio.run(answer(tailnet, method, target, raw))

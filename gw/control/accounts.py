@@ -97,7 +97,8 @@ async def _destroy_user(tailnet: Tailnet, user: UserDoc) -> None:
                 Delete("user", user.name),
                 *(Delete("preauthkey", key.prefix) for key in keys),
                 tailnet.put_counters(),
-            ]
+            ],
+            before=[user],
         )
     except BaseException:
         tailnet.users[user.name] = user
@@ -149,7 +150,7 @@ async def _rename_everywhere(tailnet: Tailnet, user: UserDoc, name: str, stack: 
     keys = [key.edited(user=name) for key in tailnet.preauth_keys.values() if key.user == user.name]
     with tailnet.reserved_user(name):
         await tailnet.commit(
-            [Delete("user", user.name), Put(renamed), *(Put(doc) for _, doc in moved), *map(Put, keys)]
+            [Delete("user", user.name), Put(renamed), *(Put(doc) for _, doc in moved), *map(Put, keys)], before=[user]
         )
         tailnet.drop_user(user.name)
         tailnet.put_user(renamed)

@@ -39,6 +39,11 @@ def actor() -> str:
     return _actor.get()
 
 
+def is_administrative(name: str) -> bool:
+    """Whether a person with rights is behind it, rather than a machine, the policy, an editor or the server itself."""
+    return name not in (SERVER, "policy", "hand edit") and not name.startswith(("machine ", "anybody "))
+
+
 @final
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened. event: `node-renamed`; subject: `node:3`, `user:ann`, `preauthkey:<prefix>`."""

@@ -33,6 +33,8 @@ from gw.control.observed import ObservedFile, read_observed
 from gw.control.oidc.routes import BrowserLogins
 from gw.control.sources import Sources
 from gw.control.tailnet import Tailnet
+from gw.control.undo import FILE as UNDO_FILE
+from gw.control.undo import Undo
 from gw.control.watching import follow_edits, load_policy
 from gw.control.web import web
 from gw.control.webhooks import run_webhooks
@@ -81,6 +83,7 @@ async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None])
         gc.freeze()
         key = control_key(paths)
         tailnet.folder, tailnet.seal = paths.root, token_seal(key.raw)
+        Undo(tailnet, paths.control_dir / UNDO_FILE)
         context = tls_context(config)
         logins = BrowserLogins(tailnet)
         if logins.is_on:

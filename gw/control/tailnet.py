@@ -54,11 +54,12 @@ from gw.policy.view import Effect
 from gw.state.changes import Change as Write
 from gw.state.changes import Delete, Put
 from gw.state.config import Config
-from gw.state.documents import ApiKeyDoc, Kind, NodeDoc, PreauthKeyDoc, RelayRegionDoc, ServerDoc, UserDoc
+from gw.state.documents import AnyDocument, ApiKeyDoc, Kind, NodeDoc, PreauthKeyDoc, RelayRegionDoc, ServerDoc, UserDoc
 
 if TYPE_CHECKING:
     from gw.control.certificates import Publisher
     from gw.control.eventstream import EventStream
+    from gw.control.undo import Undo
 
 logger = logging.getLogger(__name__)
 
@@ -140,6 +141,7 @@ class Tailnet:
         self._dns_config: DNSConfig | None = None
         self._derp_sources: dict[int, DERPRegion] = {}
         self.extra_records: list[DNSRecord] = []  # of `dns.extra_records_file`
+        self.undo: Undo | None = None
         self.events: EventStream | None = None  # of a running server
         self.publisher: Publisher | None = None  # the DNS backend for certificates
 
@@ -165,7 +167,7 @@ class Tailnet:
         tailnet.relays.update(store.load("relay"))
         tailnet._raise_counters()
         for doc in sorted(store.load("node").values(), key=lambda doc: doc.id):
-            fault = tailnet._admissible(doc)
+            fault = tailnet.admissible(doc)
             if fault:
                 logger.error("nodes/%d.toml: %s: the node is left out", doc.id, fault)
                 continue
@@ -455,9 +457,36 @@ class Tailnet:
             if not holders:
                 self._locks.pop(subject, None)
 
-    async def commit(self, changes: list[Write]) -> None:
-        """Return when the changes are durable."""
+    async def commit(self, changes: list[Write], before: Iterable[AnyDocument] = ()) -> None:
+        """Return when the changes are durable. before: what they replace, where it is hidden already."""
+        undo = self.undo
+        if undo is None or not events.is_administrative(events.actor()):
+            await self.store.commit(changes)
+            return
+        replaced = {(doc.kind, doc.key): doc for doc in before}
+        for change in changes:
+            kind, key = (
+                (change.document.kind, change.document.key) if isinstance(change, Put) else (change.kind, change.key)
+            )
+            known = self.current(kind, key)
+            if known is not None:
+                replaced[kind, key] = known
         await self.store.commit(changes)
+        undo.note(changes, replaced)
+
+    def current(self, kind: str, key: str | int) -> AnyDocument | None:
+        """The document in force, of the kinds that administrators change."""
+        match kind:
+            case "node":
+                node = self.nodes.get(int(key))
+                return None if node is None else node.doc
+            case "user":
+                return self.users.get(str(key))
+            case "preauthkey":
+                return self.preauth_keys.get(str(key))
+            case "apikey":
+                return self.api_keys.get(str(key))
+        return None
 
     async def durably(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a change to its end, even if the caller is cancelled meanwhile."""
@@ -522,7 +551,7 @@ class Tailnet:
 
     # Indexes
 
-    def _admissible(self, doc: NodeDoc) -> str:
+    def admissible(self, doc: NodeDoc) -> str:
         """Why a document cannot be taken in, "" if it can. What it says goes to every peer: one bad name or key would
         make their clients drop whole messages."""
         if not is_label(doc.given_name):
@@ -694,6 +723,8 @@ class Tailnet:
         self.record(
             "policy-changed", "policy", PolicyRevision(revision_of(before)), PolicyRevision(revision_of(policy.text))
         )
+        if self.undo is not None:
+            self.undo.note_policy(before, policy.text)
         self._policy_is_new()
 
     def announce_policy(self, text: bytes) -> None:
@@ -776,14 +807,14 @@ class Tailnet:
         if doc.id != node_id:
             return f"`id` is {doc.id}, the file's name says {node_id}"
         if node is None:
-            fault = self._admissible(doc)
+            fault = self.admissible(doc)
             if not fault:
                 self.add_node(doc, None, "node-added")
             return fault
         if doc.machine_key != node.doc.machine_key:
             return "`machine_key` cannot be changed"
         self._unindex(node)
-        fault = self._admissible(doc)
+        fault = self.admissible(doc)
         self._index(node)
         if not fault and doc != node.doc:
             self.replace_doc(node, doc, "node-edited")

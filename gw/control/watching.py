@@ -104,6 +104,8 @@ def take_over(change: ExternalChange, tailnet: Tailnet, paths: StatePaths) -> No
                 tailnet.preauth_keys[doc.prefix] = doc
         case _:
             pass
+    if not fault and tailnet.undo is not None and change.kind not in ("policy", "dns"):
+        tailnet.undo.note_hand_edit(change.kind, change.key)
     if fault:
         logger.error("%s `%s`: %s: the edit is refused, the last good state stays", change.kind, change.key, fault)
         tailnet.record("edit-refused", f"{change.kind}:{change.key}")

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, final
@@ -238,6 +239,14 @@ class Committer:
         except GwError:
             return None
         return text if fingerprint(text) == head else None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the block the files are as all commits before it left them, and stay so. Raises GwError."""
+        with self._settling:
+            if not self._settle():
+                raise GwError("changes cannot be written to their files", hint="see the log; is the disk full?")
+            yield
 
     def _settle_loop(self) -> None:
         while True:

@@ -17,9 +17,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, Self, final, overload
+from typing import IO, Any, Final, Literal, Protocol, Self, final, overload
 
 from gw.errors import GwError, StateError
+from gw.state.backup import Manifest, write_backup
 from gw.state.changes import Change, Delete, ExternalChange, Ident, Put, WatchedKind
 from gw.state.codec import decode
 from gw.state.committing import SETTLE_DELAY_S, Committer, Heads, wait_for
@@ -233,6 +234,11 @@ class DirectoryStore:
     def settle(self) -> bool:
         """Bring the files up to date now (for backups and tests); False if the disk refused. Blocks."""
         return self._writer().settle_now()
+
+    def backup(self, target: IO[bytes], version: str) -> Manifest:
+        """Write a backup of the directory as it is now; commits go on meanwhile. Blocks. Raises GwError."""
+        with self._writer().held():
+            return write_backup(self._paths, target, version, self.trail.frozen(self._wall()))
 
     def _writer(self) -> Committer:
         if self._committer is None:

@@ -218,6 +218,17 @@ class Trail:
                 log.warning("the event trail has no new signed head: %s", error)
                 return None
 
+    def frozen(self, wall: float) -> dict[Path, int | bytes]:
+        """How far each file goes now, for a copy that fits together: sizes of the days, texts of the heads. Blocks."""
+        with self._lock:
+            self.seal(wall)
+            found: dict[Path, int | bytes] = {path: path.stat().st_size for path in day_files(self._folder)}
+            for name in (HEAD_FILE, DAILY_HEADS):
+                path = self._folder / name
+                if path.exists():
+                    found[path] = path.read_bytes()
+            return found
+
     def _signed(self, wall: float) -> Head:
         if self._key is None:
             self._key = signing_key(self._key_file)

@@ -291,3 +291,31 @@ def test_the_trail_of_a_directory_is_verified_and_tampering_ends_with_one(ready:
     result = ready("events", "verify", "--head", str(head), "-o", "json")
     assert result.returncode == 1
     assert "altered" in json.loads(result.stdout)["problems"][0]["what"]
+
+
+def test_a_change_is_taken_back_with_and_without_a_server(ready: Run) -> None:
+    good(ready("users", "create", "alice"))
+    assert good(ready("undo", "--dry-run")) == "user alice: removed\n"
+    result = ready("undo")
+    assert good(result) == "user alice: removed\n"
+    assert "took back the change of uid" in result.stderr
+    assert data(ready("users", "list", "-o", "json")) == []
+    assert "no administrative change" in bad(ready("undo"), 4)
+
+
+def test_a_running_server_is_backed_up_undone_and_restored_elsewhere(served: Run, state: Path, tmp_path: Path) -> None:
+    good(served("users", "create", "alice"))
+    file = tmp_path / "mesh.tar.gz"
+    assert f"wrote {file}" in good(served("backup", str(file)))
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert not list((state / "snapshots").glob(".tmp*"))
+    assert "exists" in bad(served("backup", str(file)), 8)
+    assert "is whole" in good(served("restore", str(file), "--check"))
+    assert "another server holds" in bad(served("restore", str(file), "--force"), 8)
+    good(served("users", "create", "bob"))
+    assert good(served("undo")) == "user bob: removed\n"
+
+    elsewhere = ("--state-dir", str(tmp_path / "elsewhere"))
+    good(served("restore", str(file), *elsewhere))
+    assert [user["name"] for user in data(served("users", "list", "-o", "json", *elsewhere))] == ["alice"]
+    assert "the trail is whole" in good(served("events", "verify", *elsewhere))
