@@ -49,6 +49,9 @@ RESTART_SPREAD_MS: Final = 1000
 RESTART_TRY_MS: Final = 60_000
 ACCEPTS_A_TURN: Final = 64
 EVENTS_A_TURN: Final = 512
+PACE_S: Final = 1.0
+BUSY_READS: Final = 50  # in that time, of one connection
+BUSY_SENDERS: Final = 3  # of them and more: the kernel wakes us in batches
 TCP_USER_TIMEOUT_MS: Final = 15_000
 KEEPALIVE_IDLE_S: Final = 600
 LINK_KEEPALIVE_IDLE_S: Final = 5
@@ -155,6 +158,7 @@ class Connection:
     def readable(self) -> None:
         """Take what the socket has, at most READ_BYTES of it."""
         plane = self.plane
+        plane.reads[self.number] = plane.reads.get(self.number, 0) + 1
         try:
             count = self.channel.recv_into(plane.buffer)
         except BlockingIOError:
@@ -356,6 +360,8 @@ class Plane:
         self.buffer = bytearray(READ_BYTES)
         self.view = memoryview(self.buffer)
         self.now = time.monotonic()  # of this turn
+        self.reads: dict[int, int] = {}  # by descriptor, since the pace was set
+        self._is_batching = False
         self.accepted = self.rejected = self.limited = self.stuck = 0
         self._listeners = {each.channel.fileno(): each for each in listeners}
         self._attached: dict[int, Callable[[], None]] = {}
@@ -457,7 +463,8 @@ class Plane:
             self._epoll.register(number, _IN)
         for number in (self._wake, *self._attached):
             self._epoll.register(number, _IN)
-        _prefer_batches()
+        _spare_pauses()
+        self._pace()
         try:
             while not self._stopping.is_set():
                 self._turn()
@@ -469,6 +476,17 @@ class Plane:
             with self._wake_lock:
                 os.close(self._wake)
                 self._wake = -1
+
+    def _pace(self) -> None:
+        """Many senders: be woken for many packets at once, which halves the cost of each. Few: be woken at once."""
+        busy = sum(1 for count in self.reads.values() if count >= BUSY_READS)
+        self.reads.clear()
+        if (busy >= BUSY_SENDERS) != self._is_batching:
+            self._is_batching = not self._is_batching
+            with contextlib.suppress(OSError):
+                policy = os.SCHED_BATCH if self._is_batching else os.SCHED_OTHER
+                os.sched_setscheduler(0, policy, os.sched_param(0))
+        self.arm_call(time.monotonic() + PACE_S, self._pace)
 
     def _turn(self) -> None:
         wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1
@@ -633,10 +651,8 @@ def _tune(channel: socket.socket) -> None:
     channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT_MS)
 
 
-def _prefer_batches() -> None:
-    """Under load be woken for many packets at once rather than for each; and no collector's pauses over all clients."""
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+def _spare_pauses() -> None:
+    """No pauses of the collector over all clients, short ones for the other thread."""
     sys.setswitchinterval(0.0005)
     gc.freeze()
     gc.set_threshold(100_000, 50, 1000)

@@ -31,6 +31,7 @@ from gw.wire.derp.http import MAX_HEAD_BYTES, Pages, parse_request, response, sw
 MAX_EARLY_BYTES: Final = 512 << 10  # that a client may send before it is admitted
 MAX_REQUESTS: Final = 64  # on one connection
 MAX_UNSENT_BYTES: Final = 1 << 20
+MAX_MESSAGE_BYTES: Final = 16 << 10  # of WebSocket: stock clients refuse more than 32 KiB
 GONE_BURST: Final = 3.0
 
 
@@ -255,8 +256,10 @@ class Session:
         stream = self._websocket
         if stream is not None:
             wrapped = [self._head]
-            if data:
-                wrapped.append(websocket.encode(websocket.BINARY, data))
+            wrapped += [
+                websocket.encode(websocket.BINARY, data[at : at + MAX_MESSAGE_BYTES])
+                for at in range(0, len(data), MAX_MESSAGE_BYTES)
+            ]
             wrapped += stream.replies
             stream.replies.clear()
             data = b"".join(wrapped)
