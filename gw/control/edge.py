@@ -43,6 +43,9 @@ class Edge(Protocol):
     def end(self, number: int) -> None:
         """End the stream."""
 
+    def is_full(self) -> bool:
+        """Whether so much is on its way to it that whole maps should wait a moment."""
+
 
 class Desk(Protocol):
     """What an edge tells the state's owner."""
@@ -178,6 +181,9 @@ class Switchboard:
         if outlet is not None:
             self._at.get(outlet.connection, {}).pop(outlet.stream, None)
             outlet.pipe.finish(outlet.stream)
+
+    def is_full(self) -> bool:
+        return False
 
     # Keeping alive: one timer for all streams
 

@@ -410,6 +410,10 @@ class Fanout:
         self._slicing = None
         while self._due:
             session = self._due.popleft()
+            if session.edge.is_full() and self._numbers.get(session.number) is session:
+                self._due.append(session)
+                self._slicing = asyncio.get_running_loop().call_later(SLICE_S / 2, self._send_some)
+                return
             session.is_due = False
             if self._numbers.get(session.number) is session:
                 self._send_whole(session)

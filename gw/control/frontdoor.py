@@ -1,7 +1,8 @@
 """The first bytes of a connection decide: `/ts2021` becomes a Noise session, all else goes to the web application.
 
-The request head is read here, bounded in size and time. An upgrade never enters the web server; any other connection is
-handed to uvicorn's HTTP/1.1 protocol together with the bytes read so far.
+The request head is read here, bounded in size and time. An upgrade never enters the web server, and `GET /key`, which
+every client asks before each login, is answered here; any other connection is handed to uvicorn's HTTP/1.1 protocol, or
+to the process that has one, together with the bytes read so far.
 
 Ref: control protocol §2.1
 """
@@ -11,13 +12,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import json
 import logging
+import re
 import secrets
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final, final
 
 from gw.errors import WireError
-from gw.model.keys import ChallengeKey, MachineSecret
+from gw.model.keys import ChallengeKey, MachineKey, MachineSecret
 from gw.wire.ts2021.noise import Accepted, accept
 from gw.wire.ts2021.server import ServerConnection
 from gw.wire.x25519 import public_key
@@ -31,6 +35,8 @@ _SWITCHING: Final = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: tailscale-control-protocol\r\nConnection: upgrade\r\n\r\n"
 )
 
+_KEY_REQUEST: Final = re.compile(rb"GET /key\?v=0*(39|[4-9]\d|[1-9]\d{2,4}) HTTP/1\.1\r\n")
+
 MakeWeb = Callable[[], asyncio.Protocol]
 MakeControl = Callable[[Accepted, ServerConnection], asyncio.Protocol]
 
@@ -41,6 +47,7 @@ class FrontDoor(asyncio.Protocol):
 
     def __init__(self, key: MachineSecret, make_web: MakeWeb, make_control: MakeControl) -> None:
         self._key = key
+        self._key_answer = _key_answer(key.raw)
         self._make_web = make_web
         self._make_control = make_control
         self._head = bytearray()
@@ -67,6 +74,13 @@ class FrontDoor(asyncio.Protocol):
         if not is_upgrade:
             if self._is_unfinished():
                 return
+            if _KEY_REQUEST.match(self._head):
+                if b"\r\n\r\n" in self._head:
+                    transport.write(self._key_answer)
+                    transport.close()
+                    return
+                if len(self._head) <= MAX_HEAD_BYTES:
+                    return
             self._hand_over(transport, self._make_web(), bytes(self._head))
             return
         end = self._head.find(b"\r\n\r\n")
@@ -98,7 +112,7 @@ class FrontDoor(asyncio.Protocol):
             logger.debug("handshake refused: %s", error)
             self._refuse(transport, 400, "bad handshake")
             return
-        challenge = ChallengeKey(public_key(secrets.token_bytes(32)))
+        challenge = ChallengeKey(secrets.token_bytes(32))  # every 32 bytes are a public key; nobody answers to it
         http = ServerConnection(accepted.session, challenge)
         transport.write(_SWITCHING + accepted.response + http.data_to_send())
         self._hand_over(transport, self._make_control(accepted, http), rest)
@@ -116,3 +130,12 @@ class FrontDoor(asyncio.Protocol):
         head = f"HTTP/1.1 {status} Refused\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n"
         transport.write(head.encode() + b"Connection: close\r\n\r\n" + body)
         transport.close()
+
+
+@lru_cache(maxsize=1)
+def _key_answer(secret: bytes) -> bytes:
+    """The whole answer to `GET /key`, the same for everyone."""
+    keys = {"legacyPublicKey": str(MachineKey.zero()), "publicKey": str(MachineKey(public_key(secret)))}
+    body = json.dumps(keys).encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return head.encode() + b"Connection: close\r\n\r\n" + body

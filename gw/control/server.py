@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import resource
 import secrets
 import socket
 import ssl
@@ -20,6 +21,7 @@ from gw.control import events
 from gw.control.admin_socket import admin_socket
 from gw.control.api.http import Observe
 from gw.control.apikeys import token_seal
+from gw.control.channel import Poller
 from gw.control.connection import ControlSocket
 from gw.control.desk import FrontDesk
 from gw.control.edge import Switchboard
@@ -52,6 +54,7 @@ from gw.wire.x25519 import clamp, public_key
 logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
+SPARE_DESCRIPTORS: Final = 200
 CONTROL_KEY: Final = "control.key"
 SEAL_S: Final = 2.0
 
@@ -163,19 +166,30 @@ async def public_listener(
         return ControlSocket(switchboard, accepted.machine, http)
 
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(
-        lambda: FrontDoor(key, make_web, make_control), sock=listener, ssl=context, backlog=BACKLOG
-    )
+    listener.listen(BACKLOG)
+    poller = Poller(listener, lambda: FrontDoor(key, make_web, make_control), context, descriptor_limit())
+    poller.start()
     own(loop.create_task(switchboard.keep_alive()))
     try:
         yield fanout
     finally:
-        server.close()
+        poller.stop()
         fanout.close_all()
         unsubscribe()
         for task in list(requests):
             task.cancel()
         await asyncio.gather(*requests, return_exceptions=True)
+        poller.close()
+        listener.close()
+
+
+def descriptor_limit() -> int:
+    """Connections this process may hold: its descriptors, raised as far as allowed, less some for files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return max(64, soft - SPARE_DESCRIPTORS)
 
 
 def listening_socket(listen: str) -> socket.socket:

@@ -16,6 +16,7 @@ import hashlib
 import hmac
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, final
 
 from cryptography.exceptions import InvalidTag
@@ -23,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from gw.errors import StateError, WireError
 from gw.model.keys import MachineKey, MachineSecret
-from gw.wire.x25519 import exchange, public_key
+from gw.wire.x25519 import KeyPair
 
 PROTOCOL_NAME: Final = b"Noise_IK_25519_ChaChaPoly_BLAKE2s"
 PROLOGUE: Final = b"Tailscale Control Protocol v%d"
@@ -139,9 +140,9 @@ class ClientHandshake:
 
     def __init__(self, machine: MachineSecret, server: MachineKey, ephemeral: bytes, version: int) -> None:
         """ephemeral: 32 fresh random bytes, the caller's. version: the capability version, below 65536."""
-        self._machine = machine.raw
+        self._machine = KeyPair(machine.raw)
         self._server = server.raw
-        self._ephemeral = ephemeral
+        self._ephemeral = KeyPair(ephemeral)
         self._state = _Symmetric(version, server.raw)
         self._version = version
 
@@ -150,11 +151,11 @@ class ClientHandshake:
         state = self._state
         if state is None:
             raise StateError("handshake is over")
-        public = public_key(self._ephemeral)
+        public = self._ephemeral.public
         state.mix_hash(public)
-        state.mix_key(exchange(self._ephemeral, self._server))
-        machine = state.seal(public_key(self._machine))
-        state.mix_key(exchange(self._machine, self._server))
+        state.mix_key(self._ephemeral.exchange(self._server))
+        machine = state.seal(self._machine.public)
+        state.mix_key(self._machine.exchange(self._server))
         return struct.pack(">HBH", self._version, INITIATION, 96) + public + machine + state.seal(b"")
 
     def finish(self, response: bytes) -> Session:
@@ -166,8 +167,8 @@ class ClientHandshake:
         state = self._state
         public = response[3:35]
         state.mix_hash(public)
-        state.mix_key(exchange(self._ephemeral, public))
-        state.mix_key(exchange(self._machine, public))
+        state.mix_key(self._ephemeral.exchange(public))
+        state.mix_key(self._machine.exchange(public))
         state.open_untrusted(response[35:])
         to_server, to_client = state.split()
         return Session(to_server, to_client, state.hash)
@@ -183,6 +184,9 @@ class Accepted:
     session: Session
 
 
+_server_pair = lru_cache(maxsize=1)(KeyPair)  # a server has one key, its clients many
+
+
 def accept(server: MachineSecret, initiation: bytes, ephemeral: bytes) -> Accepted:
     """Answer a client's initiation. ephemeral: 32 fresh random bytes. Raises WireError."""
     if len(initiation) != INITIATION_BYTES:
@@ -190,18 +194,18 @@ def accept(server: MachineSecret, initiation: bytes, ephemeral: bytes) -> Accept
     version, kind, size = struct.unpack_from(">HBH", initiation)
     if kind != INITIATION or size != 96:
         raise WireError(f"initiation of type {kind}")
-    state = _Symmetric(version, public_key(server.raw))
+    pair, fresh = _server_pair(server.raw), KeyPair(ephemeral)
+    state = _Symmetric(version, pair.public)
     client_ephemeral = initiation[5:37]
     state.mix_hash(client_ephemeral)
-    state.mix_key(exchange(server.raw, client_ephemeral))
+    state.mix_key(pair.exchange(client_ephemeral))
     machine = state.open_untrusted(initiation[37:85])
-    state.mix_key(exchange(server.raw, machine))
+    state.mix_key(pair.exchange(machine))
     state.open_untrusted(initiation[85:])
-    public = public_key(ephemeral)
-    state.mix_hash(public)
-    state.mix_key(exchange(ephemeral, client_ephemeral))
-    state.mix_key(exchange(ephemeral, machine))
-    response = struct.pack(">BH", RESPONSE, 48) + public + state.seal(b"")
+    state.mix_hash(fresh.public)
+    state.mix_key(fresh.exchange(client_ephemeral))
+    state.mix_key(fresh.exchange(machine))
+    response = struct.pack(">BH", RESPONSE, 48) + fresh.public + state.seal(b"")
     to_server, to_client = state.split()
     return Accepted(version, MachineKey(machine), response, Session(to_client, to_server, state.hash))
 
