@@ -1,0 +1,103 @@
+"""A connection worker: `python -m gw.control.worker LINK LISTENER`, two inherited descriptors; started by `gwctl serve`.
+
+It accepts from the shared listener, holds Noise and HTTP/2, compresses, seals and fans out, and knows nothing of the
+tailnet. What it needs comes over the link, the Noise key too. When the link ends, so does the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import ssl
+import sys
+from typing import final
+
+import msgspec
+
+from gw.control.channel import Poller
+from gw.control.connection import ControlSocket
+from gw.control.edge import Switchboard
+from gw.control.frontdoor import FrontDoor
+from gw.control.limits import descriptor_limit
+from gw.control.link import RemoteDesk
+from gw.control.webrelay import WebRelay
+from gw.model.keys import MachineSecret
+from gw.wire.ts2021.noise import Accepted
+from gw.wire.ts2021.server import ServerConnection
+
+logger = logging.getLogger(__name__)
+
+
+@final
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is told first. key: the server's Noise key, hex."""
+
+    number: int
+    key: str
+    web_socket: str
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
+    log_level: int = logging.INFO
+
+
+async def work(link: socket.socket, listener: socket.socket) -> None:
+    """Serve until the link ends."""
+    over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[bytes] = loop.create_future()
+    desk = RemoteDesk(over.set, told.set_result)
+    tasks: set[asyncio.Task[None]] = set()
+
+    def own(task: asyncio.Task[None]) -> None:
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    await loop.create_connection(lambda: desk.frames, sock=link)
+    ended = loop.create_task(over.wait())
+    await asyncio.wait([told, ended], return_when=asyncio.FIRST_COMPLETED)
+    if not told.done():
+        return
+    settings = msgspec.json.decode(told.result(), type=WorkerSettings)
+    logging.getLogger().setLevel(settings.log_level)
+    key = MachineSecret(bytes.fromhex(settings.key))
+    switchboard = Switchboard(desk)
+    desk.edge = switchboard
+
+    def make_web() -> asyncio.Protocol:
+        return WebRelay(settings.web_socket, own)
+
+    def make_control(accepted: Accepted, http: ServerConnection) -> asyncio.Protocol:
+        return ControlSocket(switchboard, accepted.machine, http)
+
+    context = None
+    if settings.tls_cert_file:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file or None)
+    poller = Poller(listener, lambda: FrontDoor(key, make_web, make_control), context, descriptor_limit())
+    poller.start()
+    own(loop.create_task(switchboard.keep_alive()))
+    try:
+        await ended
+    finally:
+        poller.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def main() -> None:
+    link_fd, listener_fd = map(int, sys.argv[1:3])
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # meant for the server, which ends the link
+        signal.signal(number, signal.SIG_IGN)
+    link, listener = socket.socket(fileno=link_fd), socket.socket(fileno=listener_fd)
+    link.setblocking(False)
+    listener.setblocking(False)
+    asyncio.run(work(link, listener))
+
+
+if __name__ == "__main__":
+    main()
