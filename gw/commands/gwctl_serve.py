@@ -13,6 +13,17 @@ def command(
     listen: Annotated[
         str | None, typer.Option("--listen", metavar="HOST:PORT", help="For this run, instead of config.toml's.")
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers",
+            min=0,
+            max=64,
+            metavar="N",
+            help="Connection workers: processes that hold the connections. Default 0: one process does all. A process "
+            "holds as many clients as it has descriptors (ulimit -n).",
+        ),
+    ] = 0,
 ) -> None:
     """Run the control server until SIGTERM; SIGHUP has no work to do, edited files are noticed by themselves.
 
@@ -34,6 +45,6 @@ def command(
     async def start(service: shell.Service) -> None:
         from gw.control.server import serve
 
-        await serve(paths, config, service.ready)
+        await serve(paths, config, service.ready, workers)
 
     shell.service_main(start)

@@ -80,8 +80,9 @@ class ControlSocket(asyncio.Protocol):
         return self._transport is not None and self._http.start(stream, 200)
 
     def push(self, stream: int, data: bytes) -> None:
-        self._http.send(stream, data)
-        self._write()
+        sealed = self._http.send_now(stream, data)
+        if sealed and self._transport is not None:
+            self._transport.write(sealed)
 
     def finish(self, stream: int) -> None:
         self._http.send(stream, b"", end=True)

@@ -19,7 +19,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, final
 
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 GATHER_S: Final = 0.010
 MAX_GATHER_S: Final = 0.5
 SLICE_S: Final = 0.010  # of whole maps at a time, then others have a turn
+MAX_AUDIENCES: Final = 64
 OFFLINE_GRACE_S: Final = 10.0  # a stream that comes back within it was never away
 GOODBYE_S: Final = 0.5
 
@@ -92,7 +93,8 @@ class Fanout:
         self._due: deque[Session] = deque()
         self._slicing: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._last_flush_s = 0.0
+        self._last_flush_s = self._flushed_at = 0.0
+        self._audiences: dict[Hashable, _Audience] = {}  # until a node comes, goes or stands otherwise
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -167,6 +169,8 @@ class Fanout:
         node = change.node
         if node is not None:
             self._mapper.forget(node.id)
+        if change.kind is not ChangeKind.PATCHED:
+            self._audiences.clear()
         if change.kind is ChangeKind.POLICY:
             self._mapper.forget_all()
             for session in self._sessions.values():
@@ -186,7 +190,8 @@ class Fanout:
             if other.id in self._sessions:
                 self._own.setdefault(other.id, _Own()).filters = True
         if self._timer is None and (self._dirty or self._own or self._lost):
-            wait = min(MAX_GATHER_S, max(GATHER_S, self._last_flush_s))
+            pause = self._flushed_at + self._last_flush_s - time.perf_counter()
+            wait = min(MAX_GATHER_S, max(GATHER_S, pause))
             self._timer = asyncio.get_running_loop().call_later(wait, self._flush)
 
     def _note(self, change: Change, node: NodeRecord) -> None:
@@ -246,7 +251,7 @@ class Fanout:
         batch = _Batch(self._dirty, self._patches, self._lost, self._own)
         self._dirty, self._patches, self._lost, self._own = {}, {}, {}, {}
         try:
-            told = self._audiences(batch)
+            told = self._who_is_told(batch)
             groups: dict[tuple[object, ...], list[Session]] = {}
             for node_id in told.keys() | batch.lost.keys() | batch.own.keys():
                 session = self._sessions.get(node_id)
@@ -259,9 +264,27 @@ class Fanout:
                 self._at[slot] = 0
                 self._free.append(slot)
             self._gone.clear()
-            self._last_flush_s = time.perf_counter() - begun
+            self._flushed_at = time.perf_counter()
+            self._last_flush_s = self._flushed_at - begun
 
-    def _audiences(self, batch: _Batch) -> dict[int, int]:
+    def _audience(self, node: NodeRecord) -> _Audience:
+        """Who sees nodes like this one, and is seen by them."""
+        key = self._tailnet.policy.audience_of(node)
+        found = self._audiences.get(key)
+        if found is None:
+            members = self._tailnet.policy.peers_of(node)
+            if self._tailnet.policy.sees_its_like(node):
+                members.append(node)
+            members.sort(key=_by_id)
+            profiles = 0
+            for each in members:
+                profiles |= 1 << self._mapper.profile_serial(each)
+            if len(self._audiences) >= MAX_AUDIENCES:
+                self._audiences.clear()
+            found = self._audiences[key] = _Audience(members, self._bits(members), profiles)
+        return found
+
+    def _who_is_told(self, batch: _Batch) -> dict[int, int]:
         """Node id of a session -> slots of dirty nodes it sees. Nodes that stand alike have one audience."""
         nodes, policy, sessions = self._tailnet.nodes, self._tailnet.policy, self._sessions
         alike: dict[object, list[NodeRecord]] = {}
@@ -277,18 +300,13 @@ class Fanout:
             bits = 0
             for member in members:
                 bits |= 1 << self._slot(member.id)
-            first = members[0]
-            viewers = policy.peers_of(first)
-            if len(members) > 1 and policy.visible(first, members[1]):
-                viewers.append(first)
-            for viewer in viewers:
+            audience = self._audience(members[0])
+            for viewer in audience.members:
                 if viewer.id in sessions:
                     told[viewer.id] = told.get(viewer.id, 0) | bits
-            movers = [each for each in members if batch.dirty[each.id] and each.id in sessions]
-            if movers:  # what a node that became visible sees itself
-                seen = self._bits(viewers)
-                for each in movers:
-                    batch.sees[each.id] = seen & ~(1 << self._slot(each.id))
+            for each in members:  # what a node that became visible sees itself
+                if batch.dirty[each.id] and each.id in sessions:
+                    batch.sees[each.id] = audience.bits & ~(1 << self._slot(each.id))
         return told
 
     def _assign(
@@ -423,17 +441,14 @@ class Fanout:
 
     def _send_whole(self, session: Session) -> None:
         node, mapper = session.node, self._mapper
-        peers = [] if session.omit_peers else self._tailnet.policy.peers_of(node)
-        before, session.known = session.known, self._bits(peers)
+        peers, seen, profiles = self._seen_by(node, omit_peers=session.omit_peers)
+        before, session.known, session.profiles = session.known, seen, profiles
         gone = sorted({*session.owed, *(self._named(slot) for slot in ones(before & ~session.known))})
         session.owed.clear()
-        session.profiles = 0
-        for each in (node, *peers):
-            session.profiles |= 1 << mapper.profile_serial(each)
         message = mapper.whole(node, peers, mapper.told_profiles(session.profiles))
         if gone:
-            seen = {peer.id for peer in peers}
-            message = message[:-1] + b',"PeersRemoved":' + encode([each for each in gone if each not in seen]) + b"}"
+            there = {peer.id for peer in peers}
+            message = message[:-1] + b',"PeersRemoved":' + encode([each for each in gone if each not in there]) + b"}"
         if not session.is_open:
             session.is_open = True
             session.edge.open(session.connection, session.stream, session.number, session.compress)
@@ -441,11 +456,17 @@ class Fanout:
 
     def snapshot(self, node: NodeRecord, *, compress: bool) -> bytes:
         """One whole map outside any stream."""
-        peers, mapper = self._tailnet.policy.peers_of(node), self._mapper
-        profiles = 0
-        for each in (node, *peers):
-            profiles |= 1 << mapper.profile_serial(each)
-        return frame(mapper.whole(node, peers, mapper.told_profiles(profiles)), compress=compress)
+        peers, _, profiles = self._seen_by(node)
+        return frame(self._mapper.whole(node, peers, self._mapper.told_profiles(profiles)), compress=compress)
+
+    def _seen_by(self, node: NodeRecord, *, omit_peers: bool = False) -> tuple[list[NodeRecord], int, int]:
+        """Its peers by id, the same as bits, and the profiles of all their owners and its own."""
+        own = 1 << self._mapper.profile_serial(node)
+        if omit_peers:
+            return [], 0, own
+        audience = self._audience(node)
+        peers = [each for each in audience.members if each is not node]
+        return peers, audience.bits & ~(1 << self._slot(node.id)), audience.profiles | own
 
     def _tell_all(self, message: bytes) -> None:
         self._deliver(message, [each for each in self._sessions.values() if each.is_open and not each.is_behind])
@@ -461,6 +482,19 @@ class Fanout:
         own = b'{"Node":' + self._mapper.own(node, deleted=True) + b"}"
         session.edge.deliver(own, (session.number,), is_whole=True)
         asyncio.get_running_loop().call_later(GOODBYE_S, self._end, session)
+
+
+@dataclass(slots=True)
+class _Audience:
+    """The nodes that see, and are seen by, nodes that stand alike; those nodes too if they see one another."""
+
+    members: list[NodeRecord]  # by id
+    bits: int
+    profiles: int
+
+
+def _by_id(node: NodeRecord) -> int:
+    return node.id
 
 
 Compressing = tuple[bool, bool]  # (zstd, without peers)

@@ -1,6 +1,6 @@
 """Between the state's owner and a connection worker: an edge at one end of a socket pair, the desk at the other.
 
-    u32 length | u8 kind | payload                                                      little-endian, in order, both ways
+    u32 length | u8 kind | payload                                                little-endian, in order, both ways
 
     to the worker                                          from the worker
       HELLO     JSON settings, secrets among them            ASK      u64 connection, u32 stream, 32 machine key,

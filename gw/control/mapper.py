@@ -5,7 +5,7 @@ Ref: control protocol §6, §8
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, final
 
@@ -130,8 +130,8 @@ class Mapper:
         """The node's SSH policy."""
         return encode(SSHPolicy(self._tailnet.policy.ssh_for(node)))
 
-    def whole(self, node: NodeRecord, peers: Iterable[NodeRecord], profiles: bytes) -> bytes:
-        """Everything `node` needs: the first message of a stream, and what a slow reader gets instead of deltas."""
+    def whole(self, node: NodeRecord, peers: list[NodeRecord], profiles: bytes) -> bytes:
+        """Everything `node` needs; peers by id: the first message of a stream, and what a slow reader gets instead of deltas."""
         tailnet = self._tailnet
         head = encode(
             MapResponse(
@@ -149,7 +149,7 @@ class Mapper:
             b'"Node":' + self.own(node),
             b'"PacketFilters":' + self.filters(node),
             b'"SSHPolicy":' + self.ssh(node),
-            b'"Peers":[' + b",".join(self._bodies(node, sorted(peers, key=_by_id))) + b"]",
+            b'"Peers":[' + b",".join(self._bodies(node, peers)) + b"]",
         ]
         return b",".join(parts) + b"}"
 
@@ -209,10 +209,6 @@ class Mapper:
 
 def _is_online(node: NodeRecord) -> bool:
     return node.is_alive
-
-
-def _by_id(node: NodeRecord) -> int:
-    return node.id
 
 
 def _shared(info: Hostinfo) -> Hostinfo:

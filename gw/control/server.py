@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import resource
+import os
 import secrets
 import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 from uvicorn import Config as WebConfig
@@ -28,6 +29,7 @@ from gw.control.edge import Switchboard
 from gw.control.eventstream import EventStream
 from gw.control.fanout import Fanout
 from gw.control.frontdoor import FrontDoor
+from gw.control.limits import descriptor_limit
 from gw.control.liveness import Liveness
 from gw.control.mapper import Mapper
 from gw.control.metrics import Metrics, metrics_listener
@@ -41,6 +43,9 @@ from gw.control.watching import follow_edits, load_policy
 from gw.control.web import web
 from gw.control.webhooks import run_webhooks
 from gw.control.webprotocol import WebProtocol
+from gw.control.webrelay import WebDoor
+from gw.control.worker import WorkerSettings
+from gw.control.workforce import Workforce
 from gw.errors import ConfigError, Conflict, GwError, PermissionNeeded
 from gw.model.keys import MachineKey, MachineSecret
 from gw.state.config import Config, split_listen
@@ -54,7 +59,8 @@ from gw.wire.x25519 import clamp, public_key
 logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
-SPARE_DESCRIPTORS: Final = 200
+COLLECT: Final = (50_000, 20, 1000)  # a full collection walks every node: seldom
+WEB_SOCKET: Final = "control-web.sock"
 CONTROL_KEY: Final = "control.key"
 SEAL_S: Final = 2.0
 
@@ -69,8 +75,11 @@ def control_key(paths: StatePaths) -> MachineSecret:
     return secret
 
 
-async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None]) -> None:
-    """Serve until cancelled. Raises Conflict for a directory or port in use, ConfigError for bad files."""
+async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None], workers: int = 0) -> None:
+    """Serve until cancelled. Raises Conflict for a directory or port in use, ConfigError for bad files.
+
+    workers: connection workers; 0 = this process holds the connections too.
+    """
     store = DirectoryStore(paths).open()
     try:
         metrics = Metrics()
@@ -84,6 +93,7 @@ async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None])
         metrics.watch(tailnet)
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*COLLECT)
         key = control_key(paths)
         tailnet.folder, tailnet.seal = paths.root, token_seal(key.raw)
         Undo(tailnet, paths.control_dir / UNDO_FILE)
@@ -114,9 +124,12 @@ async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None])
                 if config.metrics_listen:
                     channel = listening_socket(config.metrics_listen)
                     await listeners.enter_async_context(metrics_listener(metrics, channel))
-                await listeners.enter_async_context(
-                    public_listener(tailnet, key, listener, context, metrics.observe, logins)
-                )
+                if workers:
+                    web_socket = paths.control_socket.with_name(WEB_SOCKET)
+                    serving = with_workers(tailnet, key, listener, web_socket, workers, metrics.observe, logins)
+                else:
+                    serving = public_listener(tailnet, key, listener, context, metrics.observe, logins)
+                await listeners.enter_async_context(serving)
                 ready(f"control server for {tailnet.domain} on {config.listen}, {len(tailnet.nodes)} nodes")
                 await asyncio.Event().wait()
     finally:
@@ -140,6 +153,82 @@ async def public_listener(
     logins: BrowserLogins | None = None,
 ) -> AsyncIterator[Fanout]:
     """Serve nodes on `listener` within the block."""
+    async with _answering(tailnet, key, observe, logins) as (fanout, desk, make_web, own):
+        switchboard = Switchboard(desk)
+
+        def make_control(accepted: Accepted, http: ServerConnection) -> asyncio.Protocol:
+            return ControlSocket(switchboard, accepted.machine, http)
+
+        listener.listen(BACKLOG)
+        poller = Poller(listener, lambda: FrontDoor(key, make_web, make_control), context, descriptor_limit())
+        poller.start()
+        own(asyncio.get_running_loop().create_task(switchboard.keep_alive()))
+        try:
+            yield fanout
+        finally:
+            poller.stop()
+            fanout.close_all()
+            await asyncio.sleep(0)
+            poller.close()
+            listener.close()
+
+
+@asynccontextmanager
+async def with_workers(
+    tailnet: Tailnet,
+    key: MachineSecret,
+    listener: socket.socket,
+    web_socket: Path,
+    count: int,
+    observe: Observe = lambda *_: None,
+    logins: BrowserLogins | None = None,
+) -> AsyncIterator[Fanout]:
+    """Serve nodes within the block by `count` processes that share `listener`; web requests come back to this one."""
+    async with _answering(tailnet, key, observe, logins) as (fanout, desk, make_web, _):
+        loop = asyncio.get_running_loop()
+        web_socket.unlink(missing_ok=True)
+        inner = socket.socket(socket.AF_UNIX)
+        mask = os.umask(0o177)
+        try:
+            inner.bind(str(web_socket))
+        finally:
+            os.umask(mask)
+        relayed = await loop.create_unix_server(lambda: WebDoor(make_web), sock=inner)
+
+        def settings(number: int) -> WorkerSettings:
+            return WorkerSettings(
+                number=number,
+                key=key.raw.hex(),
+                web_socket=str(web_socket),
+                tls_cert_file=tailnet.config.tls_cert_file,
+                tls_key_file=tailnet.config.tls_key_file,
+                log_level=logging.getLogger().level,
+            )
+
+        listener.listen(BACKLOG)
+        force = Workforce(desk, listener, settings)
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(force.run(number)) for number in range(1, count + 1)]
+            try:
+                yield fanout
+            finally:
+                relayed.close()
+                fanout.close_all()
+                await asyncio.sleep(0)
+                for each in running:
+                    each.cancel()
+        web_socket.unlink(missing_ok=True)
+        listener.close()
+
+
+Own = Callable[[asyncio.Task[None]], None]
+
+
+@asynccontextmanager
+async def _answering(
+    tailnet: Tailnet, key: MachineSecret, observe: Observe, logins: BrowserLogins | None
+) -> AsyncIterator[tuple[Fanout, FrontDesk, Callable[[], H11Protocol], Own]]:
+    """What answers requests, whichever process took them in."""
     fanout = Fanout(tailnet, Mapper(tailnet))
     unsubscribe = tailnet.subscribe(fanout.take)
     public = MachineKey(public_key(key.raw))
@@ -153,43 +242,20 @@ async def public_listener(
         requests.add(task)
         task.add_done_callback(requests.discard)
 
-    def make_web() -> asyncio.Protocol:
+    def make_web() -> H11Protocol:
         return WebProtocol(config=settings, server_state=state, app_state={})
 
     liveness = Liveness(tailnet, fanout.ping)
     desk = FrontDesk(tailnet, fanout, own)
     desk.pinged = liveness.answered
     own(asyncio.get_running_loop().create_task(liveness.run()))
-    switchboard = Switchboard(desk)
-
-    def make_control(accepted: Accepted, http: ServerConnection) -> asyncio.Protocol:
-        return ControlSocket(switchboard, accepted.machine, http)
-
-    loop = asyncio.get_running_loop()
-    listener.listen(BACKLOG)
-    poller = Poller(listener, lambda: FrontDoor(key, make_web, make_control), context, descriptor_limit())
-    poller.start()
-    own(loop.create_task(switchboard.keep_alive()))
     try:
-        yield fanout
+        yield fanout, desk, make_web, own
     finally:
-        poller.stop()
-        fanout.close_all()
         unsubscribe()
         for task in list(requests):
             task.cancel()
         await asyncio.gather(*requests, return_exceptions=True)
-        poller.close()
-        listener.close()
-
-
-def descriptor_limit() -> int:
-    """Connections this process may hold: its descriptors, raised as far as allowed, less some for files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
-    return max(64, soft - SPARE_DESCRIPTORS)
 
 
 def listening_socket(listen: str) -> socket.socket:

@@ -27,6 +27,7 @@ class _Half(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.other: _Half | None = None
         self.early = bytearray()
+        self.is_lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -50,7 +51,7 @@ class _Half(asyncio.Protocol):
             self.other.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.transport = None
+        self.transport, self.is_lost = None, True
         if self.other is not None and self.other.transport is not None:
             self.other.transport.close()
 
@@ -83,7 +84,7 @@ class WebRelay(_Half):
         assert inner.transport is not None
         inner.transport.write(f"{host} {port} {scheme}\n".encode() + self.early)
         self.early.clear()
-        if self.transport is None:
+        if self.is_lost:
             inner.transport.close()
         else:
             self.transport.resume_reading()

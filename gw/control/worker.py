@@ -1,4 +1,4 @@
-"""A connection worker: `python -m gw.control.worker LINK LISTENER`, two inherited descriptors; started by `gwctl serve`.
+"""A connection worker, started by `gwctl serve`: `python -m gw.control.worker LINK LISTENER`, inherited descriptors.
 
 It accepts from the shared listener, holds Noise and HTTP/2, compresses, seals and fans out, and knows nothing of the
 tailnet. What it needs comes over the link, the Noise key too. When the link ends, so does the worker.
@@ -7,6 +7,7 @@ tailnet. What it needs comes over the link, the Noise key too. When the link end
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -47,7 +48,12 @@ async def work(link: socket.socket, listener: socket.socket) -> None:
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
     told: asyncio.Future[bytes] = loop.create_future()
-    desk = RemoteDesk(over.set, told.set_result)
+
+    def lost() -> None:
+        over.set()
+        told.cancel()
+
+    desk = RemoteDesk(lost, told.set_result)
     tasks: set[asyncio.Task[None]] = set()
 
     def own(task: asyncio.Task[None]) -> None:
@@ -55,11 +61,7 @@ async def work(link: socket.socket, listener: socket.socket) -> None:
         task.add_done_callback(tasks.discard)
 
     await loop.create_connection(lambda: desk.frames, sock=link)
-    ended = loop.create_task(over.wait())
-    await asyncio.wait([told, ended], return_when=asyncio.FIRST_COMPLETED)
-    if not told.done():
-        return
-    settings = msgspec.json.decode(told.result(), type=WorkerSettings)
+    settings = msgspec.json.decode(await told, type=WorkerSettings)
     logging.getLogger().setLevel(settings.log_level)
     key = MachineSecret(bytes.fromhex(settings.key))
     switchboard = Switchboard(desk)
@@ -78,9 +80,11 @@ async def work(link: socket.socket, listener: socket.socket) -> None:
         context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file or None)
     poller = Poller(listener, lambda: FrontDoor(key, make_web, make_control), context, descriptor_limit())
     poller.start()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 1000)
     own(loop.create_task(switchboard.keep_alive()))
     try:
-        await ended
+        await over.wait()
     finally:
         poller.close()
         for task in list(tasks):
@@ -96,7 +100,10 @@ def main() -> None:
     link, listener = socket.socket(fileno=link_fd), socket.socket(fileno=listener_fd)
     link.setblocking(False)
     listener.setblocking(False)
-    asyncio.run(work(link, listener))
+    try:
+        asyncio.run(work(link, listener))
+    except asyncio.CancelledError:
+        pass  # the server was gone before it said anything
 
 
 if __name__ == "__main__":

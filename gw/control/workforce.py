@@ -39,9 +39,7 @@ class Owner(Desk, Protocol):
 class Workforce:
     """`await run(number)` keeps one worker there until cancelled. settings: for a worker's number."""
 
-    def __init__(
-        self, desk: Owner, listener: socket.socket, settings: Callable[[int], WorkerSettings]
-    ) -> None:
+    def __init__(self, desk: Owner, listener: socket.socket, settings: Callable[[int], WorkerSettings]) -> None:
         self._desk, self._listener, self._settings = desk, listener, settings
 
     async def run(self, number: int) -> None:

@@ -121,6 +121,10 @@ class PolicyEngine(Generic[N]):
         """Nodes with equal answers are seen by the same others."""
         return self.view.audience_of(node)
 
+    def sees_its_like(self, node: N) -> bool:
+        """Whether nodes with its audience see one another."""
+        return self.view.sees_its_like(node)
+
     def filter_for(self, node: N) -> list[FilterRule]:
         return filter_for(self.view, node) if self.knows(node) else []
 

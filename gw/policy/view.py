@@ -182,6 +182,11 @@ class PolicyView(Generic[N]):
         owner = entry.facts.owner if self.compiled.own_units else ""
         return entry.standing.seen, entry.standing.receives, entry.standing.own, owner
 
+    def sees_its_like(self, node: N) -> bool:
+        """Whether nodes with its audience see one another."""
+        entry = self.entries[node.id]
+        return _see(_key(entry), _key(entry)) or self._share(entry, entry)
+
     def serving(self, route: str) -> dict[int, Entry[N]]:
         """Who serves a subnet, by id."""
         return self._routes.get(route, {})

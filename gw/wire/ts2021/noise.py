@@ -38,6 +38,8 @@ RECORD_HEADER_BYTES: Final = 3
 MAX_CIPHERTEXT_BYTES: Final = 4093
 MAX_PLAINTEXT_BYTES: Final = 4077
 TAG_BYTES: Final = 16
+_NONCE: Final = struct.Struct(">IQ")
+_RECORD_HEAD: Final = struct.Struct(">BH")
 _ZERO_NONCE: Final = bytes(12)
 
 
@@ -107,6 +109,12 @@ class Session:
             out.append(struct.pack(">BH", RECORD, len(sealed)))
             out.append(sealed)
         return b"".join(out)
+
+    def seal_one(self, plain: bytes) -> bytes:
+        """One record. plain: 1 to MAX_PLAINTEXT_BYTES."""
+        sealed = self._send.encrypt(_NONCE.pack(0, self._sent), plain, None)
+        self._sent += 1
+        return _RECORD_HEAD.pack(RECORD, len(sealed)) + sealed
 
     def feed(self, data: bytes) -> bytes:
         """The plaintext of all records that `data` completes. Raises WireError on a bad record."""

@@ -24,7 +24,7 @@ import hpack
 from gw.errors import WireError
 from gw.model.keys import ChallengeKey
 from gw.wire.ts2021.client import EARLY_MAGIC
-from gw.wire.ts2021.noise import Session
+from gw.wire.ts2021.noise import MAX_PLAINTEXT_BYTES, Session
 
 MAX_BODY_BYTES: Final = 1 << 20
 MAX_UNFINISHED_BYTES: Final = 4 << 20  # of all requests of a connection: machine keys cost a stranger nothing
@@ -48,6 +48,8 @@ DEFAULT_WINDOW: Final = 65535
 MAX_WINDOW: Final = (1 << 31) - 1
 MAX_FRAME_BYTES: Final = 16384
 STREAM_WINDOW: Final = MAX_BODY_BYTES + DEFAULT_WINDOW  # one step past the limit, so that a body over it shows
+ONE_RECORD_BYTES: Final = MAX_PLAINTEXT_BYTES - 9
+_HEAD: Final = struct.Struct(">IBI")
 CONNECTION_CREDIT: Final = 32 << 10  # opened again when so much was taken
 _STATUS: Final = {200: b"\x88", 204: b"\x89", 206: b"\x8a", 304: b"\x8b", 400: b"\x8c", 404: b"\x8d", 500: b"\x8e"}
 _blocks: dict[tuple[int, str], bytes] = {}
@@ -205,6 +207,27 @@ class ServerConnection:
         if end:
             self._ended(stream, found)
         return True
+
+    def send_now(self, stream: int, data: bytes) -> bytes:
+        """`send` and `data_to_send` in one: what can leave at once, sealed. The hot path of a change told to many."""
+        found = self._streams.get(stream)
+        if found is None:
+            return b""
+        size = len(data)
+        if (
+            found.waiting is not None
+            or found.is_ending
+            or size > ONE_RECORD_BYTES
+            or size > found.window
+            or size > self._window
+            or self._plain_out
+            or self._out
+        ):
+            self.send(stream, data)
+            return self.data_to_send()
+        found.window -= size
+        self._window -= size
+        return self._session.seal_one(_HEAD.pack(size << 8, 0, stream) + data)
 
     def is_clogged(self, stream: int) -> bool:
         """True where so much waits for the client that more would only grow memory."""
