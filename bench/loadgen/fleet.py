@@ -81,6 +81,7 @@ class Fleet:
             total.complete += part.complete
             total.pending += part.pending
             total.lost += part.lost
+            total.registered_at = max(total.registered_at, part.registered_at)
             total.first_map_at = max(total.first_map_at, part.first_map_at)
             total.complete_at = max(total.complete_at, part.complete_at)
             total.missing |= part.missing

@@ -63,6 +63,7 @@ class Life:
     begun: float = 0.0
     tries: int = 0
     registered: bool = False
+    registered_at: float = 0.0
     reached: bool = True  # its goal
     first_map: float = 0.0
     complete: float = 0.0
@@ -77,7 +78,8 @@ class Report:
     registered: int = 0
     streaming: int = 0
     complete: int = 0
-    first_map_at: float = 0.0  # of the last one
+    registered_at: float = 0.0  # of the last one
+    first_map_at: float = 0.0
     complete_at: float = 0.0
     lost: int = 0
     errors: dict[str, int] = field(default_factory=dict)
@@ -183,6 +185,7 @@ class Swarm:
         report = Report(errors=self.errors, lost=self.lost)
         for life in self.lives.values():
             report.registered += life.registered
+            report.registered_at = max(report.registered_at, life.registered_at)
             report.pending += not life.reached
             if life.first_map:
                 report.streaming += 1
@@ -306,7 +309,7 @@ class Swarm:
             if what == "register":
                 answer = json.loads(body) if status == 200 else {}
                 if answer.get("MachineAuthorized"):
-                    life.registered = True
+                    life.registered, life.registered_at = True, time.monotonic()
                     self.latencies.append(time.monotonic() - life.begun)
                     if life.goal == "registered":
                         self._reached(life)

@@ -131,7 +131,7 @@ class Mapper:
         return encode(SSHPolicy(self._tailnet.policy.ssh_for(node)))
 
     def whole(self, node: NodeRecord, peers: list[NodeRecord], profiles: bytes) -> bytes:
-        """Everything `node` needs; peers by id: the first message of a stream, and what a slow reader gets instead of deltas."""
+        """Everything `node` needs, peers by id: the first message of a stream, a slow reader's instead of deltas."""
         tailnet = self._tailnet
         head = encode(
             MapResponse(

@@ -154,6 +154,6 @@ def test_a_killed_server_keeps_every_registration_it_acknowledged(state: Path, p
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
-def test_fifty_kills_lose_no_acknowledged_registration(state: Path, port: int) -> None:
-    kill_and_count(state, port, rounds=50, seed=50)
+@pytest.mark.timeout(3000)
+def test_two_hundred_kills_lose_no_acknowledged_registration(state: Path, port: int) -> None:
+    kill_and_count(state, port, rounds=200, seed=200)
