@@ -137,5 +137,5 @@ async def test_what_crosses_a_link_is_what_was_meant() -> None:
 async def until(condition: object) -> None:
     assert callable(condition)
     async with asyncio.timeout(20):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
