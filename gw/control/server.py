@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from uvicorn import Config as WebConfig
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from gw.control import events
