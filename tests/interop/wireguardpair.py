@@ -76,8 +76,8 @@ class Pair:
         self.end: End | None = None
         self.go: subprocess.Popen[bytes] | None = None
 
-    def start(self, *, we_know: bool, they_know: bool) -> None:
-        """Who knows the other's endpoint is who can initiate."""
+    def start(self, *, we_know: bool, they_know: bool, port: int = PORT) -> None:
+        """Who knows the other's endpoint is who can initiate. port: where we look for them."""
         self.go = subprocess.Popen(
             self.spaces.argv("go", "wireguard-go", "-f", "wg0"),
             env={**os.environ, "LOG_LEVEL": "error", "WG_SUDO": "1"},
@@ -110,7 +110,7 @@ class Pair:
                     {
                         "key": public_key(self.theirs).hex(),
                         "allowed": ["100.64.9.2/32"],
-                        "endpoint": f"10.9.0.2:{PORT}" if we_know else "",
+                        "endpoint": f"10.9.0.2:{port}" if we_know else "",
                     }
                 ],
             },

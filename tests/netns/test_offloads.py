@@ -72,9 +72,9 @@ def test_a_flood_of_garbage_costs_no_memory_and_stops_nobody(tmp_path: Path) -> 
 
     with tunnels(tmp_path, lanes=2) as pair:
         assert pair.carry("two", "tcp", 1) == expected(1)
-        workers = pair.ends["one"].ask("stats")["health"]["workers"].values()
+        workers = pair.ends["one"].ask("stats")["health"]["workers"]
         # the process on top is `ip netns exec`, which became the interpreter
-        pids = [pair.ends["one"].process.pid, *workers]
+        pids = [pair.ends["one"].process.pid, *workers.values()]
         pair.spaces.run("two", sys.executable, "-c", FLOOD, "1")
         before = [used(pid) for pid in pids]
         flood = subprocess.Popen(pair.spaces.argv("two", sys.executable, "-c", FLOOD, "6"))
@@ -86,7 +86,7 @@ def test_a_flood_of_garbage_costs_no_memory_and_stops_nobody(tmp_path: Path) -> 
             assert size_after < size + (24 << 20), (pid, size, size_after)
             assert descriptors_after <= descriptors
         assert pair.carry("two", "tcp", 1) == expected(1)
-        assert pair.ends["one"].ask("stats")["health"]["workers"].values() == workers
+        assert pair.ends["one"].ask("stats")["health"]["workers"] == workers
 
 
 FLOOD = """

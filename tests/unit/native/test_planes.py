@@ -1,0 +1,146 @@
+"""The two cores as wholes: any bytes from either side get a verdict, and what one seals the other opens."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from mmap import mmap
+
+import pytest
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gw.native import counters, flows
+from gw.native.coalesce import Coalescer
+from gw.native.filter import Filter
+from gw.native.flows import FlowTable
+from gw.native.inbound import Inbound
+from gw.native.outbound import Outbound
+from gw.native.prefixes import PrefixMap
+from gw.native.rules import RuleSet
+
+KEY = bytes(range(32))
+ONE, TWO = bytes([100, 64, 0, 1]), bytes([100, 64, 0, 2])
+FOR_EVER = 1 << 62
+SOURCE = ("192.0.2.1", 41641)
+
+
+class Wire:
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def sendmsg(self, pieces: list[bytes], ancillary: object, flags: int, to: object) -> None:
+        self.sent += [pieces[at] + pieces[at + 1] for at in range(0, len(pieces), 2)]
+
+
+class Planes:
+    """An outbound and an inbound core that share a keypair, a TUN that packets are put into, one they come out of."""
+
+    def __init__(self, lane: int = 0, lanes: int = 1) -> None:
+        self.tun, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        inside.setblocking(False)
+        self._inside = inside
+        self._memory = [mmap(-1, counters.SHARED_BYTES), mmap(-1, flows.SHARED_BYTES)]
+        self.out_read, self._written = os.pipe2(os.O_NONBLOCK)
+        table = FlowTable(self._memory[1])
+        self.outbound = Outbound(inside.fileno(), self._memory[0], table, 1280, True)
+        self.wire = Wire()
+        rules, local = RuleSet(), PrefixMap()
+        rules.add([], [(False, bytes(4), b"\xff" * 4)], [(False, bytes(4), b"\xff" * 4, 0, 65535)])
+        local.put(TWO, 32, 1)
+        coalescer = Coalescer(self._written, True, True)
+        self.inbound = Inbound(self._memory[0], Filter(rules, local, table), coalescer, lane, lanes)
+        self.inbound.invalid_tag = InvalidTag
+        for core, address in ((self.outbound, TWO), (self.inbound, ONE)):
+            core.add_peer(0)
+            core.routes.put(address, 32, 0)
+        self.outbound.set_plan(0, self.wire, SOURCE, False, False)
+        self.outbound.set_session(0, 1, ChaCha20Poly1305(KEY).encrypt, 6, FOR_EVER)
+        self.inbound.add_session(0, 6, ChaCha20Poly1305(KEY).decrypt, FOR_EVER, False)
+
+    def close(self) -> None:
+        for end in (self.tun, self._inside):
+            end.close()
+        for descriptor in (self.out_read, self._written):
+            os.close(descriptor)
+        for memory in self._memory:
+            memory.close()
+
+
+@pytest.fixture(scope="module")
+def planes() -> Iterator[Planes]:
+    planes = Planes()
+    yield planes
+    planes.close()
+
+
+def datagram() -> st.SearchStrategy[bytes]:
+    """Anything, or what begins as transport data of a session that is there."""
+    head = st.tuples(st.sampled_from([b"\x04\0\0\0\x06\0\0\0", b"\x04\0\0\0", b"\x01\0\0\0"]), st.binary(max_size=200))
+    return st.binary(max_size=300) | head.map(lambda each: each[0] + each[1])
+
+
+@given(datagram(), st.integers(1, 400))
+@settings(max_examples=300)
+def test_any_datagram_is_handed_over_or_dropped(planes: Planes, data: bytes, step: int) -> None:
+    planes.inbound.receive(data, step, SOURCE, time.monotonic_ns())
+    planes.inbound.retry()
+    planes.inbound.flush()
+    assert planes.inbound.sessions[6].window.newest < 1 << 60
+    planes.inbound.foreign.clear()
+    planes.inbound.early.clear()
+
+
+@given(st.binary(max_size=200), st.integers(0, 1 << 59))
+@settings(max_examples=300)
+def test_any_inner_packet_of_a_peer_gets_a_verdict(planes: Planes, packet: bytes, counter: int) -> None:
+    """A peer may be hostile: what is sealed rightly can hold anything."""
+    nonce = bytes(4) + counter.to_bytes(8, "little")
+    sealed = ChaCha20Poly1305(KEY).encrypt(nonce, packet, None)
+    data = b"\x04\0\0\0\x06\0\0\0" + nonce[4:] + sealed
+    planes.inbound.receive(data, len(data), SOURCE, time.monotonic_ns())
+    planes.inbound.flush()
+    planes.inbound.tsmp.clear()
+
+
+@given(st.binary(min_size=1, max_size=300), st.sampled_from([b"", b"\0" * 10, b"\1\1\x28\0\x10\0\x14\0\x10\0"]))
+@settings(max_examples=300)
+def test_any_read_of_the_tun_is_sealed_or_dropped(planes: Planes, data: bytes, head: bytes) -> None:
+    planes.tun.send(head + data)
+    planes.outbound.pump(1)
+    planes.wire.sent.clear()
+
+
+def test_what_one_seals_the_other_delivers_once() -> None:
+    planes = Planes()
+    try:
+        packet = b"\x45\0\0\x1c\0\0\0\0\x40\x01\0\0" + ONE + TWO + b"\x08\0" + bytes(6)
+        planes.tun.send(bytes(10) + packet)
+        assert planes.outbound.pump(4) == 1
+        assert len(planes.wire.sent) == 1
+        for _ in range(2):
+            planes.inbound.receive(planes.wire.sent[0], 1 << 16, SOURCE, time.monotonic_ns())
+            planes.inbound.flush()
+        assert os.read(planes.out_read, 4096) == bytes(10) + packet
+        with pytest.raises(BlockingIOError):
+            os.read(planes.out_read, 1)
+        assert planes.inbound.peers[0].tally.packets == 1
+    finally:
+        planes.close()
+
+
+def test_a_session_of_another_lane_is_handed_over() -> None:
+    """The kernel steers a whole train by its first datagram."""
+    planes = Planes(lane=0, lanes=2)
+    try:
+        ours = b"\x04\0\0\0\x08\0\0\0" + bytes(40)
+        other = b"\x04\0\0\0\x09\0\0\0" + bytes(40)
+        planes.inbound.receive(ours + other, 48, SOURCE, time.monotonic_ns())
+        assert planes.inbound.early == [(ours, SOURCE)]
+        assert planes.inbound.foreign == [(other, SOURCE)]
+    finally:
+        planes.close()
