@@ -196,7 +196,7 @@ async def issue_token(tailnet: Tailnet, secret: str, scopes: Iterable[str], seal
     Raises AuthRequired for a wrong secret, UsageError for scopes that the client does not have.
     """
     client = _proven(tailnet, secret, "client")
-    given = check_scopes(scopes, held=client.scopes) or list(client.scopes)
+    given = check_scopes(scopes, held=client.scopes) or [scope for scope in SCOPES if scope in client.scopes]
     await _note_use(tailnet, client)
     ends = int(tailnet.clock().timestamp()) + TOKEN_LIFETIME_S
     bits = sum(1 << SCOPES.index(scope) for scope in given)

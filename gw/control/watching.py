@@ -21,7 +21,7 @@ from gw.policy.starting import DENY_ALL
 from gw.policy.toml import SUFFIX, read_toml_policy
 from gw.state.changes import ExternalChange
 from gw.state.config import Config
-from gw.state.documents import NodeDoc, PreauthKeyDoc, RelayRegionDoc, UserDoc
+from gw.state.documents import ApiKeyDoc, NodeDoc, PreauthKeyDoc, RelayRegionDoc, UserDoc
 from gw.state.files import translate
 from gw.state.paths import StatePaths
 
@@ -98,10 +98,9 @@ def take_over(change: ExternalChange, tailnet: Tailnet, paths: StatePaths) -> No
         case "user", UserDoc() | None as doc:
             fault = _take_over_user(tailnet, str(change.key), doc)
         case "preauthkey", PreauthKeyDoc() | None as doc:
-            if doc is None:
-                tailnet.preauth_keys.pop(str(change.key), None)
-            else:
-                tailnet.preauth_keys[doc.prefix] = doc
+            _take_over_preauth_key(tailnet, str(change.key), doc)
+        case "apikey", ApiKeyDoc() | None as doc:
+            _take_over_api_key(tailnet, str(change.key), doc)
         case _:
             pass
     if not fault and tailnet.undo is not None and change.kind not in ("policy", "dns"):
@@ -131,6 +130,23 @@ def _take_over_policy(tailnet: Tailnet, path: Path, text: str) -> None:
     else:
         logger.info("policy in force: %d rules", len(policy.grants or ()))
         _warn_of_openness(policy, path)
+
+
+def _take_over_preauth_key(tailnet: Tailnet, prefix: str, doc: PreauthKeyDoc | None) -> None:
+    before = tailnet.preauth_keys.pop(prefix, None)
+    if before is not None:
+        tailnet.promised.end(before)
+    if doc is not None:
+        tailnet.preauth_keys[prefix] = doc
+        tailnet.promised.keep(doc)
+    tailnet.record("preauthkey-edited" if doc else "preauthkey-deleted", f"preauthkey:{prefix}", before, doc)
+
+
+def _take_over_api_key(tailnet: Tailnet, prefix: str, doc: ApiKeyDoc | None) -> None:
+    before = tailnet.api_keys.pop(prefix, None)
+    if doc is not None:
+        tailnet.api_keys[prefix] = doc
+    tailnet.record("apikey-edited" if doc else "apikey-deleted", f"apikey:{prefix}", before, doc)
 
 
 def _take_over_user(tailnet: Tailnet, name: str, doc: UserDoc | None) -> str:

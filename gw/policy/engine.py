@@ -119,7 +119,7 @@ class PolicyEngine(Generic[N]):
 
     def audience_of(self, node: N) -> Hashable:
         """Nodes with equal answers are seen by the same others."""
-        return self.view.audience_of(node)
+        return self.view.audience_of(node) if self.knows(node) else ("unknown", node.id)
 
     def sees_its_like(self, node: N) -> bool:
         """Whether nodes with its audience see one another."""

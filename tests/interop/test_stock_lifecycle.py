@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from gw.errors import GwError
-from gw.lab import Lab, Nat
+from gw.lab import Lab, Nat, NodeSpec
 from gw.lab.lab import URL
 from gw.lab.topology import HUB
 from tests.netns.namespaces import needs_namespaces
@@ -119,3 +119,19 @@ def test_an_ephemeral_stock_node_goes_when_it_has_been_away(lab: Lab, how: signa
     os.killpg(process.pid, how)
     eventually(lambda: named(lab, "stock")() is None, 60)
     eventually(lambda: peers(lab) == [])
+
+
+def test_our_own_node_says_that_it_waits_and_goes_on_when_it_is_approved(tmp_path: Path) -> None:
+    with Lab([NodeSpec("ann"), NodeSpec("bob")], folder=tmp_path / "lab") as lab:
+        lab.run(HUB, "gwctl", "nodes", "approve", "bob", "--withdraw")
+        eventually(lambda: lab.status("bob")["BackendState"] == "NeedsMachineAuth")
+        eventually(lambda: peers(lab) == [])
+        lab.run(HUB, "gwctl", "nodes", "approve", "--all")
+        eventually(lambda: lab.status("bob")["BackendState"] == "Running")
+        eventually(lambda: lab.run("ann", "ping", "-n", "-c", "1", "-W", "3", "bob"))
+        lab.run(HUB, "gwctl", "nodes", "set-ip", "bob", "100.64.88.88")
+        eventually(lambda: lab.run("ann", "ping", "-n", "-c", "1", "-W", "3", "100.64.88.88"))
+        lab.run(HUB, "gwctl", "nodes", "expire", "bob")
+        eventually(lambda: lab.status("bob")["BackendState"] == "NeedsLogin")
+        lab.run(HUB, "gwctl", "nodes", "extend", "bob")
+        eventually(lambda: lab.status("bob")["BackendState"] == "Running")

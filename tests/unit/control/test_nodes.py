@@ -11,6 +11,7 @@ from gw.control.mapper import Mapper
 from gw.control.records import ChangeKind
 from gw.control.registration import register
 from gw.errors import Conflict, GwError, UsageError
+from gw.model.hostinfo import Hostinfo
 from gw.model.keys import MachineKey
 from gw.state.config import NodeSettings
 from gw.state.documents import NodeDoc
@@ -37,6 +38,28 @@ async def test_a_device_reaches_nobody_until_it_is_approved(make_world: Any) -> 
     assert b'"MachineAuthorized":true' in Mapper(tailnet).own(second)
     assert world.events[-1].event == "node-approved"
     assert nodes.waiting(tailnet) == []
+
+
+async def test_every_question_about_a_device_that_waits_has_an_answer(make_world: Any) -> None:
+    """Each part of the server asks the policy on its own: none may stumble over a node that it does not know."""
+    world = make_world(**STRICT)
+    tailnet = world.tailnet
+    known, waits = await world.node(hostname="a", preapproved=True), await world.node(hostname="b")
+    policy = tailnet.policy
+    assert policy.visible(known, waits) is policy.visible(waits, known) is False
+    assert (policy.peers_of(waits), policy.filter_for(waits), policy.ssh_for(waits)) == ([], [], [])
+    assert (policy.attributes_of(waits), policy.has_ipv4(waits)) == ({}, True)
+    assert policy.approved(waits, ["10.0.0.0/8"]) == []
+    assert list(policy.rivals(waits)) == []
+    assert policy.audience_of(waits) not in (policy.audience_of(known), policy.audience_of(await world.node()))
+    tailnet.observe(waits, hostinfo=Hostinfo(hostname="b", routable_ips=["10.0.0.0/8"]), endpoints=["192.0.2.1:1"])
+    tailnet.set_online(waits, True)
+    await tailnet.maintain()
+    await tailnet.approve_routes(waits, ["10.0.0.0/8"])
+    assert waits.served_routes == []
+    await nodes.approve(tailnet, waits)
+    assert waits.served_routes == ["10.0.0.0/8"]
+    assert tailnet.routes.primary("10.0.0.0/8") == waits.id
 
 
 async def test_an_approval_is_withdrawn_and_its_peers_lose_the_node(make_world: Any) -> None:

@@ -193,3 +193,25 @@ async def test_relays_and_names_of_the_policy_reach_the_map(world: Any) -> None:
     assert (record.name, record.value) == ("printer.ghost.internal", "192.0.2.9")
     edit(world, "policy", "policy.hujson", OWN_DEVICES_TEXT)
     assert list(world.tailnet.derp_map().regions) == [900]
+
+
+async def test_a_removed_api_key_opens_nothing_and_an_edited_one_what_it_says(world: Any) -> None:
+    from gw.control import apikeys
+    from gw.errors import AuthRequired
+
+    doc, text = await apikeys.create_api_key(world.tailnet)
+    edit(world, "apikey", doc.prefix, doc.edited(scopes=["users:read"]))
+    assert (await apikeys.identify(world.tailnet, text, b"")).scopes == ("users:read",)
+    edit(world, "apikey", doc.prefix)
+    with pytest.raises(AuthRequired, match="invalid API key"):
+        await apikeys.identify(world.tailnet, text, b"")
+    assert world.events[-1].event == "apikey-deleted"
+
+
+async def test_a_removed_preauth_key_lets_its_addresses_go(world: Any) -> None:
+    await world.key(addresses=["100.64.0.9"])
+    (doc,) = world.tailnet.preauth_keys.values()
+    edit(world, "preauthkey", doc.prefix, doc.edited(addresses=["100.64.0.8"]))
+    await world.key(addresses=["100.64.0.9"])
+    edit(world, "preauthkey", doc.prefix)
+    await world.key(addresses=["100.64.0.8"])
