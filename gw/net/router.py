@@ -113,17 +113,20 @@ class Router:
         self._families = tuple(family for family in _FAMILIES if self._settle_rules(family))
 
     def set_addresses(self, addresses: Iterable[InterfaceAddress]) -> None:
-        """The node's own addresses, /32 and /128. Raises GwError."""
+        """The node's own addresses, /32 and /128. Raises GwError.
+
+        New ones come before old ones go: with the last IPv4 address of a link the kernel takes the link's routes away.
+        """
         self._wanted_addresses = frozenset(each for each in addresses if _family(each) in self._families)
         refusals = _Refusals()
-        for address in self._addresses - self._wanted_addresses:
-            with refusals.noted(f"remove address {address}", ignore=_GONE):
-                self._address("del", address)
-            self._addresses.discard(address)
         for address in self._wanted_addresses - self._addresses:
             with refusals.noted(f"add address {address}"):
                 self._address("replace", address)
                 self._addresses.add(address)
+        for address in self._addresses - self._wanted_addresses:
+            with refusals.noted(f"remove address {address}", ignore=_GONE):
+                self._address("del", address)
+            self._addresses.discard(address)
         refusals.raise_first()
 
     def change_routes(self, add: Iterable[Network], remove: Iterable[Network]) -> None:

@@ -111,6 +111,15 @@ def test_router_makes_what_it_is_asked_and_takes_all_of_it_away(box: Box) -> Non
     assert box.addresses() == set()
 
 
+def test_routes_stay_when_the_addresses_change(box: Box) -> None:
+    """With its last IPv4 address a link loses its routes: the new address has to be there before."""
+    router = routed(box)
+    other = [ipaddress.ip_interface("100.64.88.88"), ipaddress.ip_interface("fd7a:115c:a1e0::88")]
+    box.call(lambda: router.set_addresses(other))
+    assert box.addresses() == {"100.64.88.88", "fd7a:115c:a1e0::88"}
+    assert box.routes() == ALL_ROUTES
+
+
 def test_router_takes_over_the_rules_of_a_killed_one_and_removes_strange_ones_of_ours(box: Box) -> None:
     routed(box)  # never stopped
     box.ip(f"rule add priority 5999 table 53 protocol {PROTOCOL}")
