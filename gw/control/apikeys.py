@@ -12,6 +12,7 @@ Ref: control protocol §7.4, §7.5
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
+from gw.control import authkeys
 from gw.control.accounts import MAX_DESCRIPTION_CHARS
 from gw.control.authkeys import PREFIX_BYTES, SECRET_BYTES, hash_secret
 from gw.control.scopes import ALL, SCOPES, check_scopes
@@ -37,7 +39,7 @@ TOKEN_PREFIX: Final = "hskey-oauthtok-"  # noqa: S105  not a secret
 TOKEN_LIFETIME_S: Final = 3600
 USE_NOTED_EVERY: Final = timedelta(hours=1)
 MAX_KEY_CHARS: Final = 512
-_FORM: Final = re.compile(r"hskey-(api|client)-([0-9a-f]{12})-([0-9a-f]{64})", re.ASCII)
+_FORM: Final = re.compile(r"hskey-(api|client)-([A-Za-z0-9_-]{12})-([A-Za-z0-9_-]{64})", re.ASCII)
 _TOKEN: Final = re.compile(r"hskey-oauthtok-([0-9a-f]{12})-([A-Za-z0-9_-]{64})", re.ASCII)
 _SEAL_BYTES: Final = 32
 _NO_HASH: Final = "0" * 64
@@ -151,9 +153,24 @@ async def identify(tailnet: Tailnet, text: str, seal: bytes) -> Caller:
     token = _TOKEN.fullmatch(text)
     if token is not None:
         return _of_token(tailnet, token[1], token[2], seal)
+    await _prove_imported(tailnet, text)
     doc = _proven(tailnet, text, "key")
     await _note_use(tailnet, doc)
     return Caller(f"API key {doc.prefix}", tuple(doc.scopes))
+
+
+async def _prove_imported(tailnet: Tailnet, text: str) -> None:
+    """A key of Headscale's that fits its bcrypt hash has a fast one from then on. One at a time: it is expensive."""
+    match = _FORM.fullmatch(text)
+    known = tailnet.api_keys.get(match[2]) if match else None
+    if match is None or known is None or not authkeys.is_slow(known) or _is_over(tailnet, known):
+        return
+    async with tailnet.locked("slow hash"), tailnet.locked(f"apikey {match[2]}"):
+        doc = tailnet.api_keys.get(match[2])
+        if doc is None or not authkeys.is_slow(doc):
+            return
+        if await asyncio.to_thread(authkeys.matches_slowly, doc, match[3]):
+            await tailnet.durably(_put(tailnet, doc.edited(hash=hash_secret(match[3])), "", doc))
 
 
 def _proven(tailnet: Tailnet, text: str, role: Role) -> ApiKeyDoc:

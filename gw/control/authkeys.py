@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from gw.errors import AuthRequired
 
 if TYPE_CHECKING:
-    from gw.state.documents import PreauthKeyDoc
+    from gw.state.documents import ApiKeyDoc, PreauthKeyDoc
 
 KEY_PREFIX: Final = "hskey-auth-"
 PREFIX_BYTES: Final = 6
@@ -59,12 +59,12 @@ def legacy_prefix(text: str) -> str:
     return f"hs-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}" if _LEGACY.fullmatch(text) else ""
 
 
-def is_slow(doc: PreauthKeyDoc) -> bool:
+def is_slow(doc: PreauthKeyDoc | ApiKeyDoc) -> bool:
     """Whether the hash is Headscale's: `matches_slowly` takes some 60 ms of CPU."""
     return doc.hash.startswith(_BCRYPT)
 
 
-def matches_slowly(doc: PreauthKeyDoc, secret: str) -> bool:
+def matches_slowly(doc: PreauthKeyDoc | ApiKeyDoc, secret: str) -> bool:
     """The same for Headscale's bcrypt hash. Blocks; releases the interpreter meanwhile."""
     import bcrypt
 

@@ -21,6 +21,7 @@ from gw.model.addresses import EXIT_ROUTES
 from gw.model.keys import MachineKey
 from gw.state.documents import PLACES, AnyDocument, ApiKeyDoc, NodeDoc, PreauthKeyDoc, ServerDoc, UserDoc
 
+PREFIX_CHARS: Final = 2 * authkeys.PREFIX_BYTES
 BCRYPT: Final = ("$2a$", "$2b$", "$2y$")
 _METHODS: Final[dict[str, Literal["authkey", "cli", "oidc"]]] = {"authkey": "authkey", "cli": "cli", "oidc": "oidc"}
 _LONG_AGO: Final = datetime(2020, 1, 1, tzinfo=UTC)
@@ -161,6 +162,9 @@ def _api_keys(rows: list[Row], found: Converted) -> None:
         if not prefix or not hashed.startswith(BCRYPT):
             found.notes.append(Note("left", f"API key {row['id']}", "no prefix or no hash"))
             continue
+        if len(prefix) != PREFIX_CHARS:
+            text = "of Headscale's older form: it is listed and cannot be used; gwctl apikeys create"
+            found.notes.append(Note("changed", f"API key {row['id']} ({prefix})", text))
         found.api_keys.append(
             ApiKeyDoc(
                 id=row["id"],

@@ -11,6 +11,7 @@ import bcrypt
 import pytest
 
 from gw.control import authkeys, enrolment
+from gw.control.apikeys import identify
 from gw.control.headscale.conversion import Converted, advertised, convert
 from gw.control.headscale.database import read_database, time_of
 from gw.control.headscale.settings import read_settings, translate_settings
@@ -124,6 +125,17 @@ async def test_a_hashed_key_admits_and_has_a_fast_hash_from_then_on(world: Any, 
         await enrolment.register_preauth(
             tailnet, "mkey:" + "6" * 64, world.request(f"hskey-auth-0a0b0c0d0e10-{SECRET}")
         )
+
+
+async def test_an_api_key_of_headscale_opens_and_has_a_fast_hash_from_then_on(world: Any, tmp_path: Path) -> None:
+    tailnet = loaded(world, converted("0.29", tmp_path))
+    for _ in range(2):
+        caller = await identify(tailnet, f"hskey-api-0a0b0c0d0e1f-{SECRET}", b"")
+        assert caller.name == "API key 0a0b0c0d0e1f"
+        assert not authkeys.is_slow(world.store.documents["apikey", "0a0b0c0d0e1f"])
+    with pytest.raises(AuthRequired):
+        await identify(tailnet, f"hskey-api-0a0b0c0d0e20-{SECRET[:-1]}b", b"")
+    assert authkeys.is_slow(world.store.documents["apikey", "0a0b0c0d0e20"])
 
 
 def test_what_is_no_database_of_headscale_is_refused(tmp_path: Path) -> None:

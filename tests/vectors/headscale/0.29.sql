@@ -13,6 +13,9 @@ INSERT INTO pre_auth_keys VALUES
     (8, '', '0a0b0c0d0e10', CAST('@BCRYPT@' AS blob), NULL, NULL, 0, 0, 0, '["tag:web"]', NULL, '2026-05-02 10:00:00+00:00', '2026-05-01 10:00:00+00:00');
 CREATE TABLE api_keys (id integer PRIMARY KEY AUTOINCREMENT, prefix text, hash blob, user_id integer, expiration datetime,
     last_seen datetime, created_at datetime);
+INSERT INTO api_keys VALUES
+    (1, '0a0b0c0d0e1f', CAST('@BCRYPT@' AS blob), NULL, '2099-01-01 00:00:00+00:00', NULL, '2026-05-01 10:00:00+00:00'),
+    (2, '0a0b0c0d0e20', CAST('@BCRYPT@' AS blob), NULL, NULL, NULL, '2026-05-01 10:00:00+00:00');
 CREATE TABLE nodes (id integer PRIMARY KEY AUTOINCREMENT, machine_key text, node_key text, disco_key text, endpoints text,
     host_info text, ipv4 text, ipv6 text, hostname text, given_name varchar(63), user_id integer, register_method text,
     tags text, auth_key_id integer, last_seen datetime, expiry datetime, approved_routes text, created_at datetime,
