@@ -290,6 +290,15 @@ def test_websocket_messages_carry_the_same_stream() -> None:
     assert bob.packets == [(alice.key, b"by websocket"), (alice.key, bytes(3000))]
     bob.send(alice.key, b"back")
     assert client.feed(unwrapped(end.down))[-1] == c.Received(bob.key, b"back")
+    end.down = b""
+    bob.send(alice.key, bytes(60000))
+    sizes, rest = [], end.down
+    while rest:
+        assert rest[1] in (126, *range(126))  # no message is longer than 64 KiB
+        size, start = (int.from_bytes(rest[2:4], "big"), 4) if rest[1] == 126 else (rest[1], 2)
+        sizes.append(size)
+        rest = rest[start + size :]
+    assert max(sizes) <= 16 << 10  # stock clients give up at 32 KiB
     end.session.feed(websocket.encode(websocket.CLOSE, b"\x03\xe8", os.urandom(4)), 0.0)
     assert end.must_be_closed
 
