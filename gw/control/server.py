@@ -38,6 +38,7 @@ from gw.control.observed import ObservedFile, read_observed
 from gw.control.oidc.routes import BrowserLogins
 from gw.control.sources import Sources
 from gw.control.tailnet import Tailnet
+from gw.control.tlsfiles import context_of, follow
 from gw.control.undo import FILE as UNDO_FILE
 from gw.control.undo import Undo
 from gw.control.watching import follow_edits, load_policy
@@ -164,6 +165,9 @@ async def public_listener(
         poller = Poller(listener, lambda: FrontDoor(key, make_web, make_control), context, descriptor_limit())
         poller.start()
         own(asyncio.get_running_loop().create_task(switchboard.keep_alive()))
+        if context is not None:
+            files = tailnet.config.tls_cert_file, tailnet.config.tls_key_file
+            own(asyncio.get_running_loop().create_task(follow(context, *files)))
         try:
             yield fanout
         finally:
@@ -286,10 +290,4 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
     """TLS with the files of `config.toml`, or None where it names none."""
     if not config.tls_cert_file:
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(config.tls_cert_file, config.tls_key_file or None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"cannot use the certificate: {error}", path=config.tls_cert_file) from error
-    return context
+    return context_of(config.tls_cert_file, config.tls_key_file)

@@ -11,7 +11,6 @@ import gc
 import logging
 import signal
 import socket
-import ssl
 import sys
 from typing import final
 
@@ -23,6 +22,7 @@ from gw.control.edge import Switchboard
 from gw.control.frontdoor import FrontDoor
 from gw.control.limits import descriptor_limit
 from gw.control.link import RemoteDesk
+from gw.control.tlsfiles import context_of, follow
 from gw.control.webrelay import WebRelay
 from gw.model.keys import MachineSecret
 from gw.wire.ts2021.noise import Accepted
@@ -75,9 +75,8 @@ async def work(link: socket.socket, listener: socket.socket) -> None:
 
     context = None
     if settings.tls_cert_file:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file or None)
+        context = context_of(settings.tls_cert_file, settings.tls_key_file)
+        own(loop.create_task(follow(context, settings.tls_cert_file, settings.tls_key_file)))
     poller = Poller(listener, lambda: FrontDoor(key, make_web, make_control), context, descriptor_limit())
     poller.start()
     gc.freeze()
