@@ -46,7 +46,6 @@ derp:
   paths: [{folder}/derp.yaml]
   auto_update_enabled: false
 disable_check_updates: true
-ephemeral_node_inactivity_timeout: 30m
 database: {{type: sqlite, sqlite: {{path: {folder}/db.sqlite, write_ahead_log: true}}}}
 log: {{level: error, format: text}}
 policy: {{mode: file, path: ""}}
@@ -54,7 +53,6 @@ dns: {{magic_dns: true, base_domain: bench.test, override_local_dns: false, name
 unix_socket: {folder}/headscale.sock
 unix_socket_permission: "0770"
 logtail: {{enabled: false}}
-randomize_client_port: false
 """
 DERP_YAML: Final = """regions:
   900:

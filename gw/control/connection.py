@@ -84,6 +84,11 @@ class ControlSocket(asyncio.Protocol):
         if sealed and self._transport is not None:
             self._transport.write(sealed)
 
+    def make_room(self, stream: int, size: int) -> None:
+        self._http.make_room(stream, size)
+        if self._transport is not None:
+            self._transport.set_write_buffer_limits(high=max(HIGH_WATER_BYTES, 2 * size))
+
     def finish(self, stream: int) -> None:
         self._http.send(stream, b"", end=True)
         self._write()

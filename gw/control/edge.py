@@ -74,6 +74,9 @@ class Pipe(Protocol):
         """Answer 200 with a body to come. False where the client is gone."""
 
     def push(self, stream: int, data: bytes) -> None: ...
+    def make_room(self, stream: int, size: int) -> None:
+        """A message of this size comes: as much again may wait behind it before the stream counts as slow."""
+
     def finish(self, stream: int) -> None: ...
     def is_slow(self, stream: int) -> bool:
         """Whether so much waits already that more would only grow memory."""
@@ -170,11 +173,12 @@ class Switchboard:
                 outlet.is_behind = False
                 self._desk.drained(self, number)
             if outlet.compress:
-                packed = packed or frame(message, compress=True)
-                outlet.pipe.push(outlet.stream, packed)
+                data = packed = packed or frame(message, compress=True)
             else:
-                bare = bare or frame(message, compress=False)
-                outlet.pipe.push(outlet.stream, bare)
+                data = bare = bare or frame(message, compress=False)
+            if is_whole:
+                outlet.pipe.make_room(outlet.stream, len(data))
+            outlet.pipe.push(outlet.stream, data)
 
     def end(self, number: int) -> None:
         outlet = self._outlets.pop(number, None)

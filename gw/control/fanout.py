@@ -426,18 +426,22 @@ class Fanout:
         """Whole maps for a few milliseconds; then requests and deltas have a turn."""
         until = time.perf_counter() + SLICE_S
         self._slicing = None
-        while self._due:
+        held: list[Session] = []
+        while self._due and time.perf_counter() < until:
             session = self._due.popleft()
-            if session.edge.is_full() and self._numbers.get(session.number) is session:
-                self._due.append(session)
-                self._slicing = asyncio.get_running_loop().call_later(SLICE_S / 2, self._send_some)
-                return
+            if self._numbers.get(session.number) is not session:
+                continue
+            if session.edge.is_full():
+                held.append(session)
+                continue
             session.is_due = False
-            if self._numbers.get(session.number) is session:
-                self._send_whole(session)
-            if time.perf_counter() > until and self._due:
-                self._slicing = asyncio.get_running_loop().call_soon(self._send_some)
-                return
+            self._send_whole(session)
+        loop = asyncio.get_running_loop()
+        if self._due:
+            self._slicing = loop.call_soon(self._send_some)
+        elif held:
+            self._slicing = loop.call_later(SLICE_S / 2, self._send_some)
+        self._due.extendleft(reversed(held))
 
     def _send_whole(self, session: Session) -> None:
         node, mapper = session.node, self._mapper

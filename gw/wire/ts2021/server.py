@@ -98,6 +98,7 @@ class _Stream:
     is_started: bool = False
     waiting: bytearray | None = None
     is_ending: bool = False
+    room: int = CLOGGED_BYTES
 
 
 @final
@@ -232,7 +233,13 @@ class ServerConnection:
     def is_clogged(self, stream: int) -> bool:
         """True where so much waits for the client that more would only grow memory."""
         found = self._streams.get(stream)
-        return found is not None and found.waiting is not None and len(found.waiting) > CLOGGED_BYTES
+        return found is not None and found.waiting is not None and len(found.waiting) > found.room
+
+    def make_room(self, stream: int, size: int) -> None:
+        """Let a message of this size wait, and as much again behind it, before the stream counts as clogged."""
+        found = self._streams.get(stream)
+        if found is not None:
+            found.room = max(CLOGGED_BYTES, 2 * size)
 
     def reset(self, stream: int) -> None:
         """Cut a stream off."""

@@ -54,6 +54,8 @@ class Pipe:
     def push(self, stream: int, data: bytes) -> None:
         self.messages += self.frames.feed(data)
 
+    def make_room(self, stream: int, size: int) -> None: ...
+
     def finish(self, stream: int) -> None:
         self.finished.append(stream)
 
