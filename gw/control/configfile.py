@@ -35,11 +35,14 @@ async def _change(tailnet: Tailnet, changes: Mapping[str, object]) -> None:
         before = tailnet.config
         after = await asyncio.to_thread(edit_config, tailnet.folder / "config.toml", changes)
         tailnet.set_config(after)
+        if tailnet.undo is not None:
+            tailnet.undo.note_settings({name: (setting(before, name), value) for name, value in changes.items()})
         for name, value in changes.items():
-            tailnet.record("setting-changed", f"config:{name}", _Value(_value(before, name)), _Value(value))
+            tailnet.record("setting-changed", f"config:{name}", _Value(setting(before, name)), _Value(value))
 
 
-def _value(config: Config, name: str) -> object:
+def setting(config: Config, name: str) -> object:
+    """The value of a setting by its dotted name."""
     found: object = config
     for part in name.split("."):
         found = getattr(found, part)

@@ -21,6 +21,7 @@ from typing import Any, Final, final
 import msgspec
 
 from gw.control import accounts
+from gw.control.configfile import change_settings, setting
 from gw.control.events import actor, is_administrative
 from gw.control.policyfile import policy_file
 from gw.control.records import NodeRecord
@@ -159,6 +160,13 @@ class Undo:
         texts = [text.decode(errors="replace") for text in (before, after)]
         self.history.add(Step(self._tailnet.clock(), actor(), [Altered("policy", "policy", *texts)]))
 
+    def note_settings(self, changes: Mapping[str, tuple[object, object]]) -> None:
+        """Settings were changed by an administrator. changes: dotted name → before, after."""
+        if not _undoing.get() and is_administrative(actor()):
+            altered = [Altered("config", name, msgspec.to_builtins(old), msgspec.to_builtins(new))
+                       for name, (old, new) in changes.items()]  # fmt: skip
+            self.history.add(Step(self._tailnet.clock(), actor(), altered))
+
     def note_hand_edit(self, kind: str, key: str | int) -> None:
         """A person changed a file: nobody shall take back something older by mistake."""
         self.history.add(Step(self._tailnet.clock(), "hand edit", [Altered(kind, key)], by_hand=True))
@@ -197,6 +205,10 @@ class Undo:
             if revision_of(altered.after.encode()) != revision_of(self._tailnet.policy.policy.text):
                 raise _moved_on("the policy was changed since")
             return
+        if altered.kind == "config":
+            if msgspec.to_builtins(setting(self._tailnet.config, str(altered.key))) != altered.after:
+                raise _moved_on(f"`{altered.key}` was changed since")
+            return
         current = self._tailnet.current(altered.kind, altered.key)
         if altered.after is None:
             if current is not None:
@@ -214,6 +226,10 @@ class Undo:
                 raise _moved_on(f"`{name}` of `{subject}` was changed since")
 
     async def _take_back(self, step: Step) -> None:
+        settings = {str(each.key): each.before for each in step.changes if each.kind == "config"}
+        if settings:
+            await change_settings(self._tailnet, settings)
+            return
         renamed = _renaming(step)
         if renamed is not None:
             old, new = renamed
@@ -380,6 +396,8 @@ def describe(step: Step) -> list[str]:
             label = f"{each.kind} {next((shown[name] for name in SHOWN if shown.get(name)), each.key)}"
         if each.kind == "policy":
             lines.append("policy: the text before")
+        elif each.kind == "config":
+            lines.append(f"config: {each.key} = {each.before!r}")
         elif each.before is None:
             lines.append(f"{label}: removed")
         elif each.after is None:

@@ -180,6 +180,18 @@ async def test_a_policy_comes_back_and_its_file_too(admin: Admin, tmp_path: Path
     assert admin.tailnet.policy.policy.text == OWN_DEVICES_TEXT.encode()
 
 
+async def test_settings_come_back_unless_they_were_changed_since(admin: Admin, tmp_path: Path) -> None:
+    from gw.control.configfile import change_settings
+
+    admin.tailnet.folder = tmp_path
+    (tmp_path / "config.toml").write_text('server_url = "http://mesh.test"  # kept\n')
+    await admin.does(change_settings(admin.tailnet, {"dns.magic": False}))
+    assert not admin.tailnet.config.dns.magic
+    assert await admin.takes_back() == ["config: dns.magic = True"]
+    assert admin.tailnet.config.dns.magic
+    assert "# kept" in (tmp_path / "config.toml").read_text()
+
+
 async def test_a_step_that_fails_on_the_disk_can_be_tried_again(admin: Admin) -> None:
     node = await admin.world.node()
     await admin.does(admin.tailnet.delete(node))
