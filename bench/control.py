@@ -76,6 +76,7 @@ class Run:
         self.server, self.fleet, self.limit_s, self.at_once = server, fleet, limit_s, at_once
         self.figures: Figures = {"nodes": fleet.size}
         self.before = server.memory_bytes()
+        self._shown: set[str] = set()
 
     def _spend(self) -> tuple[float, float]:
         return self.server.cpu_s(), self.fleet.cost().cpu_s
@@ -171,6 +172,7 @@ class Run:
             f"{prefix}unheard": wanted - len(times),
         }
         log(f"    {count} changes, {len(times):,} of {wanted:,} heard, p99 {1000 * percentile(times, 0.99):.1f} ms")
+        self._show()
 
     def reconnect(self) -> None:
         self.fleet.ask("drop")
@@ -202,6 +204,13 @@ class Run:
     def _tell(self, what: str, report: Report) -> None:
         done = {"registered": report.registered}.get(what, report.complete)
         log(f"    {what}: {done:,} of {self.fleet.size:,}  {problems(report)}")
+        self._show()
+
+    def _show(self) -> None:
+        """What is known so far, for a run that is cut off."""
+        fresh = {key: value for key, value in self.figures.items() if key not in self._shown}
+        self._shown |= fresh.keys()
+        log("      " + ", ".join(f"{key} {value:,.2f}" for key, value in fresh.items()))
 
 
 def everyone(server: Server, size: int, limit_s: float) -> Figures:
