@@ -38,7 +38,7 @@ class Fleet:
             mine = clients[number::count]
             self.home |= {index: number for index, _, _ in mine}
             ours, theirs = context.Pipe()
-            plan = Plan(host, port, tls, f"127.0.0.{number + 2}", salt, mine, fetch_key)
+            plan = Plan(host, port, tls, [f"127.0.{number + 1}.{each}" for each in range(1, 9)], salt, mine, fetch_key)
             child = context.Process(target=main, args=(plan, theirs), daemon=True)
             child.start()
             theirs.close()

@@ -43,7 +43,7 @@ class Plan:
     host: str
     port: int
     tls: bool
-    source: str  # local address: one has 28,000 ports
+    sources: list[str]  # local addresses: each has 28,000 ports, and a closed connection keeps its own for a minute
     salt: str
     clients: list[tuple[int, str, int]]
     fetch_key: bool = True
@@ -109,6 +109,7 @@ class Swarm:
         self.latencies: list[float] = []
         self.errors: dict[str, int] = {}
         self.lost = 0
+        self.connects = 0
         self.context: ssl.SSLContext | None = None
         if plan.tls:
             self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -218,7 +219,8 @@ class Swarm:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.IPPROTO_IP, getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24), 1)
-        sock.bind((self.plan.source, 0))
+        self.connects += 1
+        sock.bind((self.plan.sources[self.connects % len(self.plan.sources)], 0))
         code = sock.connect_ex((self.plan.host, self.plan.port))
         if code not in (0, errno.EINPROGRESS):
             sock.close()
