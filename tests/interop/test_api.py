@@ -60,7 +60,10 @@ def described(url: str, folder: Path) -> Path:
     document: dict[str, Any] = json.loads(get(f"{url}/openapi.json")[2])
     del document["components"]["securitySchemes"]
     for methods in document["paths"].values():
-        for operation in methods.values():
+        for method, operation in list(methods.items()):
+            if "text/event-stream" in operation["responses"]["200"]["content"]:
+                del methods[method]  # it has no end
+                continue
             operation.pop("security", None)
             for parameter in operation["parameters"]:
                 if parameter["in"] == "path":

@@ -24,11 +24,12 @@ DESCRIPTION: Final = (
 )
 
 STREAM: Final = "text/event-stream"  # has no end, so no schema says what it is: docs/events.md does
+_TEXT: Final = {"type": "string"}
 
 
 def document(operations: Iterable[Operation]) -> dict[str, Any]:
     """The whole document."""
-    listed = [each for each in operations if each.media_type != STREAM]
+    listed = list(operations)
     kinds = [kind for each in listed for kind in (each.body, each.answer) if kind is not None]
     unique = list({kind.__name__: kind for kind in [*kinds, ErrorShape, ErrorShapeV2]}.values())
     schemas, components = msgspec.json.schema_components(unique, ref_template=_REF)
@@ -100,6 +101,8 @@ def _operation(each: Operation, refs: dict[str, Any]) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "object"}
     if each.answer is not None:
         schema = refs[each.answer.__name__]
+    if each.media_type == STREAM:
+        schema = _TEXT
     if each.listing:
         schema = {
             "type": "object", "required": [each.listing],
