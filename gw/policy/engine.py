@@ -123,7 +123,7 @@ class PolicyEngine(Generic[N]):
 
     def sees_its_like(self, node: N) -> bool:
         """Whether nodes with its audience see one another."""
-        return self.view.sees_its_like(node)
+        return self.knows(node) and self.view.sees_its_like(node)
 
     def filter_for(self, node: N) -> list[FilterRule]:
         return filter_for(self.view, node) if self.knows(node) else []

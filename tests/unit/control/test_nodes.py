@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -51,6 +52,13 @@ async def test_every_question_about_a_device_that_waits_has_an_answer(make_world
     assert (policy.attributes_of(waits), policy.has_ipv4(waits)) == ({}, True)
     assert policy.approved(waits, ["10.0.0.0/8"]) == []
     assert list(policy.rivals(waits)) == []
+    asked = 0
+    for name, method in inspect.getmembers(type(policy), inspect.isfunction):
+        wanted = [each.name for each in inspect.signature(method).parameters.values() if each.default is each.empty]
+        if wanted == ["self", "node"] and name[0] != "_" and name not in ("add", "update", "remove"):
+            method(policy, waits)
+            asked += 1
+    assert asked >= 8
     assert policy.audience_of(waits) not in (policy.audience_of(known), policy.audience_of(await world.node()))
     tailnet.observe(waits, hostinfo=Hostinfo(hostname="b", routable_ips=["10.0.0.0/8"]), endpoints=["192.0.2.1:1"])
     tailnet.set_online(waits, True)
