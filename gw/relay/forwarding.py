@@ -549,7 +549,7 @@ class Plane:
                 self.arm_call(self.now + ACCEPT_PAUSE_S, partial(self._epoll.register, number, _IN))
                 return
             address = _address(source)
-            if not self._has_room(address.host):
+            if channel.family != socket.AF_UNIX and not self._has_room(address.host):
                 self.rejected += 1
                 channel.close()
                 continue

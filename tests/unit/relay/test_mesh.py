@@ -6,8 +6,12 @@ guests ── house A ══ house B ── guests        ══ two links, one 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gw.errors import WireError
+from gw.errors import UsageError, WireError
+from gw.relay.link import LinkSession
+from gw.relay.meshing import Target, parse_target
 from gw.wire.derp import client as c
 from gw.wire.derp import frames
 
@@ -157,3 +161,42 @@ def test_a_relay_may_have_a_client_disconnected_by_another() -> None:
     settle(one, other, outer, *cables)
     flush(other)
     assert bob.end.must_be_closed
+
+
+@given(st.lists(st.binary(max_size=120), max_size=5), st.booleans())
+def test_whatever_another_relay_says_is_taken_or_one_error(pieces: list[bytes], after_handshake: bool) -> None:
+    a, b = House(0x71), House(0x72)
+    cable = Cable(a, b)
+    if not after_handshake:
+        cable.session = LinkSession(
+            a.presence, cable, a.secret, bytes(24), "", "x", own_key=a.reception.identity.key,
+            connected=lambda: None, failed=cable.failures.append,
+        )  # fmt: skip
+    try:
+        for piece in pieces:
+            cable.session.feed(piece, 0.0)
+    except WireError as error:
+        assert cable.failures == [str(error)]
+    cable.session.leave()
+    assert not a.switch.remote
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("relay.example", Target("relay.example")),
+        ("relay.example:8443", Target("relay.example", 8443)),
+        ("relay.example/192.0.2.1", Target("relay.example", dial_host="192.0.2.1")),
+        ("http://relay.example", Target("relay.example", 80, plain=True)),
+        ("[2001:db8::1]:8443", Target("2001:db8::1", 8443)),
+        ("192.0.2.1#sha256-raw:" + "0" * 64, Target("192.0.2.1", pin="sha256-raw:" + "0" * 64)),
+    ],
+)
+def test_targets_of_the_mesh(text: str, target: Target) -> None:
+    assert parse_target(text) == target
+
+
+@pytest.mark.parametrize("text", ["", "#sha256-raw:00", "relay.example#md5:00", "relay.example:none"])
+def test_targets_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_target(text)
