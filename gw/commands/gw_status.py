@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -10,6 +10,8 @@ from gw.commands import shell
 
 if TYPE_CHECKING:
     from gw.localapi.status import PeerStatus, Status
+
+NAMED: Final = 3  # peers in the line on drops
 
 
 def command(
@@ -19,7 +21,8 @@ def command(
     """Show this node, its peers, and how each is reached.
 
     The last column tells the path: `direct ADDRESS`, `relay CODE`, `idle` where nothing was sent lately, or `offline`.
-    With --json the fields are those of `tailscale status --json`. Next: gw ping NAME, gw tui.
+    Packets that the policy dropped are told of below the table. With --json the fields are those of
+    `tailscale status --json`; ours are RxPackets, TxPackets, Drops and LatencySeconds. Next: gw ping NAME, gw top.
     """
     from gw.commands.nodeclient import daemon
 
@@ -37,8 +40,23 @@ def command(
     widths = [max(len(row[column]) for row in rows) for column in range(3)] if rows else []
     for row in rows:
         shell.say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
+    if dropped := _dropped([peer for peer in (status.peer or {}).values() if peers and (peer.active or not active)]):
+        shell.note(dropped)
     for line in status.health or []:
         shell.note(f"warning: {line}")
+
+
+def _dropped(peers: list[PeerStatus]) -> str:
+    """One line on packets from peers that the policy did not let in; empty where there were none."""
+    from gw.commands.gw import VERBS
+
+    counts = sorted(((peer.drops or {}).get("acl", 0), peer.dns_name.split(".")[0] or peer.host_name) for peer in peers)
+    worst = [f"{name} {count}" for count, name in reversed(counts) if count]
+    if not worst:
+        return ""
+    named = ", ".join(worst[:NAMED]) + (f" and {len(worst) - NAMED} more peers" if len(worst) > NAMED else "")
+    tell = "  (gw why PEER tells the rule)" if "why" in VERBS else ""
+    return f"dropped by the policy since gwd began, packets: {named}{tell}"
 
 
 def _not_running(status: Status) -> str:

@@ -37,7 +37,7 @@ from gw.engine.paths import (
 )
 from gw.engine.peerpath import NEVER
 from gw.engine.relayclient import RelayPool
-from gw.engine.tunnel import PeerStats, Tunnel
+from gw.engine.tunnel import NodeStats, PeerStats, Tunnel
 from gw.errors import GwError, NotFound, WireError
 from gw.model.addresses import AddrPort
 from gw.model.derpmap import DERPMap
@@ -242,6 +242,10 @@ class Engine:
         return PeerView(
             direct[0] if direct else None, direct[1] if direct else 0.0, peer.home, now - last < 45.0, stats
         )
+
+    def totals(self) -> NodeStats:
+        """Traffic of the whole node by path, and drops by reason; proportional to the active peers."""
+        return self._tunnel.totals()
 
     def active_peers(self) -> list[NodeKey]:
         """Peers with traffic within the last minutes."""

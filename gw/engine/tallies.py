@@ -57,6 +57,14 @@ class Tallies:
         """Of the whole node, by reason."""
         return self._named(self._outbound + self._inbound)
 
+    def dropped_sending(self) -> dict[str, int]:
+        """Of the whole node, on the way out, by reason."""
+        return self._named(self._outbound)
+
+    def dropped_receiving(self) -> dict[str, int]:
+        """Of the whole node, on the way in, by reason."""
+        return self._named(self._inbound)
+
     def peer_drops(self, slot: int) -> dict[str, int]:
         """Those that can be laid to a peer, by reason."""
         regions = self._outbound + self._inbound

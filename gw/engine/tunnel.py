@@ -40,6 +40,7 @@ from gw.engine.link import (
     ToWorker,
     Tsmp,
 )
+from gw.engine.pathtotals import PathTotals, Total
 from gw.engine.tallies import Tallies
 from gw.engine.worker import Setup
 from gw.engine.workers import SharedTables, Workers, usual_lanes
@@ -120,6 +121,16 @@ class PeerStats:
     drops: dict[str, int]  # by reason
 
 
+@dataclass(frozen=True, slots=True)
+class NodeStats:
+    """Traffic of the whole node since the tunnel began: by path (`gw.engine.pathtotals`), drops by reason."""
+
+    sent: dict[str, Total]
+    received: dict[str, Total]
+    dropped_sending: dict[str, int]
+    dropped_receiving: dict[str, int]
+
+
 @dataclass(slots=True)
 class _Peer:
     key: NodeKey
@@ -179,6 +190,7 @@ class Tunnel:
             self._udp.narrow()
         self._tables = SharedTables.make()
         self._tallies = Tallies(self._tables.counters, self._udp.lanes)
+        self._totals = PathTotals(self._tallies)
         self._workers = Workers([self._setup(lane) for lane in range(self._udp.lanes)], self._on_message, self._restart)
         return self
 
@@ -247,6 +259,8 @@ class Tunnel:
         self._do(self._device.remove_peer(key.raw), None)
         self._tell_routes(peer, (), peer.allowed)
         self._tell(RemovePeer(peer.slot))
+        self._settle(peer)
+        self._totals.forget(peer.slot)
         del self._by_raw[key.raw], self._slots[peer.slot]
         self._active.pop(peer.slot, None)
         self._tallies.clear(peer.slot)
@@ -258,6 +272,7 @@ class Tunnel:
         if peer is None or (peer.plan == plan and not plan.wake):
             return
         new_path = (plan.udp is not None and plan.udp != peer.plan.udp) or (plan.relay and not peer.plan.relay)
+        self._settle(peer)
         peer.plan = plan
         self._tell_plan(peer)
         if new_path:
@@ -337,6 +352,22 @@ class Tunnel:
             _seconds(sent.data_ns),
             self._tallies.peer_drops(peer.slot),
         )
+
+    def totals(self) -> NodeStats:
+        """The node's counters; proportional to the peers that had traffic lately."""
+        for slot in self._active:
+            self._settle(self._slots[slot])
+        return NodeStats(
+            self._totals.sent,
+            self._totals.received,
+            self._tallies.dropped_sending(),
+            self._tallies.dropped_receiving(),
+        )
+
+    def _settle(self, peer: _Peer) -> None:
+        """Book its traffic to the path it has. A peer that is not active has none that was not booked."""
+        if peer.slot in self._active:
+            self._totals.settle(peer.slot, peer.plan)
 
     def active_peers(self) -> list[NodeKey]:
         """Peers that had traffic within the last few minutes: all that need watching."""
@@ -439,7 +470,9 @@ class Tunnel:
             case Heard(slot, host, port):
                 peer = self._slots.get(slot)
                 if peer is not None:
-                    self._events.heard(peer.key, AddrPort(host, port) if host else None)
+                    source = AddrPort(host, port) if host else None
+                    self._totals.heard(slot, peer.plan, source)
+                    self._events.heard(peer.key, source)
             case Tsmp(slot, packet):
                 peer = self._slots.get(slot)
                 if peer is not None:
@@ -555,6 +588,7 @@ class Tunnel:
             )
             self._do(self._device.observe(peer.key.raw, activity, now), None)
             if now - max(self._active[slot], *activity) > QUIET_AFTER_S:
+                self._settle(peer)
                 del self._active[slot]
         self._do(self._device.poll(now), None)
 

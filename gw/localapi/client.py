@@ -5,7 +5,7 @@ Ref: control protocol §10; tailscale ipn/localapi
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, final
 from urllib.parse import quote
@@ -38,6 +38,10 @@ class Client:
 
     def status(self) -> Status:
         return msgspec.json.decode(self._call("GET", "/status"), type=Status)
+
+    def metrics(self, *, peers: bool) -> bytes:
+        """Prometheus' text format. peers: with series of each peer."""
+        return self._call("GET", "/usermetrics?peers=1" if peers else "/usermetrics")
 
     def prefs(self) -> Prefs:
         return msgspec.json.decode(self._call("GET", "/prefs"), type=Prefs)
@@ -81,7 +85,7 @@ class Client:
             return
 
 
-async def events(socket: Path) -> AsyncIterator[dict[str, Any]]:
+async def events(socket: Path) -> AsyncGenerator[dict[str, Any], None]:
     """The daemon's event stream as `gw.tui.viewmodel` describes it. Raises NotRunning, PermissionNeeded, GwError."""
     import asyncio  # here: the commands of a person do without, and it takes a third of their start
 

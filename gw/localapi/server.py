@@ -1,6 +1,7 @@
 """The local API from the daemon's side: HTTP/1.1 on a unix socket, in Tailscale's paths.
 
     GET  status, prefs, whois, gw/health          POST start, login-interactive, logout, ping, check-prefs
+    GET  usermetrics: Prometheus' text; with ?peers=1 (ours) series of each peer too
     PATCH prefs                                   GET  watch-ipn-bus, gw/events: a JSON line for each event
 
 Who may connect: root, the daemon's own user and the operator; everybody else gets 403. A page in a browser cannot call
@@ -41,6 +42,7 @@ PING_S: Final = 60.0
 WRITE_S: Final = 30.0
 PROBE_S: Final = 1.0
 INITIAL_STATE: Final = 2  # bit of the mask of watch-ipn-bus
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 T = TypeVar("T")
 _STATUS_OF: Final = {"not-found": 404, "permission-needed": 403, "usage": 400, "conflict": 409, "timed-out": 504}
 
@@ -51,6 +53,7 @@ class Backend(Protocol):
     def status(self) -> Status: ...
     def prefs(self) -> Prefs: ...
     def health(self) -> dict[str, object]: ...
+    def metrics(self, *, peers: bool) -> str: ...
     def whois(self, address: str) -> dict[str, object]: ...
     async def edit_prefs(self, masked: dict[str, Any]) -> Prefs: ...
     async def start(self, auth_key: str, *, fresh: bool) -> None: ...
@@ -234,6 +237,9 @@ class _Call:
                 await self._answer(200, {"Error": _objection(body)})
             case ("GET", "gw/health"):
                 await self._answer(200, backend.health())
+            case ("GET", "usermetrics"):
+                page = backend.metrics(peers=query.get("peers") in ("1", "true"))
+                await self._answer_raw(200, page.encode(), METRICS_TYPE)
             case ("GET", "whois"):
                 await self._answer(200, backend.whois(query.get("addr", "")))
             case ("POST", "start"):
@@ -308,8 +314,10 @@ class _Call:
                 await lines.aclose()
 
     async def _answer(self, status: int, value: object) -> None:
-        raw = b"" if value is None else msgspec.json.encode(value)
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(raw))), ("Connection", "close")]
+        await self._answer_raw(status, b"" if value is None else msgspec.json.encode(value), "application/json")
+
+    async def _answer_raw(self, status: int, raw: bytes, kind: str) -> None:
+        headers = [("Content-Type", kind), ("Content-Length", str(len(raw))), ("Connection", "close")]
         await self._send(h11.Response(status_code=status, headers=headers))
         if raw:
             await self._send(h11.Data(data=raw))

@@ -5,6 +5,8 @@ Every field is always there, as Tailscale has it: a script asks for `.Online` an
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import msgspec
 
 from gw.errors import NotFound
@@ -13,7 +15,8 @@ from gw.model.node import UserProfile
 
 
 class PeerStatus(GoStruct, omit_defaults=False):
-    """This node or a peer. Ours are latency_seconds, the last path probe's round trip, and drops: packets by reason."""
+    """This node or a peer. Ours are latency_seconds (the last path probe's round trip), rx_packets, tx_packets, and
+    drops: packets by reason. Bytes are those of the packets inside the tunnel."""
 
     id: str = ""
     node_id: int = 0
@@ -49,6 +52,8 @@ class PeerStatus(GoStruct, omit_defaults=False):
     expired: bool = False
     key_expiry: str | None = None
     latency_seconds: float = 0.0
+    rx_packets: int = 0
+    tx_packets: int = 0
     drops: dict[str, int] | None = None
 
     def path_text(self) -> str:
@@ -58,6 +63,12 @@ class PeerStatus(GoStruct, omit_defaults=False):
         if self.cur_addr:
             return f"direct {self.cur_addr}"
         return f"relay {self.relay}" if self.active and self.relay else "idle"
+
+    def handshake_time(self) -> float | None:
+        """Of the last handshake, in seconds since the epoch; None where there was none: Go's zero time is year 1."""
+        if self.last_handshake.startswith("0001"):
+            return None
+        return datetime.fromisoformat(self.last_handshake.replace("Z", "+00:00")).astimezone(UTC).timestamp()
 
 
 class Tailnet(GoStruct, omit_defaults=False):

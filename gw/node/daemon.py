@@ -38,7 +38,7 @@ from gw.native import COMPILED
 from gw.net import interfaces
 from gw.net.offloads import ALL, Offloads
 from gw.net.resolv import ResolvConfig
-from gw.node import statusview, translate
+from gw.node import metrics, statusview, translate
 from gw.node.control import ControlClient, server_address
 from gw.node.host import Host
 from gw.node.hostinfo import gather
@@ -342,6 +342,15 @@ class Daemon:
     def health(self) -> dict[str, object]:
         return {"dataplane": self._running().health(), "state": self._state, "problems": self._health()}
 
+    def metrics(self, *, peers: bool) -> str:
+        engine = self._running()
+        netmap = self._netmap if self._state == "Running" else Netmap()
+        numbers = statusview.numbers(netmap, engine, is_running=self._state == "Running", warnings=len(self._health()))
+        if not peers:
+            return metrics.text(numbers)
+        shown = (statusview.peer_status(node, engine, netmap.derp_map) for node in netmap.peers.values())
+        return metrics.text(numbers, shown)
+
     def whois(self, address: str) -> dict[str, object]:
         node = self._find(address)
         profile = self._netmap.user_profiles.get(node.user)
@@ -437,7 +446,7 @@ class Daemon:
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         def whole() -> list[dict[str, Any]]:
-            return [{"Status": self.status()}]
+            return [{"At": time.time(), "Status": self.status()}]
 
         async for event in self._events.listen(whole, whole):
             yield event
@@ -567,18 +576,25 @@ class Daemon:
         self._events.publish({"Status": self.status()}, whole=True)
 
     async def _publish_moving(self) -> None:
-        """Once a second tell listeners what moved; nobody listening costs nothing."""
+        """Once a second tell listeners what moved, and when that was; nobody listening costs nothing."""
         while True:
             await asyncio.sleep(EVENT_S)
             if self._events:
-                self._publish_peers(self._running().active_peers())
+                self._events.publish({"At": time.time(), "Peers": self._moved(self._running().active_peers())})
             elif self._shown:
                 self._shown.clear()
 
     def _publish_peers(self, keys: list[NodeKey]) -> None:
         if not self._events or self._engine is None:
             return
+        if changes := self._moved(keys):
+            self._events.publish({"Peers": changes})
+
+    def _moved(self, keys: list[NodeKey]) -> dict[str, dict[str, object]]:
+        """Fields of these peers that listeners do not have yet."""
         changes: dict[str, dict[str, object]] = {}
+        if self._engine is None:
+            return changes
         for key in keys:
             id_ = self._ids.get(key)
             node = self._netmap.peers.get(id_) if id_ is not None else None
@@ -589,8 +605,7 @@ class Daemon:
             if fields:
                 self._shown[node.key] = status
                 changes[node.key] = fields
-        if changes:
-            self._events.publish({"Peers": changes})
+        return changes
 
     def _health(self) -> list[str]:
         host = self._host.problems if self._host is not None else []

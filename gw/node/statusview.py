@@ -5,6 +5,7 @@ Ref: control protocol §10; tailscale ipn/ipnstate
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ from gw.model.derpmap import DERPMap
 from gw.model.gojson import ZERO_TIME_TEXT
 from gw.model.keys import NodeKey
 from gw.model.node import Node
+from gw.native import COMPILED
+from gw.node.metrics import OFFLOADS, NodeNumbers
 from gw.node.netmap import Netmap
 from gw.node.translate import addresses, home_region
 
@@ -31,6 +34,9 @@ MOVING: Final = (
     "last_handshake",
     "last_write",
     "latency_seconds",
+    "rx_packets",
+    "tx_packets",
+    "drops",
 )
 _WIRE: Final = {field.name: field.encode_name for field in msgspec.structs.fields(PeerStatus)}
 
@@ -90,6 +96,34 @@ def whole_status(
     )
 
 
+def numbers(netmap: Netmap, engine: Engine, *, is_running: bool, warnings: int) -> NodeNumbers:
+    """What Prometheus is told of the node; proportional to the peers with traffic."""
+    active = {"direct": 0, "relay": 0}
+    for view in map(engine.view, engine.active_peers()):
+        if view is not None and view.is_active:
+            active["direct" if view.direct is not None else "relay"] += 1
+    health = engine.health()
+    lanes = health.get("lanes")
+    node = netmap.self_node
+    own = node.addresses if node is not None else None
+    offered = node.hostinfo.routable_ips if node is not None and node.hostinfo is not None else None
+    routes = [] if node is None else [route for route in node.allowed_ips or () if route not in (own or ())]
+    return NodeNumbers(
+        version=__version__,
+        compiled=COMPILED,
+        is_running=is_running,
+        stats=engine.totals(),
+        warnings=warnings,
+        home=engine.home,
+        routes_advertised=sum(not route.endswith("/0") for route in offered or ()),
+        routes_approved=sum(not route.endswith("/0") for route in routes),
+        peers=len(netmap.peers),
+        active=active,
+        lanes=lanes if isinstance(lanes, int) else 0,
+        offloads={name: bool(health.get(name)) for name in OFFLOADS},
+    )
+
+
 def profiles(netmap: Netmap) -> dict[str, Any]:
     return {str(id_): profile for id_, profile in netmap.user_profiles.items()}
 
@@ -141,6 +175,7 @@ def _add_view(status: PeerStatus, view: PeerView) -> None:
     status.cur_addr = str(view.direct) if view.direct is not None else ""
     status.latency_seconds = round(view.latency_s, 6)
     status.rx_bytes, status.tx_bytes = stats.rx_bytes, stats.tx_bytes
+    status.rx_packets, status.tx_packets = stats.rx_packets, stats.tx_packets
     status.drops = stats.drops or None
     status.active = view.is_active
     if stats.last_handshake:
@@ -148,7 +183,8 @@ def _add_view(status: PeerStatus, view: PeerView) -> None:
             datetime.fromtimestamp(int(stats.last_handshake), UTC).isoformat().replace("+00:00", "Z")
         )
     if stats.last_tx != NEVER:
-        status.last_write = _time(datetime.now(UTC))
+        sent_at = time.time() - (time.monotonic() - stats.last_tx)
+        status.last_write = _time(datetime.fromtimestamp(int(sent_at), UTC))
 
 
 def _time(moment: datetime | None) -> str:

@@ -127,7 +127,8 @@ class Dashboard(App[None]):
     def _draw_detail(self) -> None:
         key = self.query_one(PeerTable).selected_key
         detail = self.query_one(PeerDetail)
-        detail.show(self.mesh.peers.get(key), self._wall(), self._pinged.get(key, ""), ascii_only=self._ascii)
+        pinged = self._pinged.get(key, "")
+        detail.show(self.mesh.peers.get(key), self._wall(), pinged, self.mesh.transport, ascii_only=self._ascii)
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
         self._draw_detail()

@@ -6,7 +6,9 @@ An event is one JSON object of `GET /localapi/v0/gw/events`:
     {"Peers": {"nodekey:…": {field: value}}}    changed fields of some peers
     {"Removed": ["nodekey:…"]}                  peers that left
 
-Rates are differences of `RxBytes` and `TxBytes` between two ticks of the caller's clock.
+Once a second there is one with `At`, the Unix time at which its counters were read, also where nothing moved.
+
+Rates are differences of `RxBytes` and `TxBytes` between two ticks: of the caller's clock, or of `At`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any, Final
 HISTORY_TICKS: Final = 60
 BARS: Final = "▁▂▃▄▅▆▇█"
 ASCII_BARS: Final = "_.-=+*#@"
+OFFLOADS: Final = {"tcp_offload": "TSO", "udp_offload": "USO", "udp_gso": "GSO", "udp_gro": "GRO"}
 
 
 class Situation(Enum):
@@ -88,10 +91,21 @@ class PeerRow:
             return None
         return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC).timestamp()
 
+    @property
+    def packets(self) -> tuple[int, int]:
+        """Received and sent."""
+        return int(self.raw.get("RxPackets") or 0), int(self.raw.get("TxPackets") or 0)
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """Dropped packets by reason, the most frequent first."""
+        found: dict[str, int] = self.raw.get("Drops") or {}
+        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
     def matches(self, words: str) -> bool:
         """True where every word of the filter is in the name, an address, the path, a tag or the system."""
         text = " ".join(
-            [self.name, *self.addresses, self.path, str(self.raw.get("OS") or ""), *self.raw.get("Tags", [])]
+            [self.name, *self.addresses, self.path, str(self.raw.get("OS") or ""), *(self.raw.get("Tags") or [])]
         )
         return all(word in text.lower() for word in words.lower().split())
 
@@ -118,6 +132,7 @@ class MeshView:
     self_addresses: list[str] = field(default_factory=list)
     domain: str = ""
     health: list[str] = field(default_factory=list)
+    data_plane: dict[str, Any] = field(default_factory=dict)
     peers: dict[str, PeerRow] = field(default_factory=dict)
     words: str = ""
 
@@ -138,6 +153,7 @@ class MeshView:
         self.self_name = str(mine.get("DNSName") or "").rstrip(".") or str(mine.get("HostName") or "")
         self.self_addresses = list(status.get("TailscaleIPs") or mine.get("TailscaleIPs") or [])
         self.domain = str(status.get("MagicDNSSuffix") or "")
+        self.data_plane = dict(status.get("DataPlane") or {})
         peers = status.get("Peer") or {}
         for key in [key for key in self.peers if key not in peers]:
             del self.peers[key]
@@ -158,9 +174,38 @@ class MeshView:
         shown = [row for row in self.peers.values() if row.matches(self.words)]
         return sorted(shown, key=lambda row: (row.path == "offline", row.name, row.key))
 
+    def busiest(self) -> list[PeerRow]:
+        """The same, by what they move now; then by what they have moved, then by name."""
+
+        def rank(row: PeerRow) -> tuple[bool, float, int, str, str]:
+            counts = int(row.raw.get("RxBytes") or 0) + int(row.raw.get("TxBytes") or 0)
+            return row.path == "offline", -(row.rx_rate + row.tx_rate), -counts, row.name, row.key
+
+        return sorted(self.rows(), key=rank)
+
+    @property
+    def transport(self) -> str:
+        """How this node's packets are carried: core, workers of each direction, offloads in use."""
+        if not self.data_plane:
+            return ""
+        used = [label for name, label in OFFLOADS.items() if self.data_plane.get(name)]
+        lanes = self.data_plane.get("lanes")
+        core = "compiled" if self.data_plane.get("compiled") else "interpreted, slow"
+        return f"{core}, {lanes}+{lanes} workers, offloads {' '.join(used) or 'none'}"
+
     def totals(self) -> tuple[float, float]:
         """Bytes a second received and sent, over all peers."""
         return sum(row.rx_rate for row in self.peers.values()), sum(row.tx_rate for row in self.peers.values())
+
+
+def drops_text(drops: dict[str, int]) -> str:
+    """`acl 12, replay 1`; `none` where nothing was dropped."""
+    return ", ".join(f"{reason} {count}" for reason, count in drops.items()) or "none"
+
+
+def count_text(count: int) -> str:
+    """A number in at most four letters: `999`, `1.2k`, `34M`."""
+    return rate_text(count / 8)
 
 
 def rate_text(rate: float) -> str:

@@ -37,6 +37,8 @@ READ_ONLY = (
     "gw status",
     "gw ip",
     "gw ping nas",
+    "gw metrics",
+    "gw top --help",
     "gwctl nodes list",
     "gwctl users list -o json",
     "gwctl version",

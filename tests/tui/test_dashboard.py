@@ -21,12 +21,14 @@ STATUS: dict[str, Any] = {
     "TailscaleIPs": ["100.64.0.1", "fd7a:115c:a1e0::1"],
     "MagicDNSSuffix": "ghost.internal",
     "Health": [],
+    "DataPlane": {"compiled": True, "lanes": 2, "tcp_offload": True, "udp_gso": True, "udp_gro": True},
     "Self": {"DNSName": "alice.ghost.internal.", "HostName": "alice"},
     "Peer": {
         "nodekey:bb": {
             "DNSName": "bob.ghost.internal.", "HostName": "bob", "OS": "linux", "Online": True, "Active": True,
             "TailscaleIPs": ["100.64.0.2"], "CurAddr": "198.51.100.7:41641", "Relay": "home", "LatencySeconds": 0.0042,
             "RxBytes": 0, "TxBytes": 0, "LastHandshake": "2027-01-15T07:59:30Z", "Addrs": ["198.51.100.7:41641"],
+            "RxPackets": 70123, "TxPackets": 4211, "Drops": {"acl": 3, "replay": 12},
         },
         "nodekey:cc": {
             "DNSName": "carol.ghost.internal.", "HostName": "carol", "OS": "android", "Online": True, "Active": True,

@@ -61,6 +61,10 @@ class Node:
     def health(self) -> dict[str, object]:
         return {"state": "Running"}
 
+    def metrics(self, *, peers: bool) -> str:
+        self._called("metrics", peers)
+        return f"one_total 1\npeers {int(peers)}\n"
+
     def whois(self, address: str) -> dict[str, object]:
         self._called("whois", address)
         return {"Node": {"Name": "bob.ghost.internal."}}
@@ -143,6 +147,13 @@ async def test_status_without_peers_has_none(path: Path) -> None:
     answer = await call(lambda: unixhttp.request(path, "GET", f"{API}/status?peers=false"))
     assert answer.json()["Peer"] is None
     assert answer.json()["Self"]["TailscaleIPs"] == ["100.64.0.1"]
+
+
+async def test_metrics_are_text_and_name_peers_only_when_asked(path: Path) -> None:
+    assert await call(lambda: Client(path).metrics(peers=False)) == b"one_total 1\npeers 0\n"
+    assert await call(lambda: Client(path).metrics(peers=True)) == b"one_total 1\npeers 1\n"
+    raw = await exchange(path, f"GET {API}/usermetrics HTTP/1.0\r\n\r\n".encode())  # what `tailscale metrics` reads
+    assert b"text/plain; version=0.0.4" in raw
 
 
 async def test_changed_preferences_name_only_what_changed(path: Path, node: Node) -> None:

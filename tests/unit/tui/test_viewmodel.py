@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gw.tui.viewmodel import MeshView, Situation, age_text, rate_text, size_text, sparkline
+from gw.tui.viewmodel import MeshView, PeerRow, Situation, age_text, drops_text, rate_text, size_text, sparkline
 
 
 def peer(**fields: Any) -> dict[str, Any]:
@@ -97,3 +97,35 @@ def test_sparkline_scales_to_its_own_maximum() -> None:
     assert sparkline([0, 1, 2], 3) == "▁▅█"
     assert sparkline([0, 0], 3) == " ▁▁"
     assert sparkline([1, 9, 3], 2) == "█▃"
+
+
+def test_a_peer_without_tags_is_found_too() -> None:
+    """The daemon's JSON has `null` where there are none."""
+    mesh = MeshView()
+    mesh.apply({"Status": {"BackendState": "Running", "Peer": {"nodekey:b": {"DNSName": "bob.", "Tags": None}}}})
+    mesh.words = "bob"
+    assert [row.name for row in mesh.rows()] == ["bob"]
+
+
+def test_the_busiest_come_first_and_the_absent_last() -> None:
+    mesh = MeshView()
+    peers: dict[str, dict[str, Any]] = {
+        "nodekey:a": {"DNSName": "ann.", "Online": False, "RxBytes": 9000},
+        "nodekey:b": {"DNSName": "bob.", "Online": True, "RxBytes": 5},
+        "nodekey:c": {"DNSName": "cat.", "Online": True, "RxBytes": 7},
+        "nodekey:d": {"DNSName": "dan.", "Online": True},
+    }
+    mesh.apply({"Status": {"BackendState": "Running", "Peer": peers}})
+    mesh.tick(0.0)
+    assert [row.name for row in mesh.busiest()] == ["cat", "bob", "dan", "ann"]
+    mesh.apply({"Peers": {"nodekey:d": {"TxBytes": 100}}})
+    mesh.tick(2.0)
+    assert [row.name for row in mesh.busiest()] == ["dan", "cat", "bob", "ann"]
+    assert mesh.busiest()[0].tx_rate == 50
+
+
+def test_drops_are_told_the_most_frequent_first() -> None:
+    row = PeerRow("nodekey:b", {"Drops": {"acl": 2, "replay": 9}, "RxPackets": 3})
+    assert drops_text(row.drops) == "replay 9, acl 2"
+    assert drops_text(PeerRow("nodekey:c", {"Drops": None}).drops) == "none"
+    assert row.packets == (3, 0)

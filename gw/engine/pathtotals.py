@@ -1,0 +1,95 @@
+"""Traffic of the node by the path it took, without a word per packet.
+
+Workers count by peer alone. What a peer has moved since it was last looked at is booked to the path that it had all
+that time; so it has to be looked at before its path changes (`settle`, `heard`), and whenever somebody asks. Exact but
+for the packets under way in the moment of a change.
+
+    direct_ipv4, direct_ipv6, derp: the names that Tailscale's metrics have for paths
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, final
+
+from gw.engine.tallies import Tallies
+from gw.model.addresses import AddrPort
+from gw.model.sendplan import SendPlan
+
+DIRECT_IPV4: Final = "direct_ipv4"
+DIRECT_IPV6: Final = "direct_ipv6"
+RELAY: Final = "derp"
+PATHS: Final = (DIRECT_IPV4, DIRECT_IPV6, RELAY)
+
+
+@dataclass(slots=True)
+class Total:
+    """Inner packets, and their bytes."""
+
+    packets: int = 0
+    size: int = 0
+
+    def add(self, packets: int, size: int) -> None:
+        self.packets += packets
+        self.size += size
+
+
+@dataclass(slots=True)
+class _Seen:
+    """How far the counters of one slot are booked."""
+
+    sent: Total
+    received: Total
+    source: str = ""  # the path its datagrams come by; empty before the first
+
+
+@final
+class PathTotals:
+    """sent, received: by path, since the tunnel began."""
+
+    def __init__(self, tallies: Tallies) -> None:
+        self.sent = {path: Total() for path in PATHS}
+        self.received = {path: Total() for path in PATHS}
+        self._tallies = tallies
+        self._seen: dict[int, _Seen] = {}
+
+    def settle(self, slot: int, plan: SendPlan) -> None:
+        """Book what the slot has moved. plan: by which it has sent since the last time; both ways count twice."""
+        seen = self._of(slot)
+        if seen.source:
+            now = self._tallies.received(slot)
+            self.received[seen.source].add(*_moved(seen.received, now.packets, now.size))
+        now = self._tallies.sent(slot)
+        packets, size = _moved(seen.sent, now.packets, now.size)
+        if plan.udp is not None:
+            self.sent[_direct(plan.udp)].add(packets, size)
+        if plan.relay:
+            self.sent[RELAY].add(packets, size)
+
+    def heard(self, slot: int, plan: SendPlan, source: AddrPort | None) -> None:
+        """The slot's datagrams come from here from now on; None: by relay."""
+        seen = self._of(slot)
+        if seen.source:
+            self.settle(slot, plan)
+        seen.source = RELAY if source is None else _direct(source)
+
+    def forget(self, slot: int) -> None:
+        """Its counters begin at zero again. What was not settled is lost."""
+        self._seen.pop(slot, None)
+
+    def _of(self, slot: int) -> _Seen:
+        seen = self._seen.get(slot)
+        if seen is None:
+            seen = self._seen[slot] = _Seen(Total(), Total())
+        return seen
+
+
+def _moved(before: Total, packets: int, size: int) -> tuple[int, int]:
+    """What came since `before`, which is brought up to date."""
+    moved = max(packets - before.packets, 0), max(size - before.size, 0)
+    before.packets, before.size = packets, size
+    return moved
+
+
+def _direct(address: AddrPort) -> str:
+    return DIRECT_IPV6 if address.is_v6 else DIRECT_IPV4
