@@ -25,6 +25,8 @@ def test_a_queue_keeps_the_newest_of_each_source_in_order_and_drops_from_the_gre
             assert dropped == len(longest.pop(0))
         else:
             assert dropped == 0
+        if source not in model and len(model) >= limit:
+            model = {key: each for key, each in model.items() if each}  # the oldest source is the first of equals
         model.setdefault(source, []).append(frame)
     taken = queue.take_all()
     assert sorted(taken) == sorted(frame for each in model.values() for frame in each)
