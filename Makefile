@@ -37,6 +37,7 @@ demo: test-deps $(STAMP)
 test-deps:
 	sh .ci/system-packages
 	sh .ci/node-packages
+	sh .ci/go-packages
 
 test: test-deps $(STAMP) $(VENV)/dev lint
 	cd tests && $(BIN)/pytest unit sim cli tui -n 2 -q -m "not long" $(TESTS)

@@ -25,7 +25,7 @@ def command(
         ),
     ] = 0,
 ) -> None:
-    """Run the control server until SIGTERM; SIGHUP has no work to do, edited files are noticed by themselves.
+    """Run the control server until SIGTERM; edited files are noticed by themselves, SIGHUP reads the certificate again.
 
     gwctl --state-dir /var/lib/ghostwire serve
 
@@ -45,6 +45,6 @@ def command(
     async def start(service: shell.Service) -> None:
         from gw.control.server import serve
 
-        await serve(paths, config, service.ready, workers)
+        await serve(paths, config, service.ready, workers, service.on_reload)
 
     shell.service_main(start)

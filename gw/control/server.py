@@ -8,7 +8,6 @@ import logging
 import os
 import secrets
 import socket
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -38,7 +37,8 @@ from gw.control.observed import ObservedFile, read_observed
 from gw.control.oidc.routes import BrowserLogins
 from gw.control.sources import Sources
 from gw.control.tailnet import Tailnet
-from gw.control.tlsfiles import context_of, follow
+from gw.control.tls.plain import plain_web
+from gw.control.tls.setup import Tls, set_up
 from gw.control.undo import FILE as UNDO_FILE
 from gw.control.undo import Undo
 from gw.control.watching import follow_edits, load_policy
@@ -77,7 +77,13 @@ def control_key(paths: StatePaths) -> MachineSecret:
     return secret
 
 
-async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None], workers: int = 0) -> None:
+async def serve(
+    paths: StatePaths,
+    config: Config,
+    ready: Callable[[str], None],
+    workers: int = 0,
+    on_reload: Callable[[Callable[[], None]], None] = lambda callback: None,
+) -> None:
     """Serve until cancelled. Raises Conflict for a directory or port in use, ConfigError for bad files.
 
     workers: connection workers; 0 = this process holds the connections too.
@@ -99,13 +105,15 @@ async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None],
         key = control_key(paths)
         tailnet.folder, tailnet.seal = paths.root, token_seal(key.raw)
         Undo(tailnet, paths.control_dir / UNDO_FILE)
-        context = tls_context(config)
+        tls = set_up(paths, config, tailnet.clock, tailnet.publisher, workers)
+        on_reload(tls.reload)
         logins = BrowserLogins(tailnet)
         if logins.is_on:
             logins.provider()  # what is wrong with its files is said here and now
             if config.oidc.only_start_if_oidc_is_available:
                 await logins.check()
         listener = listening_socket(config.listen)
+        plain = listening_socket(config.http_listen) if config.http_listen else None
         observed = ObservedFile(paths.observed_file, tailnet.nodes, tailnet.clock)
         tailnet.subscribe(observed.take)
         async with (
@@ -128,10 +136,14 @@ async def serve(paths: StatePaths, config: Config, ready: Callable[[str], None],
                     await listeners.enter_async_context(metrics_listener(metrics, channel))
                 if workers:
                     web_socket = paths.control_socket.with_name(WEB_SOCKET)
-                    serving = with_workers(tailnet, key, listener, web_socket, workers, metrics.observe, logins)
+                    serving = with_workers(
+                        tailnet, key, listener, web_socket, workers, tls, metrics.observe, logins, plain
+                    )
                 else:
-                    serving = public_listener(tailnet, key, listener, context, metrics.observe, logins)
+                    serving = public_listener(tailnet, key, listener, tls, metrics.observe, logins, plain)
                 await listeners.enter_async_context(serving)
+                for work in tls.work:
+                    tasks.create_task(work)
                 ready(f"control server for {tailnet.domain} on {config.listen}, {len(tailnet.nodes)} nodes")
                 await asyncio.Event().wait()
     finally:
@@ -150,24 +162,25 @@ async def public_listener(
     tailnet: Tailnet,
     key: MachineSecret,
     listener: socket.socket,
-    context: ssl.SSLContext | None,
+    tls: Tls,
     observe: Observe = lambda *_: None,
     logins: BrowserLogins | None = None,
+    plain: socket.socket | None = None,
 ) -> AsyncIterator[Fanout]:
-    """Serve nodes on `listener` within the block."""
-    async with _answering(tailnet, key, observe, logins) as (fanout, desk, make_web, own):
+    """Serve nodes on `listener` within the block, and beside it on `plain` without TLS."""
+    async with (
+        _answering(tailnet, key, observe, logins) as (fanout, desk, make_web, own),
+        plain_listener(tailnet, key, desk, plain, tls),
+    ):
         switchboard = Switchboard(desk)
 
         def make_control(accepted: Accepted, http: ServerConnection) -> asyncio.Protocol:
             return ControlSocket(switchboard, accepted.machine, http)
 
         listener.listen(BACKLOG)
-        poller = Poller(listener, lambda: FrontDoor(key, make_web, make_control), context, descriptor_limit())
+        poller = Poller(listener, lambda: FrontDoor(key, make_web, make_control), tls.context, descriptor_limit())
         poller.start()
         own(asyncio.get_running_loop().create_task(switchboard.keep_alive()))
-        if context is not None:
-            files = tailnet.config.tls_cert_file, tailnet.config.tls_key_file
-            own(asyncio.get_running_loop().create_task(follow(context, *files)))
         try:
             yield fanout
         finally:
@@ -185,11 +198,16 @@ async def with_workers(
     listener: socket.socket,
     web_socket: Path,
     count: int,
+    tls: Tls,
     observe: Observe = lambda *_: None,
     logins: BrowserLogins | None = None,
+    plain: socket.socket | None = None,
 ) -> AsyncIterator[Fanout]:
     """Serve nodes within the block by `count` processes that share `listener`; web requests come back to this one."""
-    async with _answering(tailnet, key, observe, logins) as (fanout, desk, make_web, _):
+    async with (
+        _answering(tailnet, key, observe, logins) as (fanout, desk, make_web, _),
+        plain_listener(tailnet, key, desk, plain, tls),
+    ):
         loop = asyncio.get_running_loop()
         web_socket.unlink(missing_ok=True)
         inner = socket.socket(socket.AF_UNIX)
@@ -205,8 +223,8 @@ async def with_workers(
                 number=number,
                 key=key.raw.hex(),
                 web_socket=str(web_socket),
-                tls_cert_file=tailnet.config.tls_cert_file,
-                tls_key_file=tailnet.config.tls_key_file,
+                tls_cert_file=tls.holder.cert_file if tls.holder is not None else "",
+                tls_key_file=tls.holder.key_file if tls.holder is not None else "",
                 log_level=logging.getLogger().level,
             )
 
@@ -224,6 +242,40 @@ async def with_workers(
                     each.cancel()
         web_socket.unlink(missing_ok=True)
         listener.close()
+
+
+@asynccontextmanager
+async def plain_listener(
+    tailnet: Tailnet, key: MachineSecret, desk: FrontDesk, listener: socket.socket | None, tls: Tls
+) -> AsyncIterator[None]:
+    """Within the block send people from plain HTTP to https; nodes are served there too. None = no such listener."""
+    if listener is None:
+        yield
+        return
+    application = plain_web(tailnet.config.server_url, tls.proofs)
+    settings = WebConfig(application, http="h11", ws="none", lifespan="off", log_config=None, access_log=False)
+    settings.load()
+    state = ServerState()
+    switchboard = Switchboard(desk)
+
+    def make_web() -> H11Protocol:
+        return WebProtocol(config=settings, server_state=state, app_state={})
+
+    def make_control(accepted: Accepted, http: ServerConnection) -> asyncio.Protocol:
+        return ControlSocket(switchboard, accepted.machine, http)
+
+    listener.listen(BACKLOG)
+    poller = Poller(listener, lambda: FrontDoor(key, make_web, make_control), None, descriptor_limit())
+    poller.start()
+    async with asyncio.TaskGroup() as tasks:
+        alive = tasks.create_task(switchboard.keep_alive())
+        try:
+            yield
+        finally:
+            alive.cancel()
+            poller.stop()
+            poller.close()
+            listener.close()
 
 
 Own = Callable[[asyncio.Task[None]], None]
@@ -284,10 +336,3 @@ def listening_socket(listen: str) -> socket.socket:
         raise GwError(f"cannot listen on `{listen}`: {error.strerror}") from error
     channel.setblocking(False)
     return channel
-
-
-def tls_context(config: Config) -> ssl.SSLContext | None:
-    """TLS with the files of `config.toml`, or None where it names none."""
-    if not config.tls_cert_file:
-        return None
-    return context_of(config.tls_cert_file, config.tls_key_file)

@@ -763,7 +763,17 @@ class Tailnet:
 
     def set_config(self, config: Config) -> list[str]:
         """Take over changed settings. Returns the names of those that need a restart and stay as they were."""
-        fixed = ("server_url", "listen", "metrics_listen", "domain", "tls_cert_file", "tls_key_file", "prefixes")
+        fixed = (
+            "server_url",
+            "listen",
+            "metrics_listen",
+            "domain",
+            "tls_cert_file",
+            "tls_key_file",
+            "acme",
+            "http_listen",
+            "prefixes",
+        )
         old = self.config
         stuck = [name for name in fixed if getattr(old, name) != getattr(config, name)]
         self.config = msgspec.structs.replace(config, **{name: getattr(old, name) for name in fixed})

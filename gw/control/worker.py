@@ -12,6 +12,7 @@ import logging
 import signal
 import socket
 import sys
+from datetime import UTC, datetime
 from typing import final
 
 import msgspec
@@ -22,7 +23,7 @@ from gw.control.edge import Switchboard
 from gw.control.frontdoor import FrontDoor
 from gw.control.limits import descriptor_limit
 from gw.control.link import RemoteDesk
-from gw.control.tlsfiles import context_of, follow
+from gw.control.tls.holder import CertificateHolder
 from gw.control.webrelay import WebRelay
 from gw.model.keys import MachineSecret
 from gw.wire.ts2021.noise import Accepted
@@ -75,8 +76,10 @@ async def work(link: socket.socket, listener: socket.socket) -> None:
 
     context = None
     if settings.tls_cert_file:
-        context = context_of(settings.tls_cert_file, settings.tls_key_file)
-        own(loop.create_task(follow(context, settings.tls_cert_file, settings.tls_key_file)))
+        holder = CertificateHolder(settings.tls_cert_file, settings.tls_key_file, "", lambda: datetime.now(UTC))
+        holder.reload()
+        context = holder.context
+        own(loop.create_task(holder.follow()))
     poller = Poller(listener, lambda: FrontDoor(key, make_web, make_control), context, descriptor_limit())
     poller.start()
     gc.freeze()

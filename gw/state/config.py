@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -82,6 +82,19 @@ class NodeSettings(_Table, frozen=True, kw_only=True):
     @property
     def ephemeral_timeout_s(self) -> float:
         return parse_duration(self.ephemeral_timeout)
+
+
+class AcmeSettings(_Table, frozen=True, kw_only=True):
+    """Certificates from an authority; off without `domains`."""
+
+    domains: list[str] = []
+    email: str = ""
+    directory: str = "https://acme-v02.api.letsencrypt.org/directory"
+    challenge: Literal["http-01", "tls-alpn-01", "dns-01"] = "http-01"
+    dns_hook: str = ""  # program for dns-01; "" = the server's own DNS backend
+    ca_file: str = ""  # CA certificates for the authority, instead of the well-known ones
+    eab_kid: str = ""
+    eab_key_file: str = ""
 
 
 class PkceSettings(_Table, frozen=True, kw_only=True):
@@ -206,6 +219,8 @@ class Config(_Table, frozen=True, kw_only=True):
     dns: DnsSettings = DnsSettings()
     node: NodeSettings = NodeSettings()
     oidc: OidcSettings = OidcSettings()
+    acme: AcmeSettings = AcmeSettings()
+    http_listen: str = ""  # host:port of plain HTTP: sends to https, proves names to an authority; "" = nowhere
     relay: RelaySettings = RelaySettings()
     dns_server: DnsServerSettings = DnsServerSettings()
     derp: DerpSettings = DerpSettings()
@@ -233,18 +248,19 @@ def decode_config(raw: bytes, path: Path) -> Config:
     folder = path.absolute().parent
     relay = msgspec.structs.replace(config.relay, **_absolute(config.relay, folder))
     oidc = msgspec.structs.replace(config.oidc, **_absolute(config.oidc, folder))
+    acme = msgspec.structs.replace(config.acme, **_absolute(config.acme, folder))
     dns = msgspec.structs.replace(config.dns, **_absolute(config.dns, folder))
     derp = msgspec.structs.replace(
         config.derp, files=[str(folder / Path(each).expanduser()) for each in config.derp.files]
     )
     hooks = [msgspec.structs.replace(each, **_absolute(each, folder)) for each in config.webhooks]
     return msgspec.structs.replace(
-        config, relay=relay, oidc=oidc, dns=dns, derp=derp, webhooks=hooks, **_absolute(config, folder)
+        config, relay=relay, oidc=oidc, acme=acme, dns=dns, derp=derp, webhooks=hooks, **_absolute(config, folder)
     )
 
 
 def _absolute(
-    table: Config | RelaySettings | OidcSettings | DnsSettings | WebhookSettings, folder: Path
+    table: Config | RelaySettings | OidcSettings | AcmeSettings | DnsSettings | WebhookSettings, folder: Path
 ) -> dict[str, str]:
     """The `*_file` keys that are set, as absolute paths."""
     named = {key: getattr(table, key) for key in table.__struct_fields__ if key.endswith("_file")}
@@ -276,6 +292,7 @@ def _faults(config: Config) -> Iterator[tuple[KeyPath, str]]:
         except UsageError as error:
             yield ("node", name), error.message
     yield from _oidc(config.oidc)
+    yield from _acme(config)
     yield from _relay(config.relay)
     yield from _derp(config.derp)
     yield from _routes(config.routes)
@@ -324,6 +341,26 @@ def _dns(dns: DnsSettings) -> Iterator[tuple[KeyPath, str]]:
             good = False
         if not good:
             yield (*at, "value"), f"no address for {record.type}: `{record.value}`"
+
+
+def _acme(config: Config) -> Iterator[tuple[KeyPath, str]]:
+    acme = config.acme
+    if config.http_listen:
+        yield from _listen(("http_listen",), config.http_listen)
+    for index, domain in enumerate(acme.domains):
+        yield from _domain(("acme", "domains", index), domain.removeprefix("*."))
+        if domain.startswith("*.") and acme.challenge != "dns-01":
+            yield ("acme", "domains", index), 'a wildcard needs `challenge = "dns-01"`'
+    if not acme.domains:
+        return
+    if config.tls_cert_file:
+        yield ("tls_cert_file",), "either a certificate of your own, or one from an authority (`acme.domains`)"
+    if acme.challenge == "http-01" and not config.http_listen:
+        yield ("acme", "domains"), "http-01 needs `http_listen`, on port 80 for the internet"
+    if urlsplit(acme.directory).scheme != "https":
+        yield ("acme", "directory"), f"not an https URL: `{acme.directory}`"
+    if bool(acme.eab_kid) != bool(acme.eab_key_file):
+        yield ("acme", "eab_kid" if acme.eab_kid else "eab_key_file"), "`eab_kid` and `eab_key_file` come together"
 
 
 def _oidc(oidc: OidcSettings) -> Iterator[tuple[KeyPath, str]]:

@@ -6,13 +6,15 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import trustme
 
-from gw.control import tlsfiles
 from gw.control.channel import Poller
+from gw.control.tls.holder import CertificateHolder
+from gw.net import certificates
 
 
 class Echo(asyncio.Protocol):
@@ -77,7 +79,7 @@ def contexts(authority: trustme.CA, folder: Path, name: str = "box.test") -> tup
     (folder / "key.pem").write_bytes(issued.private_key_pem.bytes())
     outer = ssl.create_default_context()
     authority.configure_trust(outer)
-    return tlsfiles.context_of(str(folder / "cert.pem"), str(folder / "key.pem")), outer
+    return certificates.read(str(folder / "cert.pem"), str(folder / "key.pem")).context, outer
 
 
 @pytest.mark.parametrize("with_tls", [False, True])
@@ -139,15 +141,16 @@ async def test_a_protocol_that_fails_costs_its_own_connection(tmp_path: Path) ->
 
 
 async def test_renewed_certificates_are_taken_over_and_broken_ones_are_not(
-    tmp_path: Path, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, authority: trustme.CA
 ) -> None:
-    monkeypatch.setattr(tlsfiles, "LOOK_S", 0.01)
-    inner, outer = contexts(authority, tmp_path)
+    _, outer = contexts(authority, tmp_path)
+    holder = CertificateHolder(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"), "", lambda: datetime.now(UTC))
+    holder.load()
     listener = listener_at(tmp_path / "s")
-    poller = Poller(listener, lambda: Echo([]), inner, 50)
+    poller = Poller(listener, lambda: Echo([]), holder.context, 50)
     poller.start()
     async with asyncio.TaskGroup() as tasks:
-        following = tasks.create_task(tlsfiles.follow(inner, str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")))
+        following = tasks.create_task(holder.follow())
         await asyncio.sleep(0.02)
         (tmp_path / "cert.pem").write_text("nonsense")
         await asyncio.sleep(0.05)
