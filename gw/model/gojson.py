@@ -8,6 +8,7 @@ Ref: spec of the control protocol §1.2
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -38,6 +39,10 @@ ZERO_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
 ZERO_TIME_TEXT: Final = "0001-01-01T00:00:00Z"
 
 T = TypeVar("T")
+_ESCAPE: Final = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.",
+    re.DOTALL,
+)
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -46,13 +51,27 @@ def encode(value: object) -> bytes:
     return _encoder.encode(value)
 
 
+def mend_surrogates(raw: bytes) -> bytes:
+    """JSON with U+FFFD for each escape that is a half of a surrogate pair without the other. Ref: Go encoding/json"""
+    return _ESCAPE.sub(lambda match: b"\\ufffd" if match["half"] else match[0], raw)
+
+
 def decoder(kind: type[T]) -> Callable[[bytes], T]:
-    """A function bytes → `kind` that raises WireError and nothing else. Unknown fields are ignored."""
+    """A function bytes → `kind` that raises WireError and nothing else. Unknown fields are ignored.
+
+    A half of a surrogate pair reads as U+FFFD, as Go reads it: a policy may hand out such a value.
+    """
     decode = msgspec.json.Decoder(kind).decode
 
     def read(raw: bytes) -> T:
         try:
-            return decode(raw)
+            try:
+                return decode(raw)
+            except msgspec.DecodeError:
+                mended = mend_surrogates(raw)
+                if mended == raw:
+                    raise
+                return decode(mended)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise WireError(f"{kind.__name__}: {error}") from None
 

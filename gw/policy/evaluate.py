@@ -68,9 +68,9 @@ def _attributes(gifts: NodeGifts, view: PolicyView[TopologyNode], node: Topology
     return gifts.attributes(view.entries[node.id], is_mac=node.posture_attributes.get("node:os") == "macos")
 
 
-def _values(attributes: dict[str, list[str] | None]) -> dict[str, list[Any] | None]:
+def _values(attributes: dict[str, list[str] | None]) -> dict[str, list[msgspec.Raw] | None]:
     return {
-        name: None if values is None else [msgspec.json.decode(each) for each in values]
+        name: None if values is None else [msgspec.Raw(each.encode()) for each in values]
         for name, values in attributes.items()
     }
 

@@ -9,13 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-import msgspec
-
 from gw.policy.bits import Bits, ones
 from gw.policy.compiled import Unit
 from gw.policy.decisions import Decider
 from gw.policy.faults import PolicyError
-from gw.policy.hujson import parse, position
+from gw.policy.hujson import compact, parse, position
 from gw.policy.services import PROTOCOLS, WITH_PORTS, parse_protocol, protocol_name
 from gw.policy.spans import address_at, is_v6, number
 from gw.policy.topology import TopologyNode
@@ -119,7 +117,7 @@ class Explainer:
     def __init__(self, view: View) -> None:
         self._view = view
         self._decider = Decider(view)
-        self._rules: dict[int, object] | None = None  # by their place in the text
+        self._rules: dict[int, str] | None = None  # by their place in the text
         self._names = {entry.node.name: entry for entry in view.entries.values()}
         self._places = {place: entry for entry in view.entries.values() for place in entry.facts.places}
 
@@ -219,7 +217,7 @@ class Explainer:
         line, column = position(text, unit.grant.at)
         if self._rules is None:
             self._rules = dict(_objects(text))
-        return Rule(line, column, msgspec.json.encode(self._rules[unit.grant.at]).decode())
+        return Rule(line, column, self._rules[unit.grant.at])
 
     def _suggestion(
         self, question: Question, source: Entry[TopologyNode] | None, target: Entry[TopologyNode] | None
@@ -254,11 +252,11 @@ def _service(question: Question) -> str:
     return f"{name} {question.port}" if question.port else name
 
 
-def _objects(text: bytes) -> Iterable[tuple[int, object]]:
+def _objects(text: bytes) -> Iterable[tuple[int, str]]:
     """Every rule, comments dropped, and where it begins."""
     root = parse(text)
     if isinstance(root.data, dict):
         for name, member in root.data.items():
             if name.lower() in ("acls", "grants") and isinstance(member.value.data, list):
                 for item in member.value.data:
-                    yield item.start, item.plain()
+                    yield item.start, compact(text, item)

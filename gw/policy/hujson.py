@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isinf
 from typing import Final, TypeAlias, final
 
 import msgspec
+
+from gw.model.gojson import mend_surrogates
 
 MAX_DEPTH: Final = 200
 
@@ -93,6 +96,49 @@ def parse(raw: bytes) -> Value:
     return value
 
 
+def compact(raw: bytes, value: Value) -> str:
+    """A value as JSON with every literal as it is spelled, white space and comments left out."""
+    if isinstance(value.data, list):
+        return f"[{','.join(compact(raw, item) for item in value.data)}]"
+    if isinstance(value.data, dict):
+        return f"{{{','.join(_member(raw, member) for member in value.data.values())}}}"
+    return raw[value.start : value.end].decode()
+
+
+def unheard_of(value: Value) -> Value | None:
+    """The first number in a value that is beyond what a 64-bit float holds: fine as JSON, of no use to a reader."""
+    if isinstance(value.data, float) and isinf(value.data):
+        return value
+    items: Iterable[Value] = ()
+    if isinstance(value.data, list):
+        items = value.data
+    elif isinstance(value.data, dict):
+        items = (member.value for member in value.data.values())
+    return next(filter(None, map(unheard_of, items)), None)
+
+
+def _member(raw: bytes, member: Member) -> str:
+    name = _STRING.match(raw, member.start)
+    assert name is not None
+    return f"{name.group().decode()}:{compact(raw, member.value)}"
+
+
+def _text(literal: bytes) -> str:
+    """Half a surrogate pair reads as U+FFFD, as in Go. Raises MsgspecError, UnicodeDecodeError."""
+    try:
+        return msgspec.json.decode(literal, type=str)
+    except msgspec.DecodeError:
+        return msgspec.json.decode(mend_surrogates(literal), type=str)
+
+
+def _number(word: bytes) -> int | float:
+    """Infinite where it is beyond a float: `1e400` is a number in JSON."""
+    try:
+        return msgspec.json.decode(word, type=int | float)
+    except msgspec.MsgspecError:
+        return float(word)
+
+
 @final
 class _Reader:
     def __init__(self, raw: bytes) -> None:
@@ -155,7 +201,7 @@ class _Reader:
             raise self.ended("string")
         self.at = match.end()
         try:
-            text = msgspec.json.decode(match.group(), type=str)
+            text = _text(match.group())
         except (msgspec.MsgspecError, UnicodeDecodeError):
             raise self.bad_literal(start, match.group()) from None
         return Value(start, self.at, text)
@@ -170,11 +216,7 @@ class _Reader:
         if word in _CONSTANTS:
             return Value(start, self.at, _CONSTANTS[word])
         if _NUMBER.fullmatch(word):
-            try:
-                number = msgspec.json.decode(word, type=int | float)
-            except msgspec.MsgspecError:
-                raise self.bad_literal(start, word) from None
-            return Value(start, self.at, number)
+            return Value(start, self.at, _number(word))
         raise self.bad_literal(start, word)
 
     def bad_literal(self, start: int, word: bytes) -> HuJSONError:

@@ -10,8 +10,6 @@ from collections.abc import Collection, Iterable
 from ipaddress import ip_address
 from typing import Final, final
 
-import msgspec
-
 from gw.errors import WireError
 from gw.model.derpmap import DERPRegion
 from gw.model.dnsconfig import DNSRecord
@@ -19,7 +17,7 @@ from gw.model.gojson import GoStruct, decoder, encode
 from gw.policy import durations
 from gw.policy.faults import PolicyError
 from gw.policy.fields import Faults, Fields, texts
-from gw.policy.hujson import HuJSONError, Value, parse, positions
+from gw.policy.hujson import HuJSONError, Value, compact, parse, positions, unheard_of
 from gw.policy.ipsets import IpSets
 from gw.policy.model import (
     AutoApprovers,
@@ -391,7 +389,7 @@ class _Reader:
             if value.data is not None and not isinstance(value.data, list):
                 self.faults.add(value.start, f'app["{name}"]: expected a list')
             items = value.data if isinstance(value.data, list) else []
-            found[name] = tuple(msgspec.json.encode(item.plain()).decode() for item in items)
+            found[name] = tuple(compact(self.raw, item) for item in items)
         return found
 
     def _auto_approvers(self, fields: Fields) -> AutoApprovers:
@@ -544,7 +542,7 @@ class _Reader:
 
     def _derp_regions(self, fields: Fields) -> dict[int, DERPRegion | None]:
         value = fields.value("derpMap")
-        if value is None:
+        if value is None or self._is_beyond(value, "derpMap"):
             return {}
         try:
             return _read_derp_map(encode(value.plain())).regions or {}
@@ -565,10 +563,20 @@ class _Reader:
             self.faults.add(fields.place("Name"), f'extraDNSRecords: invalid name "{name}"')
         return DNSRecord(name=name.rstrip(".").lower(), type=kind, value=text)
 
+    def _is_beyond(self, value: Value, where: str) -> bool:
+        """Whether a number in it cannot be read as one, which is noted. Where values are passed through it may stand."""
+        found = unheard_of(value)
+        if found is not None:
+            shown = self.raw[found.start : found.end][:60].decode()
+            self.faults.add(found.start, f"{where}: number out of range: {shown}")
+        return found is not None
+
     def _test(self, value: Value) -> PolicyTest:
         keys = ("src", "proto", "accept", "deny", "srcPostureAttrs")
         fields = Fields(value, keys, self.faults, "tests")
         attributes = fields.value("srcPostureAttrs")
+        if attributes is not None and self._is_beyond(attributes, "tests.srcPostureAttrs"):
+            attributes = None
         plain = attributes.plain() if attributes is not None else None
         if not isinstance(plain, dict | None):
             self.faults.add(fields.place("srcPostureAttrs"), "tests.srcPostureAttrs: expected an object")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gw.policy.hujson import MAX_DEPTH, HuJSONError, parse, position
+from gw.policy.hujson import MAX_DEPTH, HuJSONError, compact, parse, position
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
@@ -48,6 +48,30 @@ def test_every_value_knows_its_bytes() -> None:
     assert raw[member.value.start : member.value.end] == b'[10, "x"]'
     assert isinstance(member.value.data, list)
     assert [raw[item.start : item.end] for item in member.value.data] == [b"10", b'"x"']
+
+
+@pytest.mark.parametrize(
+    ("raw", "data"),
+    [
+        (b"1e400", float("inf")),
+        (b"-1e999", float("-inf")),
+        (b"1e-400", 0.0),
+        (rb'"a\ud800b"', "a\ufffdb"),
+        (rb'"\uDC00\ud83d\ude00\uD83D"', "\ufffd\U0001f600\ufffd"),
+        (rb'"\\ud800"', "\\ud800"),
+        (rb'"\ud800\\udc00"', "\ufffd\\udc00"),
+    ],
+)
+def test_what_go_takes_as_json_is_json(raw: bytes, data: object) -> None:
+    """encoding/json checks the form of numbers and escapes; half a surrogate pair reads as U+FFFD."""
+    assert parse(raw).plain() == data
+    assert compact(raw, parse(raw)) == raw.decode()
+
+
+@given(JSON_VALUES)
+def test_compact_leaves_out_space_and_comments_alone(value: object) -> None:
+    raw = json.dumps(value, indent=1).encode()
+    assert compact(raw, parse(raw)) == json.dumps(value, separators=(",", ":"))
 
 
 @pytest.mark.parametrize(

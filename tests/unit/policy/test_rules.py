@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from gw.model.filterrule import FilterRule
+from gw.model.gojson import decoder, encode
 from gw.policy import durations
 from gw.policy.evaluate import evaluate
 from gw.policy.fields import Faults
@@ -131,6 +133,38 @@ def test_a_capability_for_one_address_behind_a_router_makes_nobody_visible() -> 
     assert found["filter_rules"]["router"] == []
     found = result({"grants": [{"src": ["ann@x.org"], "dst": ["10.33.0.0/24"], "app": {"x.org/cap": [1]}}]})
     assert found["peers"] == {"laptop": {"router": ["10.33.0.0/16"]}, "router": {"laptop": []}, "guest": {}}
+
+
+VALUES = r'[1e400, {"b": "\ud800", "a": [1.50, -0, 12345678901234567890123]}, /* why */ "<\u00e9>", null,]'
+
+
+def test_values_of_capabilities_are_passed_through_as_they_are_spelled() -> None:
+    """As Go's json.RawMessage: what is JSON is a value, whether or not a float or a string could hold it."""
+    rule = f'{{"src": ["*"], "dst": ["tag:r"], "app": {{"x.org/cap": {VALUES}}}}}'
+    given = f'{{"target": ["tag:r"], "app": {{"tailscale.com/app-connectors": {VALUES}}}}}'
+    found = result(f'{{"tagOwners": {{"tag:r": []}}, "grants": [{rule}], "nodeAttrs": [{given}]}}')
+    assert found["error"] is None
+    expected = rb'[1e400,{"b":"\ud800","a":[1.50,-0,12345678901234567890123]},"<\u00e9>",null]'
+    sent = encode(found["filter_rules"]["router"][0])
+    assert b'"CapMap":{"x.org/cap":' + expected in sent
+    assert expected in encode(found["node_attrs"]["router"])
+    read = decoder(FilterRule)(sent)  # and our own node reads it, as a Go client does
+    assert read.cap_grant is not None
+    values = (read.cap_grant[0].cap_map or {})["x.org/cap"] or []
+    assert bytes(values[1]) == rb'{"b":"\ufffd","a":[1.50,-0,12345678901234567890123]}'
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ('{"acls": [], "derpMap": {"Regions": {"1": {"RegionID": 1e400}}}}', "derpMap: number out of range: 1e400"),
+        ('{"acls": [], "tests": [{"src": "*", "srcPostureAttrs": {"node:a": [-1e999]}}]}',
+         "tests.srcPostureAttrs: number out of range: -1e999"),
+        ('{"acls": [], "randomizeClientPort": 1e400}', "policy.randomizeClientPort: expected true or false"),
+    ],
+)  # fmt: skip
+def test_a_number_that_somebody_has_to_read_must_be_one(policy: str, expected: str) -> None:
+    assert message(policy) == expected
 
 
 def test_users_without_an_address_are_in_no_domain() -> None:
