@@ -164,7 +164,8 @@ def diff(
     topology: TopologyOption = None,
     output: Output = None,
 ) -> None:
-    """Show what a changed policy would open and close, before it is applied.
+    """Show what a changed policy would open (+) and close (-), before it is applied: at nodes, behind routers and exit
+    nodes, by SSH and by `app` grants; and whose attributes and route approvals would change.
 
     gwctl policy diff policy.new.hujson
     """
@@ -182,17 +183,7 @@ def diff(
         except PolicyError as error:
             raise _refusal(_path(file), error) from None
     found = difference(views[0], views[1])
-    value = {"gained": [edge.plain() for edge in found.gained], "lost": [edge.plain() for edge in found.lost]}
-
-    def people() -> str:
-        lines = [
-            f"{sign} {_some(edge.sources)} -> {_some(edge.targets)}: {', '.join(edge.services)}"
-            for sign, edges in (("+", found.gained), ("-", found.lost))
-            for edge in edges
-        ]
-        return "\n".join(lines) or "the same nodes reach the same services"
-
-    show(value, output, people)
+    show(found.plain(), output, lambda: "\n".join(found.lines()) or "nothing changes for the nodes there are")
 
 
 @app.command("get")
@@ -369,8 +360,3 @@ def _told(found: Explanation, path: Path) -> str:
     if found.suggestion:
         lines.append(f"  would allow it: {found.suggestion}")
     return "\n".join(lines)
-
-
-def _some(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:4])
-    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown

@@ -43,7 +43,9 @@ def show(value: Any, chosen: str | None, people: Callable[[], str]) -> None:
 def _json(value: Any, *, indent: int) -> str:
     import msgspec
 
-    raw = msgspec.json.encode(value)
+    from gw.model.gojson import mend_surrogates
+
+    raw = mend_surrogates(msgspec.json.encode(value))
     return (msgspec.json.format(raw, indent=indent) if indent else raw).decode()
 
 

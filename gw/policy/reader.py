@@ -564,7 +564,7 @@ class _Reader:
         return DNSRecord(name=name.rstrip(".").lower(), type=kind, value=text)
 
     def _is_beyond(self, value: Value, where: str) -> bool:
-        """Whether a number in it cannot be read as one, which is noted. Where values are passed through it may stand."""
+        """Whether a number in it is beyond what can be read, which is noted. In `app` it may stand."""
         found = unheard_of(value)
         if found is not None:
             shown = self.raw[found.start : found.end][:60].decode()

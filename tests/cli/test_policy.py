@@ -165,9 +165,23 @@ def test_why_and_diff_for_scripts(gwctl: Run, files: dict[str, str], tmp_path: P
     assert gwctl("policy", "why", "nobody", "nas:80", *options).returncode == 4
     (tmp_path / "new.hujson").write_text(POLICY.replace(":22", ":22,443"))
     diff = gwctl("policy", "diff", files["policy"], str(tmp_path / "new.hujson"), "-t", files["net"], "-o", "json")
-    assert json.loads(diff.stdout) == {
-        "gained": [{"src": ["laptop"], "dst": ["nas"], "ip": ["tcp:443", "udp:443"]}], "lost": [],
-    }  # fmt: skip
+    told = json.loads(diff.stdout)
+    assert told["gained"] == [{"src": ["laptop"], "dst": ["nas"], "ip": ["tcp:443", "udp:443"]}]
+    assert told["lost"] == []
+    assert told["ssh"] == told["routes"] == told["app"] == {"gained": [], "lost": []}
+    grants = r'{"src": ["ann@x.org"], "dst": ["tag:nas"], "app": {"x.org/cap": ["\ud800", 1e400]}}'
+    rule = '{"action": "check", "src": ["ann@x.org"], "dst": ["tag:nas"], "users": ["root"]}'
+    (tmp_path / "new.hujson").write_text(POLICY.replace('"tests"', f'"grants": [{grants}], "ssh": [{rule}], "tests"'))
+    words = ("policy", "diff", files["policy"], str(tmp_path / "new.hujson"), "-t", files["net"])
+    assert gwctl(*words).stdout.splitlines() == [
+        "+ ssh laptop -> nas as root: check",
+        r'+ app laptop -> nas: x.org/cap "\ud800", 1e400',
+    ]
+    for form in ("json", "yaml", "json-line"):
+        assert "x.org/cap" in gwctl(*words, "-o", form).stdout
+    assert gwctl(*words[:3], files["policy"], "-t", files["net"]).stdout == (
+        "nothing changes for the nodes there are\n"
+    )
 
 
 def test_convert_there_and_back_and_fmt(gwctl: Run, files: dict[str, str], tmp_path: Path) -> None:

@@ -122,13 +122,13 @@ def test_a_question_without_a_port_is_none(target: str) -> None:
 def test_the_difference_is_what_opens_and_what_closes() -> None:
     new = POLICY.replace(b"22,80", b"80-82").replace(b'"src": ["ann@x.org"]', b'"src": ["autogroup:member"]')
     found = difference(view_of(TOPOLOGY, POLICY), view_of(TOPOLOGY, new))
-    gained = {(edge.sources, edge.targets): edge.services for edge in found.gained}
+    gained = {(edge.sources, edge.targets): edge.services for edge in found.gained.nodes}
     assert gained[("laptop", "phone"), ("nas",)] == ("tcp:81-82", "udp:81-82")
     assert gained[("other",), ("nas",)] == ("icmp:*", "tcp:80-82", "udp:80-82", "ipv6-icmp:*")
-    lost = {(edge.sources, edge.targets): edge.services for edge in found.lost}
+    lost = {(edge.sources, edge.targets): edge.services for edge in found.lost.nodes}
     assert lost[("laptop", "phone"), ("nas",)] == ("tcp:22", "udp:22")
     same = difference(view_of(TOPOLOGY, POLICY), view_of(TOPOLOGY, POLICY))
-    assert same.gained == same.lost == []
+    assert same.lines() == []
 
 
 @pytest.mark.parametrize("category", ["acl", "grants", "routes", "ssh", "tests", "sshtests", "nodeattrs"])
