@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .test_gwctl import gwctl, ready, served, state
+from .test_gwctl import START_TIMEOUT_S, gwctl, ready, served, state
 
 __all__ = ["gwctl", "ready", "served", "state"]  # fixtures
 
@@ -51,6 +52,7 @@ def test_the_captured_vectors_in_one_batch() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # 476 starts of an interpreter, on a machine that may have other work
 def test_the_captured_vectors_one_by_one() -> None:
     found = subprocess.run(
         [sys.executable, CHECK, "--", GWCTL, "policy", "eval"], capture_output=True, text=True, check=False
@@ -140,6 +142,41 @@ def test_a_policy_whose_tests_fail_is_not_put_in_force(ready: Run, state: Path, 
     assert refused.returncode == 2
     assert "test(s) failed" in refused.stderr
     assert (state / "policy.hujson").read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", ["ready", "served"])
+def test_a_policy_that_the_server_could_not_compile_is_not_put_in_force(
+    mode: str, state: Path, request: pytest.FixtureRequest
+) -> None:
+    """It reads well, but over the users there are a name in it means two of them."""
+    run: Run = request.getfixturevalue(mode)
+    assert run("users", "create", "ben@x.org").returncode == 0
+    assert run("users", "create", "zed", "--email", "ben@x.org").returncode == 0
+    before = (state / "policy.hujson").read_bytes()
+    path = state.parent / "p.hujson"
+    path.write_text('{"acls": [], "autoApprovers": {"exitNode": ["ben@x.org"]}}')
+    assert run("policy", "check", str(path)).returncode == 0
+    refused = run("policy", "set", str(path))
+    assert refused.returncode == 2
+    assert "multiple users found" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert (state / "policy.hujson").read_bytes() == before
+
+
+def test_a_stored_policy_whose_tests_fail_is_loaded_with_a_warning(ready: Run, state: Path) -> None:
+    """Tests are for those who write a policy: what is stored holds, and the log says what does not."""
+    (state / "policy.hujson").write_text(POLICY)  # nobody is called ann@x.org here
+    env = {**os.environ, "GW_STATE_DIR": str(state)}
+    env.pop("GW_RUNTIME_DIR", None)
+    with subprocess.Popen([GWCTL, "serve"], env=env, stderr=subprocess.PIPE, text=True) as server:
+        until = time.monotonic() + START_TIMEOUT_S
+        while ready("health").returncode != 0:
+            assert server.poll() is None
+            assert time.monotonic() < until
+        assert ready("policy", "get").stdout == POLICY
+        server.terminate()
+        _, log = server.communicate(timeout=30)
+    assert "a test of the policy fails, the policy holds all the same: ann@x.org" in log
 
 
 def test_set_keeps_every_byte_and_get_gives_it_back(ready: Run, state: Path, files: dict[str, str]) -> None:

@@ -17,6 +17,7 @@ from gw.policy.engine import PolicyEngine
 from gw.policy.faults import PolicyError
 from gw.policy.people import User
 from gw.policy.reader import read_policy
+from gw.policy.spans import number
 from gw.policy.starting import ALLOW_ALL_TEXT, DENY_ALL, OWN_DEVICES_TEXT
 
 POOLS = ["100.64.0.0/10", "fd7a:115c:a1e0::/48"]
@@ -207,6 +208,56 @@ def test_order_splitting_and_merging_of_rules_change_nothing(
                     assert Decider(whole.view).allows(one, two, protocol, port) == Decider(parts.view).allows(
                         one, two, protocol, port
                     )
+
+
+def granted(engine: PolicyEngine[Device], one: Device, two: Device) -> set[tuple[str, str, bytes]]:
+    """(destination, capability, value) of all that the filter of `two` grants to `one`."""
+    from tests.unit.policy.clientfilter import holds
+
+    return {
+        (dst, name, bytes(value))
+        for rule in engine.filter_for(two)
+        if any(holds(rule.src_ips or [], number(address)) for address in one.addresses)
+        for grant in rule.cap_grant or ()
+        for dst in grant.dsts or ()
+        for name, values in (grant.cap_map or {}).items()
+        for value in (values or [msgspec.Raw(b"null")])
+    }
+
+
+@given(
+    st.lists(st.tuples(grants(), st.lists(selectors, min_size=1, max_size=2)), min_size=1, max_size=4),
+    st.lists(devices, min_size=2, max_size=6, unique_by=lambda each: each.id),
+    st.randoms(use_true_random=False),
+)
+def test_rules_that_differ_in_their_destinations_alone_may_be_one_rule(
+    drawn: list[tuple[dict[str, Any], list[str]]], nodes: list[Device], chance: random.Random
+) -> None:
+    """One rule a source and destination, against one rule a source with all destinations joined; `app` included."""
+    is_free = [not {"via"} & rule.keys() and "autogroup:self" not in rule["dst"] for rule, _ in drawn]
+    parts = [
+        {**rule, "src": [source], "dst": [target]}
+        for (rule, more), free in zip(drawn, is_free, strict=True)
+        for source in rule["src"]
+        for target in [*rule["dst"], *(more if free else ())]
+    ]
+    chance.shuffle(parts)
+    joined: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        key = str(sorted((name, value) for name, value in part.items() if name != "dst"))
+        known = joined.setdefault(key, {**part, "dst": []})
+        known["dst"] = [*known["dst"], *part["dst"]]
+    apart, merged = engine_of(text_of(parts, []), *nodes), engine_of(text_of(list(joined.values()), []), *nodes)
+    for one in nodes:
+        for two in nodes:
+            if one is two:
+                continue
+            assert apart.visible(one, two) == merged.visible(one, two)
+            assert granted(apart, one, two) == granted(merged, one, two)
+            for protocol, port in ((6, 22), (17, 53), (6, 85), (1, 0), (132, 5)):
+                assert Decider(apart.view).allows(one, two, protocol, port) == Decider(merged.view).allows(
+                    one, two, protocol, port
+                )
 
 
 @settings(max_examples=150, deadline=None)
