@@ -21,6 +21,9 @@ def command(
     ] = "",
     hostname: Annotated[str, typer.Option("--hostname", help="Name to ask for instead of the host's.")] = "",
     accept_dns: Annotated[bool | None, typer.Option("--accept-dns/--no-accept-dns", help="Use the mesh's DNS.")] = None,
+    shields_up: Annotated[
+        bool | None, typer.Option("--shields-up/--no-shields-up", help="Refuse whatever others begin.")
+    ] = None,
     force_reauth: Annotated[bool, typer.Option("--force-reauth", help="Log in again with a new key.")] = False,
     timeout: Annotated[float, typer.Option("--timeout", help="Give up after seconds; 0 = wait for ever.")] = 0.0,
 ) -> None:
@@ -40,6 +43,8 @@ def command(
         changes["hostname"] = hostname
     if accept_dns is not None:
         changes["corp_dns"] = accept_dns
+    if shields_up is not None:
+        changes["shields_up"] = shields_up
     key = read_key(auth_key)
     client = daemon()
     status = client.status()

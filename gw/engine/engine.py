@@ -19,7 +19,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Protocol, Self, final
 
@@ -67,6 +67,7 @@ class PeerConfig:
     endpoints: tuple[AddrPort, ...]
     allowed: frozenset[Network]
     addresses: tuple[Address, ...]
+    jailed: bool = False  # it may only answer us
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,7 @@ class Engine:
         self._own = OwnEndpoints()
         self._peers: dict[NodeKey, PeerConfig] = {}
         self._local: tuple[Address, ...] = ()
+        self._shields_up = False
         self._map = DERPMap(regions={})
         self._home = 0
         self._waiting: dict[int, asyncio.Future[Pong]] = {}
@@ -189,6 +191,7 @@ class Engine:
         """A peer that is new or different."""
         self._peers[peer.key] = peer
         self._tunnel.set_peer(peer.key, peer.allowed)
+        self._tunnel.set_jailed(peer.key, peer.jailed)
         self._paths.set_peer(peer.key, peer.disco, peer.home, list(peer.endpoints), time.monotonic())
         self._pump()
 
@@ -199,10 +202,18 @@ class Engine:
         self._relays.forget(key)
         self._tunnel.remove_peer(key)
 
-    def set_filter(self, rules: Iterable[FilterRule], local: Sequence[Address], routes: Sequence[Network]) -> None:
-        """local: our own addresses; routes: networks that we serve."""
+    def set_filter(
+        self,
+        rules: Iterable[FilterRule],
+        local: Sequence[Address],
+        routes: Sequence[Network],
+        *,
+        shields_up: bool = False,
+    ) -> None:
+        """local: our own addresses; routes: networks that we serve; shields_up: nobody may begin anything with us."""
         self._local = tuple(local)
-        self._tunnel.set_filter(rules, [*local, *routes])
+        self._shields_up = shields_up
+        self._tunnel.set_filter([] if shields_up else rules, [*local, *routes])
 
     def set_secret(self, secret: NodeSecret, node: NodeKey) -> None:
         """Our node key was rotated."""
@@ -312,11 +323,19 @@ class Engine:
             self._tunnel.inject(peer, tsmp.encode(tsmp.Pong(message.data), destination, source))
         elif isinstance(message, tsmp.DiscoAdvert) and message.key != config.disco and config.disco is not None:
             # fresher than control's: the peer was restarted, and this very session is its new one
-            self._peers[peer] = config = PeerConfig(
-                config.key, message.key, config.home, config.endpoints, config.allowed, config.addresses
-            )
+            self._peers[peer] = config = replace(config, disco=message.key)
             self._paths.set_peer(peer, message.key, config.home, list(config.endpoints), time.monotonic())
             self._pump(keep_session=peer)
+
+    def rejected(self, peer: NodeKey, head: bytes) -> None:
+        """Tell the peer at once that its connection is refused, so that it need not wait for nothing."""
+        at = (head[0] & 15) * 4
+        if len(head) < at + 4 or at < tsmp.IPV4_BYTES:
+            return
+        source, destination = ipaddress.IPv4Address(head[12:16]), ipaddress.IPv4Address(head[16:20])
+        ports = int.from_bytes(head[at : at + 2], "big"), int.from_bytes(head[at + 2 : at + 4], "big")
+        reason = "S" if self._shields_up else "A"
+        self._tunnel.inject(peer, tsmp.encode(tsmp.Reject(tsmp.TCP, reason, *ports), destination, source))
 
     def send_failed(self, peer: NodeKey, code: int) -> None:
         log.debug("sending to %s failed: %s", peer.short(), os.strerror(code) if code else "refused")

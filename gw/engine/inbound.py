@@ -15,8 +15,10 @@ from gw.engine.link import (
     FilterRules,
     Foreign,
     Heard,
+    Jail,
     Note,
     ReceiveSession,
+    Rejected,
     Relayed,
     RemovePeer,
     Routes,
@@ -96,7 +98,9 @@ class InboundPlane:
             case FilterRules():
                 ready = self._rules.add(message)
                 if ready is not None:
-                    core.filter = ready
+                    core.set_filter(ready)
+            case Jail(slot, jailed):
+                core.set_jailed(slot, jailed)
             case _:
                 raise ValueError(f"not for the inbound plane: {type(message).__name__}")
 
@@ -115,6 +119,10 @@ class InboundPlane:
             for slot, packet in core.tsmp:
                 sender.bulk(Tsmp(slot, packet))
             core.tsmp = []
+        if core.rejected:
+            for slot, head in core.rejected:
+                sender.bulk(Rejected(slot, head))
+            core.rejected = []
         if core.foreign:
             found = core.foreign
             for at in range(0, len(found), FOREIGN_BATCH):

@@ -91,6 +91,13 @@ class Inject(_Message, tag="i"):
     packet: bytes
 
 
+class Jail(_Message, tag="j"):
+    """To the inbound worker: the peer may answer us and nothing else, or is free again."""
+
+    slot: int
+    jailed: bool
+
+
 class FilterRules(_Message, tag="f"):
     """rules: (protocols, sources, destinations) as `gw.native.rules.RuleSet.add` takes them.
 
@@ -142,6 +149,13 @@ class RelayOut(_Message, tag="w"):
     datagrams: list[bytes]
 
 
+class Rejected(_Message, tag="x"):
+    """The head of an IPv4 SYN that no rule allows, up to its ports."""
+
+    slot: int
+    head: bytes
+
+
 class Tsmp(_Message, tag="t"):
     slot: int
     packet: bytes
@@ -158,10 +172,11 @@ ToWorker = (
     | SendKeepalive
     | DropStaged
     | Inject
+    | Jail
     | FilterRules
     | Relayed
 )
-FromWorker = Note | Heard | Foreign | RelayOut | Tsmp
+FromWorker = Note | Heard | Foreign | RelayOut | Rejected | Tsmp
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _to_worker: Final[msgspec.msgpack.Decoder[ToWorker]] = msgspec.msgpack.Decoder(ToWorker)

@@ -29,9 +29,11 @@ from gw.engine.link import (
     FromWorker,
     Heard,
     Inject,
+    Jail,
     Note,
     Plan,
     ReceiveSession,
+    Rejected,
     RelayOut,
     RemovePeer,
     Routes,
@@ -102,6 +104,9 @@ class TunnelEvents(Protocol):
     def tsmp(self, peer: NodeKey, packet: bytes) -> None:
         """An inner packet of protocol 99, addresses checked."""
 
+    def rejected(self, peer: NodeKey, head: bytes) -> None:
+        """No rule allows this SYN: the IPv4 header, and the ports."""
+
     def send_failed(self, peer: NodeKey, code: int) -> None:
         """The system refused to send to the peer's UDP address; code is an errno."""
 
@@ -138,6 +143,7 @@ class _Peer:
     allowed: frozenset[Network] = frozenset()
     plan: SendPlan = NO_PLAN
     sessions: set[int] = field(default_factory=set)
+    jailed: bool = False
 
 
 @final
@@ -251,6 +257,13 @@ class Tunnel:
         add, remove = allowed - peer.allowed, peer.allowed - allowed
         peer.allowed = allowed
         self._tell_routes(peer, add, remove)
+
+    def set_jailed(self, key: NodeKey, jailed: bool) -> None:
+        """A jailed peer may answer what we began, and nothing else, whatever the rules say."""
+        peer = self._by_key.get(key)
+        if peer is not None and peer.jailed != jailed:
+            peer.jailed = jailed
+            self._tell_inbound(Jail(peer.slot, jailed))
 
     def remove_peer(self, key: NodeKey) -> None:
         peer = self._by_key.pop(key, None)
@@ -423,6 +436,8 @@ class Tunnel:
         # a surviving worker takes what it knows already as it is
         for peer in self._by_key.values():
             self._tell(AddPeer(peer.slot))
+            if peer.jailed:
+                self._tell_inbound(Jail(peer.slot, jailed=True))
             self._tell_routes(peer, peer.allowed, ())
             self._tell_plan(peer)
         self._tell_filter()
@@ -473,6 +488,10 @@ class Tunnel:
                     source = AddrPort(host, port) if host else None
                     self._totals.heard(slot, peer.plan, source)
                     self._events.heard(peer.key, source)
+            case Rejected(slot, head):
+                peer = self._slots.get(slot)
+                if peer is not None:
+                    self._events.rejected(peer.key, head)
             case Tsmp(slot, packet):
                 peer = self._slots.get(slot)
                 if peer is not None:

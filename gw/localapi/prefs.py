@@ -16,6 +16,7 @@ class Prefs(GoStruct):
     hostname: str = ""
     corp_dns: bool = msgspec.field(default=False, name="CorpDNS")
     route_all: bool = False
+    shields_up: bool = False  # nobody may begin anything with this node
 
 
 _WIRE: Final = {field.name: field.encode_name for field in msgspec.structs.fields(Prefs)}

@@ -15,6 +15,7 @@ from mypy_extensions import i64, mypyc_attr
 
 from gw.native.coalesce import Coalescer
 from gw.native.counters import (
+    DROP_ACL,
     DROP_MALFORMED,
     DROP_REPLAY,
     DROP_SPOOFED,
@@ -27,10 +28,11 @@ from gw.native.counters import (
     block_at,
     region_at,
 )
-from gw.native.filter import ACCEPT, TSMP_PACKET, Filter
+from gw.native.filter import ACCEPT, TCP, TSMP_PACKET, Filter
 from gw.native.outbound import ACTIVE, ACTIVE_NOTE_NS, CONFIRMED, MAX_COUNTER
 from gw.native.prefixes import PrefixMap
 from gw.native.replay import ReplayWindow
+from gw.native.rules import RuleSet
 
 RECEIVE_BYTES: Final = 65535
 ANCILLARY_BYTES: Final = 64
@@ -41,6 +43,7 @@ TRANSPORT: Final = 4
 MAX_EARLY: Final = 64
 BOTH_WAYS_NS: Final = 2_000_000_000  # a peer that tries a path sends both ways: the direct one counts
 MAX_FOREIGN: Final = 512  # datagrams for the engine in one round; more are dropped
+MAX_REJECTED: Final = 16  # SYNs in one round whose senders are told
 
 
 @final
@@ -52,6 +55,7 @@ class InPeer:
         self.slot: int = slot
         self.tally: Tally = tally
         self.source: Any = None
+        self.jailed: bool = False  # it may answer us, and nothing else
         self.heard: bool = False
         self.direct_ns: i64 = 0  # when a datagram last came without a relay
         self.noted_ns: i64 = 0
@@ -82,6 +86,8 @@ class Inbound:
         self.region: int = region_at(INBOUND, lane)
         self.shared: mmap = shared
         self.filter: Filter = filter_
+        self.shield: Filter = Filter(RuleSet(), filter_.local, filter_.flows)  # without rules: for jailed peers
+        self.rejected: list[tuple[int, bytes]] = []  # slot and first bytes of an IPv4 SYN that no rule allows
         self.coalescer: Coalescer = coalescer
         self.drops: Drops = Drops(shared, self.region)
         self.routes: PrefixMap = PrefixMap()
@@ -106,6 +112,16 @@ class Inbound:
         peer = self.peers.pop(slot, None)
         if peer is not None:
             peer.tally.clear()
+
+    def set_filter(self, filter_: Filter) -> None:
+        """Replace the rules and our own addresses as a whole."""
+        self.filter = filter_
+        self.shield = Filter(RuleSet(), filter_.local, filter_.flows)
+
+    def set_jailed(self, slot: int, jailed: bool) -> None:
+        peer = self.peers.get(slot)
+        if peer is not None:
+            peer.jailed = jailed
 
     def add_session(self, slot: int, index: int, unseal: Any, expires_ns: int, confirm: bool) -> None:
         peer = self.peers.get(slot)
@@ -251,13 +267,16 @@ class Inbound:
             return
         tally.packets += 1
         tally.size += length
-        verdict = self.filter.decide(packet, length, now_ns)
+        filter_ = self.shield if peer.jailed else self.filter
+        verdict = filter_.decide(packet, length, now_ns)
         if verdict == ACCEPT:
             self.coalescer.add(packet, length)
         elif verdict == TSMP_PACKET:
             self.tsmp.append((peer.slot, packet[:length]))
         else:
             self._drop(tally, int(verdict))
+            if verdict == DROP_ACL and version == 4 and i64(packet[9]) == TCP and len(self.rejected) < MAX_REJECTED:
+                self.rejected.append((peer.slot, packet[: (i64(packet[0]) & 15) * 4 + 4]))
 
     def _drop(self, tally: Tally, reason: int) -> None:
         self.drops.add(reason)

@@ -31,7 +31,7 @@ from gw.localapi.prefs import Prefs
 from gw.localapi.server import local_api
 from gw.localapi.status import PeerStatus, Status
 from gw.model.addresses import AddrPort
-from gw.model.hostinfo import NetInfo
+from gw.model.hostinfo import Hostinfo, NetInfo
 from gw.model.keys import DiscoKey, DiscoSecret, NodeKey, NodeSecret
 from gw.model.node import Node
 from gw.native import COMPILED
@@ -231,7 +231,7 @@ class Daemon:
             return
         async with control as client:
             self._session = ControlSession(
-                client, self._identity, self._disco, gather(self._prefs.hostname), self, netmap=self._netmap
+                client, self._identity, self._disco, self._hostinfo(), self, netmap=self._netmap
             )
             if self._endpoints:
                 self._session.set_endpoints(self._endpoints)
@@ -354,7 +354,11 @@ class Daemon:
     def whois(self, address: str) -> dict[str, object]:
         node = self._find(address)
         profile = self._netmap.user_profiles.get(node.user)
-        return {"Node": node, "UserProfile": profile, "CapMap": {}}
+        rules = translate.resolved_filter(self._netmap.packet_filter, self._netmap.peers.values())
+        own = self._netmap.self_node
+        theirs = translate.addresses(node)
+        caps = translate.capabilities(rules, theirs[0], translate.addresses(own)) if own and theirs else {}
+        return {"Node": node, "UserProfile": profile, "CapMap": caps}
 
     async def edit_prefs(self, masked: dict[str, Any]) -> Prefs:
         before = self._prefs
@@ -366,8 +370,11 @@ class Daemon:
             after = msgspec.structs.replace(after, logged_out=False)
         self._keep(after)
         session = self._session
-        if after.hostname != before.hostname and session is not None:
-            session.set_hostinfo(gather(after.hostname))
+        said = (before.hostname, before.shields_up)
+        if (after.hostname, after.shields_up) != said and session is not None:
+            session.set_hostinfo(self._hostinfo())
+        if after.shields_up != before.shields_up and self._mapped:
+            self._apply_filter()
         if after.corp_dns != before.corp_dns and self._mapped:
             self._apply_names()
         if after.route_all != before.route_all and self._mapped:
@@ -399,7 +406,7 @@ class Daemon:
             raise AuthRequired("not logged in")
         self._keep(msgspec.structs.replace(self._prefs, logged_out=True, want_running=False))
         async with ControlClient(self._prefs.control_url, self._identity.machine) as client:
-            session = ControlSession(client, self._identity, self._disco, gather(self._prefs.hostname), self)
+            session = ControlSession(client, self._identity, self._disco, self._hostinfo(), self)
             try:
                 async with asyncio.timeout(LOGOUT_S):
                     await session.log_out()
@@ -506,11 +513,15 @@ class Daemon:
             for source in rule.src_ips or ()
         )
 
+    def _hostinfo(self) -> Hostinfo:
+        return gather(self._prefs.hostname, shields_up=self._prefs.shields_up)
+
     def _apply_filter(self) -> None:
         node = self._netmap.self_node
         if node is not None:
             rules = translate.resolved_filter(self._netmap.packet_filter, self._netmap.peers.values())
-            self._running().set_filter(rules, translate.addresses(node), [])
+            own = translate.addresses(node)
+            self._running().set_filter(rules, own, [], shields_up=self._prefs.shields_up)
 
     def _apply_addresses(self) -> None:
         node = self._netmap.self_node

@@ -15,7 +15,7 @@ from gw.model.hostinfo import Hostinfo
 _GO_ARCH: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386", "riscv64": "riscv64"}
 
 
-def gather(hostname: str = "", routable_ips: Sequence[str] = ()) -> Hostinfo:
+def gather(hostname: str = "", routable_ips: Sequence[str] = (), *, shields_up: bool = False) -> Hostinfo:
     """hostname: asked for by the person, else the host's own. routable_ips: subnets to offer a way into."""
     release = _os_release()
     return Hostinfo(
@@ -31,6 +31,7 @@ def gather(hostname: str = "", routable_ips: Sequence[str] = ()) -> Hostinfo:
         machine=platform.machine(),
         go_arch=_GO_ARCH.get(platform.machine(), platform.machine()),
         routable_ips=list(routable_ips) or None,
+        shields_up=shields_up,
     )
 
 

@@ -9,10 +9,13 @@ import ipaddress
 import logging
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
+import msgspec
+
 from gw.engine.engine import PeerConfig
-from gw.engine.filterrules import Address, Network
+from gw.engine.filterrules import Address, Network, ranges
 from gw.errors import WireError
 from gw.model.addresses import EXIT_ROUTES, TAILNET_V4, TAILNET_V6, AddrPort
 from gw.model.dnsconfig import DNSConfig, Resolver
@@ -49,6 +52,7 @@ def peer_config(node: Node) -> PeerConfig | None:
         tuple(endpoints),
         frozenset(allowed_networks(node)),
         tuple(addresses(node)),
+        node.is_jailed,
     )
 
 
@@ -105,6 +109,7 @@ def keep_known(new: PeerConfig, old: PeerConfig | None) -> PeerConfig:
         new.endpoints or old.endpoints,
         new.allowed,
         new.addresses,
+        new.jailed,
     )
 
 
@@ -113,7 +118,7 @@ def engine_allowed(config: PeerConfig, *, accept_routes: bool) -> PeerConfig:
     if accept_routes:
         return config
     own = frozenset(network for network in config.allowed if _is_node(network, config.addresses))
-    return PeerConfig(config.key, config.disco, config.home, config.endpoints, own, config.addresses)
+    return replace(config, allowed=own)
 
 
 def _is_node(network: Network, addresses: Iterable[Address]) -> bool:
@@ -142,6 +147,33 @@ def resolved_filter(rules: Iterable[FilterRule], peers: Iterable[Node]) -> list[
             )
         resolved.append(rule)
     return resolved
+
+
+def capabilities(rules: Iterable[FilterRule], source: Address, own: Iterable[Address]) -> dict[str, list[msgspec.Raw]]:
+    """What the policy's `app` grants give `source` at this node: capability -> values.
+
+    Ref: tailscale filter.CapsWithValues
+    """
+    found: dict[str, list[msgspec.Raw]] = {}
+    ours = list(own)
+    for rule in rules:
+        if not any(_holds(text, source) for text in rule.src_ips or ()):
+            continue
+        for grant in rule.cap_grant or ():
+            if any(_holds(text, address) for text in grant.dsts or () for address in ours):
+                for name in grant.caps or ():
+                    found.setdefault(name, [])
+                for name, values in (grant.cap_map or {}).items():
+                    found.setdefault(name, []).extend(values or ())
+    return found
+
+
+def _holds(text: str, address: Address) -> bool:
+    """True where an entry of a filter rule holds the address; what cannot be read holds nothing."""
+    try:
+        return any(v6 == (address.version == 6) and first <= address.packed <= last for v6, first, last in ranges(text))
+    except ValueError:
+        return False
 
 
 def resolv_config(dns: DNSConfig, *, accept: bool) -> ResolvConfig:

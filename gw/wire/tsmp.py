@@ -16,6 +16,7 @@ from gw.errors import WireError
 from gw.model.keys import DiscoKey
 
 PROTOCOL: Final = 99
+TCP: Final = 6
 TTL: Final = 64
 IPV4_BYTES: Final = 20
 IPV6_BYTES: Final = 40

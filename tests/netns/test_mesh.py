@@ -114,6 +114,20 @@ def test_status_has_tailscales_field_names(mesh: Lab) -> None:
     assert bob["Online"]
 
 
+def test_with_shields_up_nobody_begins_anything_and_answers_pass(mesh: Lab) -> None:
+    address = mesh.run("bob", "gw", "ip", "-4").strip()
+    mesh.run("ann", "ping", "-n", "-c", "1", "-W", "5", address)
+    mesh.run("bob", "gw", "up", "--shields-up")
+    try:
+        with pytest.raises(GwError):
+            mesh.run("ann", "ping", "-n", "-c", "2", "-W", "1", address)
+        mesh.run("bob", "ping", "-n", "-c", "1", "-W", "5", mesh.run("ann", "gw", "ip", "-4").strip())
+        assert mesh.status("bob")["DataPlane"]["drops"]["acl"] >= 2
+    finally:
+        mesh.run("bob", "gw", "up", "--no-shields-up")
+    mesh.run("ann", "ping", "-n", "-c", "1", "-W", "5", address)
+
+
 def test_down_takes_names_and_routes_away_and_up_brings_them_back(mesh: Lab) -> None:
     ping(mesh, "ann", "bob")
     mesh.run("bob", "gw", "down")

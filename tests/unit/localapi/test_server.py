@@ -168,7 +168,7 @@ async def test_start_hands_over_key_and_then_asks_for_a_login(path: Path, node: 
 
 async def test_start_of_a_stock_client_carries_whole_preferences(path: Path, node: Node) -> None:
     """tailscale up sends ipn.Options with every preference it knows; ours are taken, the others left."""
-    options = {"AuthKey": "", "UpdatePrefs": {"ControlURL": "https://c.example", "ShieldsUp": False}}
+    options = {"AuthKey": "", "UpdatePrefs": {"ControlURL": "https://c.example", "NoSNAT": False}}
     answer = await call(lambda: unixhttp.request(path, "POST", f"{API}/start", options))
     assert answer.status == 204
     assert node.calls[0] == ("edit", {"ControlURL": "https://c.example", "ControlURLSet": True})

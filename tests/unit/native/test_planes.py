@@ -18,7 +18,7 @@ from gw.native import counters, flows
 from gw.native.coalesce import Coalescer
 from gw.native.filter import Filter
 from gw.native.flows import FlowTable
-from gw.native.inbound import Inbound
+from gw.native.inbound import MAX_REJECTED, Inbound
 from gw.native.outbound import Outbound
 from gw.native.prefixes import PrefixMap
 from gw.native.rules import RuleSet
@@ -50,7 +50,7 @@ class Planes:
         self.outbound = Outbound(inside.fileno(), self._memory[0], table, 1280, True)
         self.wire = Wire()
         rules, local = RuleSet(), PrefixMap()
-        rules.add([], [(False, bytes(4), b"\xff" * 4)], [(False, bytes(4), b"\xff" * 4, 0, 65535)])
+        rules.add([1, 6, 17], [(False, bytes(4), b"\xff" * 4)], [(False, bytes(4), b"\xff" * 4, 0, 65535)])
         local.put(TWO, 32, 1)
         coalescer = Coalescer(self._written, True, True)
         self.inbound = Inbound(self._memory[0], Filter(rules, local, table), coalescer, lane, lanes)
@@ -129,6 +129,55 @@ def test_what_one_seals_the_other_delivers_once() -> None:
         with pytest.raises(BlockingIOError):
             os.read(planes.out_read, 1)
         assert planes.inbound.peers[0].tally.packets == 1
+    finally:
+        planes.close()
+
+
+def sealed(packet: bytes, counter: int) -> bytes:
+    nonce = bytes(4) + counter.to_bytes(8, "little")
+    return b"\x04\0\0\0\x06\0\0\0" + nonce[4:] + ChaCha20Poly1305(KEY).encrypt(nonce, packet, None)
+
+
+def tcp(flags: int, port: int = 22) -> bytes:
+    body = (40000).to_bytes(2, "big") + port.to_bytes(2, "big") + bytes(8) + b"\x50" + bytes([flags]) + bytes(6)
+    return b"\x45\0\0\x28" + bytes(5) + b"\x06" + bytes(2) + ONE + TWO + body
+
+
+def test_a_jailed_peer_may_answer_and_nothing_else() -> None:
+    planes = Planes()
+    try:
+        packets = planes.inbound.peers[0].tally
+
+        def arrives(flags: int, counter: int) -> bool:
+            data = sealed(tcp(flags), counter)
+            planes.inbound.receive(data, len(data), SOURCE, time.monotonic_ns())
+            planes.inbound.flush()
+            try:
+                return bool(os.read(planes.out_read, 4096))
+            except BlockingIOError:
+                return False
+
+        assert arrives(0x02, 1)
+        planes.inbound.set_jailed(0, True)
+        assert not arrives(0x02, 2)
+        assert arrives(0x12, 3)
+        planes.inbound.set_jailed(0, False)
+        assert arrives(0x02, 4)
+        assert packets.packets == 4
+    finally:
+        planes.close()
+
+
+def test_who_is_refused_a_connection_is_told() -> None:
+    planes = Planes()
+    try:
+        rules, local = RuleSet(), PrefixMap()
+        local.put(TWO, 32, 1)
+        planes.inbound.set_filter(Filter(rules, local, planes.inbound.filter.flows))
+        for counter in range(40):
+            data = sealed(tcp(0x02, 443), counter)
+            planes.inbound.receive(data, len(data), SOURCE, time.monotonic_ns())
+        assert planes.inbound.rejected == [(0, tcp(0x02, 443)[:24])] * MAX_REJECTED
     finally:
         planes.close()
 

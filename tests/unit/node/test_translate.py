@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
+
+import msgspec
 import pytest
 
 from gw.model.addresses import AddrPort
 from gw.model.dnsconfig import DNSConfig, Resolver
-from gw.model.filterrule import FilterRule, NetPortRange
+from gw.model.filterrule import CapGrant, FilterRule, NetPortRange
 from gw.model.node import Node
-from gw.node.translate import engine_allowed, keep_known, peer_config, resolv_config, resolved_filter
+from gw.node.translate import capabilities, engine_allowed, keep_known, peer_config, resolv_config, resolved_filter
 
 KEY, OTHER = "nodekey:" + "1" * 64, "nodekey:" + "2" * 64
 DISCO = "discokey:" + "3" * 64
@@ -82,3 +85,17 @@ def test_no_search_domain_can_write_a_line_of_resolv_conf_or_an_option() -> None
     names = ["mesh.example.", "x\nnameserver 192.0.2.1", "--help", "a b", "", "sub_net.example"]
     config = resolv_config(DNSConfig(resolvers=[Resolver(addr="100.64.0.1")], domains=names), accept=True)
     assert config.search == ("mesh.example", "sub_net.example")
+
+
+def test_app_grants_give_a_peer_what_its_address_and_ours_are_in() -> None:
+    grant = CapGrant(dsts=["100.64.0.9/32"], caps=["old"], cap_map={"x.y/z": [msgspec.Raw(b'{"a":1}')], "bare": None})
+    rules = [
+        FilterRule(src_ips=["100.64.0.0-100.64.0.3"], cap_grant=[grant]),
+        FilterRule(src_ips=["*"], cap_grant=[CapGrant(dsts=["100.64.0.8"], cap_map={"other": None})]),
+        FilterRule(src_ips=["nonsense"], cap_grant=[grant]),
+    ]
+    ours = [ipaddress.ip_address("100.64.0.9")]
+    assert capabilities(rules, ipaddress.ip_address("100.64.0.2"), ours) == {
+        "old": [], "bare": [], "x.y/z": [msgspec.Raw(b'{"a":1}')],
+    }  # fmt: skip
+    assert capabilities(rules, ipaddress.ip_address("100.64.0.4"), ours) == {}
