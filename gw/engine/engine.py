@@ -185,6 +185,11 @@ class Engine:
         self._relays.set_map(derp_map)
         if self._home not in (derp_map.regions or {}):
             self._set_home(0)
+        homes = [id_ for id_, region in (derp_map.regions or {}).items() if not region.no_measure_no_home]
+        if not self._home and len(homes) == 1:
+            # nothing to choose: be reached there at once, without the seconds that a measurement may take
+            self._set_home(homes[0])
+            self._events.netinfo(NetInfo(preferred_derp=self._home))
         self.look_again(full=True)
 
     def set_peer(self, peer: PeerConfig) -> None:
