@@ -727,10 +727,11 @@ class Tailnet:
             self.undo.note_policy(before, policy.text)
         self._policy_is_new()
 
-    def announce_policy(self, text: bytes) -> None:
+    def announce_policy(self, text: bytes, before: bytes) -> None:
         """Somebody is about to write this text: the event trail shall name them, not a hand edit."""
         if self._tasks is None:  # no server runs to take it over
-            self.record("policy-changed", "policy", None, PolicyRevision(revision_of(text)))
+            was = PolicyRevision(revision_of(before)) if before else None
+            self.record("policy-changed", "policy", was, PolicyRevision(revision_of(text)))
         else:
             self._announced = (revision_of(text), events.actor())
 

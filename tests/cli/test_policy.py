@@ -251,6 +251,16 @@ def events(state: Path) -> list[dict[str, Any]]:
     ]
 
 
+def test_without_a_server_the_event_has_the_revision_before_and_after(ready: Run, state: Path) -> None:
+    revisions = []
+    for text in ('{"acls": []}', '{"acls": [], "groups": {}}'):
+        (state.parent / "p.hujson").write_text(text)
+        revisions.append(ready("policy", "set", str(state.parent / "p.hujson")).stdout.split()[-1])
+    found = [event for event in events(state) if event["event"] == "policy-changed"]
+    assert [event["after"]["policy"] for event in found] == revisions
+    assert found[1]["before"] == {"policy": revisions[0]}
+
+
 def test_the_event_trail_names_who_set_the_policy(served: Run, state: Path) -> None:
     (state.parent / "p.hujson").write_text('{"acls": []}')
     revision = served("policy", "set", str(state.parent / "p.hujson")).stdout.split()[-1]

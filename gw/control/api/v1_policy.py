@@ -10,6 +10,7 @@ from gw.control.api.calls import ANY_KEY, Answer, Call, Operation, reading
 from gw.control.policyfile import checked, policy_file
 from gw.control.shapes import time_shape
 from gw.control.tailnet import policy_user, revision_of
+from gw.errors import GwError
 from gw.policy.topology import DescribedNode, Topology, TopologyRoutes, TopologyUser
 
 SCOPE: Final = "policy_file"
@@ -54,7 +55,11 @@ async def check_policy(call: Call) -> Answer:
     text = asked.policy.encode(errors="surrogateescape")
     policy = checked(call.tailnet, text)
     if asked.announce:
-        call.tailnet.announce_policy(text)
+        try:
+            before, _ = await policy_file(call.tailnet).read()
+        except GwError:  # broken: it is about to be replaced
+            before = b""
+        call.tailnet.announce_policy(text, before)
     return CheckAnswer(len(policy.grants or ()), revision_of(text))
 
 
