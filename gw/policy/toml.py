@@ -19,7 +19,7 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from gw.policy.faults import PolicyError
-from gw.policy.hujson import HuJSONError, parse
+from gw.policy.hujson import HuJSONError, parse, position, unheard_of
 from gw.policy.model import Policy
 from gw.policy.reader import read_policy
 
@@ -62,9 +62,14 @@ def to_toml(raw: bytes) -> bytes:
     import tomlkit
 
     try:
-        plain = parse(raw).plain()
+        root = parse(raw)
     except HuJSONError as error:
         raise PolicyError(str(error), line=error.line, column=error.column) from None
+    beyond = unheard_of(root)
+    if beyond is not None:
+        line, column = position(raw, beyond.start)
+        raise PolicyError("TOML has no numbers beyond 64 bits", line=line, column=column)
+    plain = root.plain()
     if not isinstance(plain, dict):
         raise PolicyError("policy: expected an object", line=1, column=1)
     return tomlkit.dumps(_without_null(plain)).encode()

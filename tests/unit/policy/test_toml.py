@@ -49,6 +49,12 @@ def test_there_and_back_means_the_same(category: str) -> None:
         assert evaluate(topology, back) == evaluate(topology, text)
 
 
+def test_a_number_that_toml_cannot_say_is_refused_where_it_stands() -> None:
+    with pytest.raises(PolicyError, match="TOML has no numbers") as found:
+        to_toml(b'{"grants": [\n {"app": {"x.org/c": [1e400]}}]}')
+    assert (found.value.line, found.value.column) == (2, 23)
+
+
 def test_faults_are_told_at_their_place_in_the_toml() -> None:
     with pytest.raises(PolicyError) as found:
         read_toml_policy(POLICY)
