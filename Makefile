@@ -2,10 +2,13 @@
 #
 #   GW_NATIVE=off|auto|require   without, with if possible, or only with the compiled packet core
 #   PYTHON=python3.13            another interpreter            VENV=.venv313   another environment
+#   make wheel ARCH=aarch64      a wheel for another architecture; packaging/cross-wheel says what that needs
 
 PYTHON ?= python3
 VENV ?= .venv
 GW_NATIVE ?= auto
+MACHINE := $(shell uname -m)
+ARCH ?= $(MACHINE)
 BIN := $(abspath $(VENV))/bin
 SOURCES := $(shell find gw -name '*.py' -o -name '*.tcss') $(wildcard setup.py) pyproject.toml
 STAMP := $(VENV)/installed-$(GW_NATIVE)
@@ -60,7 +63,7 @@ bench: test-deps $(STAMP) $(VENV)/dev
 	$(BIN)/python -P bench/run.py
 
 wheel: $(VENV)/dev
-	$(BIN)/python -m build --wheel
+	$(if $(filter $(MACHINE),$(ARCH)),$(BIN)/python -m build --wheel,PYTHON=$(BIN)/python packaging/cross-wheel $(ARCH))
 	@ls -1 dist/*.whl
 
 # completions/ and man/ from the command line's own description; a test fails when they drift

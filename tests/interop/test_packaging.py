@@ -172,3 +172,20 @@ def test_an_application_installer_installs_upgrades_and_removes_it(wheel: Path, 
     assert "compiled core" in run(tmp_path / "bin" / "gw", "--version")
     run(*verb, "uninstall", "ghostwire-mesh", **here)
     assert not [path for path in (tmp_path / "bin").iterdir() if path.name in SCRIPTS]
+
+
+def test_a_wheel_for_an_architecture_without_compiler_is_refused_in_one_line(copy: Path) -> None:
+    words = ["sh", copy / "packaging" / "cross-wheel", "pdp_11"]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and "no pdp_11-linux-gnu-gcc" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-gcc") is None, reason="needs what packaging/cross-wheel tells")
+def test_a_wheel_for_arm_holds_a_core_compiled_for_arm(copy: Path) -> None:
+    run("sh", copy / "packaging" / "cross-wheel", "aarch64", PYTHON=sys.executable)
+    (wheel,) = (copy / "dist").glob("*-linux_aarch64.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        libraries = [archive.read(name) for name in archive.namelist() if name.endswith(".so")]
+    assert len(libraries) > 10
+    assert all(library[:4] == b"\x7fELF" and library[18:20] == b"\xb7\x00" for library in libraries)  # EM_AARCH64
