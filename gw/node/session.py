@@ -304,7 +304,7 @@ class ControlSession:
             raise failure
 
     async def _read_stream(self, request: MapRequest) -> None:
-        is_first, is_approved = True, True
+        is_first, is_approved, has_told = True, True, False
         self.netmap.begin()
         async with aclosing(self._client.map_stream(request)) as messages:
             async for message in messages:
@@ -321,7 +321,8 @@ class ControlSession:
                     self._self_changed.set()
                     is_approved = message.node.machine_authorized
                     self._tell_state(State.CONNECTED if is_approved else State.NEEDS_APPROVAL)
-                if change and is_approved:
+                if is_approved and (change or not has_told):
+                    has_told = True  # a first map is told though it is the one we had: who came back up waits for it
                     self._events.netmap(self.netmap, change)
 
     def _check_expiry(self) -> float:
