@@ -106,7 +106,7 @@ def test_a_node_key_of_another_machine_opens_nothing(state: Path, port: int) -> 
         assert thief.register()["Error"]
         assert thief.call("/machine/map", thief.request(omit_peers=True))[0] == 404
         assert thief.call("/machine/map", b"{not json")[0] == 400
-        assert thief.call("/machine/set-dns", b"{}")[0] == 501
+        assert thief.call("/machine/set-dns", b"{}")[0] == 404
         assert thief.call("/elsewhere", b"{}")[0] == 404
 
 
