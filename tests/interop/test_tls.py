@@ -294,7 +294,7 @@ class Pebble:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        environment = {"PATH": os.environ["PATH"], "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "20"}
+        environment = {"PATH": os.environ["PATH"], "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "5"}
         dns = subprocess.Popen(
             [str(TOOLS / "pebble-challtestsrv"), "-dnsserver", f"127.0.0.1:{self.dns}", "-http01", "", "-https01", "",
              "-tlsalpn01", "", "-doh", "", "-management", f"127.0.0.1:{self.dns_api}", "-defaultIPv6", "",
