@@ -27,8 +27,8 @@ def test_the_dashboard_shows_live_peers_and_pings_one(mesh: Lab) -> None:
     def screen() -> str:
         return subprocess.run([*tmux, "capture-pane", "-p"], capture_output=True, text=True, check=True).stdout
 
-    def until(*words: str, without: str = "\0") -> str:
-        deadline = time.monotonic() + 20
+    def until(*words: str, without: str = "\0", within_s: float = 20) -> str:
+        deadline = time.monotonic() + within_s
         while True:
             text = screen()
             if all(word in text for word in words) and without not in text:
@@ -53,8 +53,14 @@ def test_the_dashboard_shows_live_peers_and_pings_one(mesh: Lab) -> None:
         until("bob", without="cat")
         subprocess.run([*tmux, "send-keys", "Enter"], check=True)
         until("Ping")
-        subprocess.run([*tmux, "send-keys", "p"], check=True)
-        until("pong from bob")
+        for last in (False, False, True):  # a busy machine may show the answer for too short a time to be seen
+            subprocess.run([*tmux, "send-keys", "p"], check=True)
+            try:
+                until("pong from bob", within_s=10)
+                break
+            except AssertionError:
+                if last:
+                    raise
         subprocess.run([*tmux, "send-keys", "q"], check=True)
     finally:
         subprocess.run([*tmux, "kill-server"], capture_output=True, check=False)
