@@ -44,7 +44,7 @@ test-deps:
 
 test: test-deps $(STAMP) $(VENV)/dev lint
 	cd tests && $(BIN)/pytest unit sim cli tui -n 2 -q -m "not long" $(TESTS)
-	cd tests && $(BIN)/pytest netns interop -n 2 --dist loadfile -m "not long" --durations=25 $(TESTS)
+	cd tests && $(BIN)/pytest netns interop -n 2 --dist loadfile --reruns 1 -m "not long" --durations=25 $(TESTS)
 
 test-long: test-deps $(STAMP) $(VENV)/dev
 	cd tests && $(BIN)/pytest . -m long --timeout 1800 $(TESTS)
