@@ -132,7 +132,7 @@ def run_with_kills(folder: Path, kills: int, lanes: int) -> None:
         assert got["digest"] == sent["digest"], (got, sent)
         assert seen["twice"] == 0, seen
         assert seen["seen"] > 100 * kills, seen
-        assert refused >= len(json.loads(kept)) > 20, (refused, after)
+        assert refused >= len(json.loads(kept)) > 5, (refused, after)
         assert after["sessions"] > kills // 4, after
         assert set(after["health"]["workers"]) == set(before["health"]["workers"])
         print(f"{kills} kills, {seen}, longest silence {got['silence']:.2f} s, {refused} replays refused")
