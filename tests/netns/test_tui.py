@@ -37,9 +37,10 @@ def test_the_dashboard_shows_live_peers_and_pings_one(mesh: Lab) -> None:
             time.sleep(0.2)
 
     argv = mesh.argv("ann", "gw", "tui")
+    environment = {k: v for k, v in mesh.environment("ann").items() if k not in ("COLUMNS", "LINES")}
     subprocess.run(
-        [*tmux, "-f", "/dev/null", "new-session", "-d", "-x", "120", "-y", "40", *argv],
-        env={**mesh.environment("ann"), "TERM": "xterm-256color"},
+        [*tmux, "-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", *argv],  # the smallest in use
+        env={**environment, "TERM": "xterm-256color"},
         check=True,
     )
     try:
@@ -53,14 +54,8 @@ def test_the_dashboard_shows_live_peers_and_pings_one(mesh: Lab) -> None:
         until("bob", without="cat")
         subprocess.run([*tmux, "send-keys", "Enter"], check=True)
         until("Ping")
-        for last in (False, False, True):  # a busy machine may show the answer for too short a time to be seen
-            subprocess.run([*tmux, "send-keys", "p"], check=True)
-            try:
-                until("pong from bob", within_s=10)
-                break
-            except AssertionError:
-                if last:
-                    raise
+        subprocess.run([*tmux, "send-keys", "p"], check=True)
+        until("pong from bob")
         subprocess.run([*tmux, "send-keys", "q"], check=True)
     finally:
         subprocess.run([*tmux, "kill-server"], capture_output=True, check=False)

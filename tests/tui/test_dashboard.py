@@ -99,7 +99,7 @@ def test_without_colour(snap_compare: Snapshot, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_ping_result_stands_in_the_detail_pane(snap_compare: Snapshot) -> None:
-    assert snap_compare(dashboard({"Status": STATUS}), run_before=typed("p"), terminal_size=(100, 30))
+    assert snap_compare(dashboard({"Status": STATUS}), run_before=typed("p"), terminal_size=(80, 24))
 
 
 def test_filter_line(snap_compare: Snapshot) -> None:
