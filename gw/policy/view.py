@@ -71,9 +71,9 @@ class Entry(Generic[N]):
 
 @dataclass(slots=True, eq=False)
 class _Class(Generic[N]):
-    """Nodes that stand alike."""
+    """Nodes that stand alike, by id."""
 
-    members: dict[int, Entry[N]] = field(default_factory=dict)
+    members: dict[int, N] = field(default_factory=dict)
 
 
 _ClassKey = tuple[Bits, Bits]
@@ -168,7 +168,7 @@ class PolicyView(Generic[N]):
         entry = self.entries[node.id]
         found: dict[int, N] = {}
         for seen in self._seen_by(entry):
-            found |= {id_: member.node for id_, member in seen.members.items()}
+            found |= seen.members
         if entry.facts.owner:
             for id_, member in self._owners.get(entry.facts.owner, {}).items():
                 if id_ not in found and self._share(entry, member):
@@ -233,18 +233,18 @@ class PolicyView(Generic[N]):
 
     def _lost(self, before: Entry[N], after: Entry[N]) -> list[N]:
         """Who saw the node as it was and does not see it as it is."""
-        gone = self._seen_by(before) - self._seen_by(after)
-        candidates = {id_: member for each in gone for id_, member in each.members.items()}
-        if before.standing.own or after.standing.own or before.facts.owner != after.facts.owner:
-            candidates |= {member.node.id: member for member in self.household(before.facts.owner)}
-        was, now = _key(before), _key(after)
-        return [
-            member.node
-            for id_, member in candidates.items()
-            if id_ != after.node.id
-            and (_see(was, _key(member)) or self._share(before, member))
-            and not (_see(now, _key(member)) or self._share(after, member))
-        ]
+        lost: dict[int, N] = {}
+        for each in self._seen_by(before) - self._seen_by(after):
+            lost |= each.members
+        now = _key(after)
+        for member in self.household(before.facts.owner):
+            if self._share(before, member) and not _see(now, _key(member)):
+                lost[member.node.id] = member.node
+        for member in self.household(after.facts.owner):
+            if self._share(after, member):
+                lost.pop(member.node.id, None)
+        lost.pop(after.node.id, None)
+        return list(lost.values())
 
     def _listed(self, unit: Unit) -> Iterable[Entry[N]]:
         """The nodes that a unit's source list names one by one."""
@@ -287,7 +287,7 @@ class PolicyView(Generic[N]):
         facts, routes = known or self._facts(node)
         entry = Entry(node, facts, self.compiled.standing(facts), routes)
         self.entries[node.id] = entry
-        self._class_of(entry).members[node.id] = entry
+        self._class_of(entry).members[node.id] = node
         if facts.owner:
             self._owners.setdefault(facts.owner, {})[node.id] = entry
         for tag in facts.tags:
@@ -359,7 +359,7 @@ class PolicyView(Generic[N]):
             for unit in ones(bits):
                 receivers |= self._receiving.get(unit, _NO_CLASS)
             for each in receivers:
-                touched |= {id_: entry.node for id_, entry in each.members.items()}
+                touched |= each.members
         for entry in (before, after):
             if entry is not None and entry.standing.own:
                 touched |= {each.node.id: each.node for each in self.household(entry.facts.owner)}
