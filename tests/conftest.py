@@ -1,4 +1,4 @@
-"""What every test shares: unit tests may open no socket; tests that need root say why they skip."""
+"""What every test shares: unit tests open no socket; tests that need root say why they skip; rivals are named."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
 
 TESTS = Path(__file__).resolve().parent
+RIVALS = ("DERPER", "HEADSCALE", "TAILSCALED", "TAILSCALE")
 NETNS_PROGRAMS = ("ip", "nft", "ping")
 
 
@@ -26,7 +27,21 @@ def _missing() -> str:
     return f"needs {', '.join(absent)}" if absent else ""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _is_left_out(item: pytest.Item) -> bool:
+    mark = item.get_closest_marker("against")
+    return mark is not None and not all(os.environ.get(name) for name in mark.args)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    unset = [name for name in RIVALS if not os.environ.get(name)]
+    if unset:
+        terminalreporter.write_line(f"Not run: tests against binaries that may be named in {', '.join(unset)}.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if _is_left_out(item)]
+    items[:] = [item for item in items if not _is_left_out(item)]
+    config.hook.pytest_deselected(items=left_out)
     reason = _missing()
     for item in items:
         part = Path(item.path).relative_to(TESTS).parts[0]

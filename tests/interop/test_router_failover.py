@@ -34,10 +34,7 @@ derpport = 9
 """
 pytestmark = [
     pytest.mark.interop,
-    pytest.mark.skipif(
-        not os.environ.get("TAILSCALED") or not os.environ.get("TAILSCALE"),
-        reason="set TAILSCALED and TAILSCALE to binaries",
-    ),
+    pytest.mark.against("TAILSCALED", "TAILSCALE"),
     pytest.mark.timeout(180),
 ]
 

@@ -105,10 +105,7 @@ def test_a_tsnet_server_serves_us_and_is_served_by_us(nat: Nat, way: str, tmp_pa
         assert lab.run("ann", "curl", "-s", "-m", "5", "http://stock/") == "a page of a stock node"
 
 
-@pytest.mark.skipif(
-    not os.environ.get("TAILSCALED") or not os.environ.get("TAILSCALE"),
-    reason="set TAILSCALED and TAILSCALE to binaries",
-)
+@pytest.mark.against("TAILSCALED", "TAILSCALE")
 @pytest.mark.parametrize(("nat", "way"), [(Nat.NONE, "direct"), (Nat.SYMMETRIC, "direct"), (Nat.UDP_BLOCKED, "relay")])
 def test_tailscaled_is_a_node_like_any_other(nat: Nat, way: str, tmp_path: Path) -> None:
     with mesh_with(nat, tmp_path) as lab:
