@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -265,6 +266,17 @@ while True:
 """
 
 
+def measured(pair: Pair, *extra: str) -> dict[str, Any]:
+    """What iperf3 reports at its end, asked again where its own exchange of results timed out."""
+    for _ in range(3):
+        report = json.loads(pair.spaces.run("ours", "iperf3", "-c", "100.64.9.2", "-t", "3", "-J", *extra))
+        if "sum_received" in report["end"]:
+            break
+    assert "sum_received" in report["end"], report.get("error")
+    end: dict[str, Any] = report["end"]
+    return end
+
+
 @pytest.mark.parametrize("pair", ["all cores", "four workers"], indirect=True)
 def test_a_bad_cable_loses_no_byte(pair: Pair) -> None:
     """Loss, reordering and duplication under load: TCP inside is whole, doubles are dropped as replays."""
@@ -279,8 +291,7 @@ def test_a_bad_cable_loses_no_byte(pair: Pair) -> None:
             server = pair.listen("go")
             try:
                 for extra in ([], ["-R"], ["-P", "4"]):
-                    report = json.loads(pair.spaces.run("ours", "iperf3", "-c", "100.64.9.2", "-t", "3", "-J", *extra))
-                    assert report["end"]["sum_received"]["bytes"] > 500_000
+                    assert measured(pair, *extra)["sum_received"]["bytes"] > 500_000
             finally:
                 server.terminate()
                 server.wait(timeout=10)
