@@ -15,6 +15,7 @@ from typing import Final, final
 
 from gw.errors import Conflict, UsageError
 from gw.model.addresses import CHROMEOS_VM_V4, SERVICE_V4, SERVICE_V6
+from gw.policy.spans import V6, address_text, is_v6, number
 
 _RESERVED: Final[dict[int, tuple[tuple[int, int], ...]]] = {
     4: (
@@ -97,7 +98,7 @@ class Allocator:
             for pool in self._pools:
                 if pool.network.version not in families:
                     continue
-                taken.append(str(type(pool.network.network_address)(pool.take())))
+                taken.append(address_text(pool.take() + (V6 if pool.network.version == 6 else 0)))
         except Conflict:
             self.release(taken)
             raise
@@ -149,8 +150,9 @@ class Allocator:
                 pool.release(value)
 
     def _find(self, address: str) -> tuple[Pool | None, int]:
-        parsed = ip_address(address)
+        place = number(address)
+        version, value = (6, place - V6) if is_v6(place) else (4, place)
         for pool in self._pools:
-            if parsed.version == pool.network.version and int(parsed) in pool:
-                return pool, int(parsed)
+            if version == pool.network.version and value in pool:
+                return pool, value
         return None, 0

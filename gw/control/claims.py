@@ -8,6 +8,7 @@ Ref: control protocol appendix B
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Final
 
@@ -19,6 +20,7 @@ from gw.model.hostinfo import Hostinfo, Service
 from gw.model.keys import DiscoKey
 
 MAX_ENDPOINTS: Final = 100
+MAX_ENDPOINT_CHARS: Final = 64  # an IPv6 address in brackets and a port have 47
 MAX_SERVICES: Final = 300
 MAX_ROUTES: Final = 1000
 MAX_TEXT: Final = 256
@@ -28,16 +30,21 @@ MAX_HOST_KEY_CHARS: Final = 4096
 
 def clean_endpoints(endpoints: list[str]) -> list[str]:
     """The usable ones, in canonical form: no zones, no IPv6 link-local, no port 0, at most 100, none twice."""
-    found: dict[str, None] = {}
-    for text in endpoints[:MAX_ENDPOINTS]:
-        try:
-            endpoint = AddrPort.parse(text)
-        except WireError:
-            continue
-        address = ip_address(endpoint.host)
-        if endpoint.port and not address.is_unspecified and not (address.version == 6 and address.is_link_local):
-            found[str(endpoint)] = None
-    return list(found)
+    clean = [_endpoint(text) for text in endpoints[:MAX_ENDPOINTS] if len(text) <= MAX_ENDPOINT_CHARS]
+    return list(dict.fromkeys(filter(None, clean)))
+
+
+@lru_cache(maxsize=1 << 16)
+def _endpoint(text: str) -> str:
+    """In canonical form; "" for one that is of no use to peers. A client says the same ones many times."""
+    try:
+        endpoint = AddrPort.parse(text)
+    except WireError:
+        return ""
+    address = ip_address(endpoint.host)
+    if not endpoint.port or address.is_unspecified or (address.version == 6 and address.is_link_local):
+        return ""
+    return str(endpoint)
 
 
 def clean_disco_key(text: str) -> str:

@@ -653,7 +653,8 @@ class Tailnet:
         patch = PeerChange(node_id=node.id)
         whole = False
         if hostinfo is not None:
-            whole = self._observe_hostinfo(node, clean_hostinfo(hostinfo))
+            if hostinfo != node.hostinfo:  # most say what they said before, and that was cleaned
+                whole = self._observe_hostinfo(node, clean_hostinfo(hostinfo))
             report = node.hostinfo.net_info
             if home_derp is None and report is not None and report.preferred_derp:
                 home_derp = report.preferred_derp

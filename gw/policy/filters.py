@@ -16,7 +16,7 @@ from gw.policy.bits import ones
 from gw.policy.compiled import Unit, UnitKind
 from gw.policy.ipsets import INTERNET
 from gw.policy.services import Ports
-from gw.policy.spans import Span, SpanSet, address_at, networks, overlap
+from gw.policy.spans import Span, SpanSet, address_text, networks, overlap
 from gw.policy.view import Entry, PolicyNode, PolicyView
 
 N = TypeVar("N", bound=PolicyNode)
@@ -62,7 +62,7 @@ def _add_own(
     devices = view.household(entry.facts.owner)
     allowed = [device for device in devices if device.standing.own >> unit.index & 1]
     sources = SpanSet((place, place) for device in allowed for place in device.facts.places).text()
-    own = [str(address_at(place)) for place in entry.facts.places]
+    own = [address_text(place) for place in entry.facts.places]
     if unit.kind is UnitKind.NETWORK:
         _add(rules, unit, sources, own)
     elif not unit.reverse:
@@ -97,7 +97,7 @@ def _targets(unit: Unit, entry: Entry[N]) -> list[str]:
         return ["*"]
     found: list[str] = []
     if audience.has_owner(facts.owner, facts.tags):
-        found += [str(address_at(place)) for place in facts.places]
+        found += [address_text(place) for place in facts.places]
     for text, piece in audience.pieces:
         is_ours = any(piece[0] <= place <= piece[1] for place in facts.places)
         is_routed = any(overlap(piece, route) for route in facts.routes)

@@ -28,6 +28,8 @@ V6: Final = 1 << 128  # number of ::
 ALL_V4: Final[Span] = (0, (1 << 32) - 1)
 ALL_V6: Final[Span] = (V6, 2 * V6 - 1)
 EVERYTHING: Final = (ALL_V4, ALL_V6)
+_MAPPED: Final = 0xFFFF  # of ::ffff:0:0/96, whose text depends on Python's version
+_ZEROS: Final = tuple(":" + "0:" * count for count in range(8, 1, -1))
 
 
 @lru_cache(maxsize=1 << 17)
@@ -59,6 +61,23 @@ def address_at(place: int) -> IPv4Address | IPv6Address:
     return IPv6Address(place - V6) if place >= V6 else IPv4Address(place)
 
 
+@lru_cache(maxsize=1 << 12)
+def address_text(place: int) -> str:
+    """`str(address_at(place))` at a tenth of its cost: it is asked for at every filter that is made."""
+    if place < V6:
+        return f"{place >> 24}.{place >> 16 & 255}.{place >> 8 & 255}.{place & 255}"
+    if (place - V6) >> 32 == _MAPPED:
+        return str(address_at(place))
+    digits = f"{place:x}"  # 33 of them, the first says that it is IPv6
+    hextets = [digits[at : at + 4].lstrip("0") or "0" for at in range(1, 33, 4)]
+    text = f":{':'.join(hextets)}:"
+    for zeros in _ZEROS:  # the longest run of two and more, the first of equals
+        if zeros in text:
+            head, _, tail = text.partition(zeros)
+            return f"{head[1:]}::{tail[:-1]}"
+    return text[1:-1]
+
+
 def networks(of: Span) -> list[IPv4Network | IPv6Network]:
     """The prefixes that make up a span."""
     first, last = address_at(of[0]), address_at(of[1])
@@ -71,10 +90,15 @@ def networks(of: Span) -> list[IPv4Network | IPv6Network]:
 
 def span_text(of: Span) -> str:
     """An address, a prefix where it is exactly one, else `first-last`."""
-    if of[0] == of[1]:
-        return str(address_at(of[0]))
-    found = networks(of)
-    return str(found[0]) if len(found) == 1 else f"{address_at(of[0])}-{address_at(of[1])}"
+    first, last = of
+    if first == last:
+        return address_text(first)
+    if is_v6(first) != is_v6(last):
+        raise ValueError("a span of both families")
+    size = last - first + 1
+    if size & (size - 1) == 0 and first & (size - 1) == 0:
+        return f"{address_text(first)}/{(128 if is_v6(first) else 32) + 1 - size.bit_length()}"
+    return f"{address_text(first)}-{address_text(last)}"
 
 
 def without(spans: Iterable[Span], hole: Span) -> list[Span]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gw.policy.spans import V6, SpanSet, number, overlap, span, span_text, without
+from gw.policy.spans import V6, SpanSet, address_at, address_text, networks, number, overlap, span, span_text, without
 
 BASE = number("100.64.0.0")
 places = st.integers(0, 24)
@@ -45,6 +45,29 @@ def test_questions_about_a_span(parts: list[tuple[int, int]], asked: tuple[int, 
     assert found.covers(asked) == (wanted <= model)
     assert expand(without(parts, asked)) == model - wanted
     assert overlap(asked, (BASE, BASE)) == (BASE in wanted)
+
+
+hextets = st.lists(st.sampled_from([0, 0, 0, 1, 0x10, 0xA1E0, 0xFFFF]), min_size=8, max_size=8)
+
+
+@given(st.one_of(hextets.map(lambda parts: V6 + sum(part << 16 * at for at, part in enumerate(parts))),
+                 st.integers(0, V6 - 1).map(lambda value: V6 + value), st.integers(0, (1 << 32) - 1)))  # fmt: skip
+def test_an_address_is_written_as_python_writes_it(place: int) -> None:
+    assert address_text(place) == str(address_at(place))
+
+
+@given(st.integers(0, 2 * V6 - 1), st.integers(0, 128), st.integers(0, 70_000))
+def test_a_span_is_written_as_its_networks_say(place: int, bits: int, more: int) -> None:
+    """RFC 5952 for each end."""
+    place = place if place >= V6 else place & 0xFFFFFFFF
+    bits = bits if place >= V6 else min(bits, 32)
+    first = place >> bits << bits
+    last = first + (1 << bits) - 1
+    assert span_text((first, last)) == (str(networks((first, last))[0]) if bits else str(address_at(first)))
+    end = min(place + more, 2 * V6 - 1) if place >= V6 else min(place + more, 0xFFFFFFFF)
+    found = networks((place, end))
+    expected = f"{address_at(place)}-{address_at(end)}" if len(found) > 1 else str(found[0])
+    assert span_text((place, end)) == (expected if more and end > place else str(address_at(place)))
 
 
 def test_families_do_not_run_into_each_other() -> None:
