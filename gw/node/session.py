@@ -2,7 +2,8 @@
 
     login ──────> map stream ──(ends)──> wait a little ──> login …
       │ refused, needs a browser: told once, then waits for the person
-      └ key expired, node deleted: needs login
+      ├ key expired: needs login, unless an administrator extends it: the stream stays open, as stock clients keep it
+      └ node deleted: needs login
 
 A session is run once for one wish of the person (`run(auth_key)`); it ends only by cancellation or where only the
 person can help.
@@ -113,6 +114,8 @@ class ControlSession:
         self._browsed = ""
         self._told_state: State | None = None
         self._told_problem: str | None = None
+        self._is_expired = False  # our key; nothing of the map holds meanwhile
+        self._has_told = False  # the map of this stream
         self.netmap: Final = netmap or Netmap()
 
     # What the node has to say
@@ -146,15 +149,16 @@ class ControlSession:
         if fresh and self._identity.has_node_key:
             self._identity.rotate()
             self._followup = ""
-        self._told_state = None
+        self._told_state, self._is_expired = None, False
         backoff = FIRST_BACKOFF_S
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            self._tell_state(State.CONNECTING)
             try:
-                await self._log_in(auth_key, fresh=fresh)
-                auth_key, fresh = "", False
+                if not self._is_expired:
+                    self._tell_state(State.CONNECTING)
+                    await self._log_in(auth_key, fresh=fresh)
+                    auth_key, fresh = "", False
                 await self._follow()
                 self._tell_problem("the control server closed the map stream")
             except AuthRequired as error:
@@ -171,7 +175,8 @@ class ControlSession:
             except GwError as error:
                 log.info("control server: %s", error.message)
                 self._tell_problem(error.message)
-            self._tell_state(State.CONNECTING)
+            if not self._is_expired:
+                self._tell_state(State.CONNECTING)
             if loop.time() - began > STEADY_S:
                 backoff = FIRST_BACKOFF_S
             await asyncio.sleep(backoff * (0.5 + self._jitter()))
@@ -289,6 +294,7 @@ class ControlSession:
         request.keep_alive = True
         self._dirty.set()  # a server may ignore what the stream's own request says of us
         self._self_changed.clear()
+        self._has_told = False
         failure: GwError | None = None
         try:
             async with asyncio.TaskGroup() as group:
@@ -304,7 +310,7 @@ class ControlSession:
             raise failure
 
     async def _read_stream(self, request: MapRequest) -> None:
-        is_first, is_approved, has_told = True, True, False
+        is_first = True
         self.netmap.begin()
         async with aclosing(self._client.map_stream(request)) as messages:
             async for message in messages:
@@ -319,20 +325,35 @@ class ControlSession:
                 if message.node is not None:
                     self._check_expiry()
                     self._self_changed.set()
-                    is_approved = message.node.machine_authorized
-                    self._tell_state(State.CONNECTED if is_approved else State.NEEDS_APPROVAL)
-                if is_approved and (change or not has_told):
-                    has_told = True  # a first map is told though it is the one we had: who came back up waits for it
-                    self._events.netmap(self.netmap, change)
+                self._show(change)
+
+    def _show(self, change: NetmapChange) -> None:
+        """Tell the map if the node is in. A stream's first one is told though it is the one we had: who came back up,
+        or was expired, waits for it."""
+        node = self.netmap.self_node
+        if node is None or self._is_expired:
+            return
+        self._tell_state(State.CONNECTED if node.machine_authorized else State.NEEDS_APPROVAL)
+        if node.machine_authorized and (change or not self._has_told):
+            self._has_told = True
+            self._events.netmap(self.netmap, change)
 
     def _check_expiry(self) -> float:
-        """Seconds until our key is over, at most EXPIRY_CHECK_S. Raises AuthRequired when it is."""
+        """Notice that our key is over, or holds again. Returns the seconds until it has to be looked at again."""
         node, wall = self.netmap.self_node, self._wall()
         if node is None:
             return EXPIRY_CHECK_S
-        if self.netmap.is_expired(node, wall):
-            raise AuthRequired("this node's key has expired", hint="gw up --force-reauth")
-        if node.key_expiry is None:
+        is_expired = self.netmap.is_expired(node, wall)
+        if is_expired and not self._is_expired:
+            self._is_expired, self._has_told = True, False
+            self._told_problem = "this node's key has expired: `gw up`, or `gwctl nodes extend` at the server"
+            self._events.refused(self._told_problem)
+            self._tell_state(State.NEEDS_LOGIN)
+        elif self._is_expired and not is_expired:
+            log.info("the node key was extended")
+            self._is_expired = False
+            self._tell_problem(None)
+        if is_expired or node.key_expiry is None:
             return EXPIRY_CHECK_S
         left = (node.key_expiry - wall - self.netmap.clock_offset).total_seconds()
         return min(left, EXPIRY_CHECK_S)
@@ -343,6 +364,8 @@ class ControlSession:
         while True:
             self._self_changed.clear()
             left = self._check_expiry()
+            if not self._has_told:
+                self._show(NetmapChange())  # the clock went back
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._self_changed.wait()

@@ -207,6 +207,13 @@ async def test_a_node_that_is_expired_by_its_server_needs_a_login(state: Path, p
             expired = await asyncio.to_thread(run, "gwctl", "nodes", "expire", "-i", "1", state=state)
             assert expired.returncode == 0, expired.stderr
             await ann.until(lambda: ann.states[-1] is State.NEEDS_LOGIN)
+            extended = await asyncio.to_thread(run, "gwctl", "nodes", "extend", "-i", "1", state=state)
+            assert extended.returncode == 0, extended.stderr
+            await ann.until(lambda: ann.states[-1] is State.CONNECTED)
+            assert str(ann.identity.node_key) == old
+            expired = await asyncio.to_thread(run, "gwctl", "nodes", "expire", "-i", "1", state=state)
+            assert expired.returncode == 0, expired.stderr
+            await ann.until(lambda: ann.states[-1] is State.NEEDS_LOGIN)
         again = Machine(tmp_path, port, "ann")
         async with again.running(key(state)):
             await again.until(lambda: State.CONNECTED in again.states)

@@ -367,9 +367,10 @@ def test_a_key_that_expires_while_connected_needs_a_login(trial: Trial) -> None:
     """Nobody has to tell us: the map said when."""
     log_in_before(trial)
     trial.control.maps = [[first(key_expiry=WALL + timedelta(seconds=90)), 1e6]]
-    assert trial.run(until=95)
+    assert not trial.run(until=95)
     assert trial.events.states[-1] is State.NEEDS_LOGIN
-    assert "expired" in trial.events.refusals[0]
+    (refusal,) = trial.events.refusals
+    assert "expired" in refusal
 
 
 def test_an_expiry_that_is_put_off_keeps_the_node_in(trial: Trial) -> None:
@@ -383,9 +384,39 @@ def test_an_expiry_that_is_put_off_keeps_the_node_in(trial: Trial) -> None:
 def test_the_server_may_expire_the_node_at_any_moment(trial: Trial) -> None:
     log_in_before(trial)
     trial.control.maps = [[first(), 3.0, first(expired=True), 1e6]]
-    assert trial.run()
+    assert not trial.run()
     assert trial.events.states[-1] is State.NEEDS_LOGIN
     assert trial.identity.has_node_key  # the next login names it as the old one
+
+
+def test_an_expired_node_that_is_extended_is_in_again_by_itself(trial: Trial) -> None:
+    """As stock clients do: `gwctl nodes extend` is enough, nobody has to go to the machine."""
+    log_in_before(trial)
+    over, later = WALL + timedelta(seconds=5), WALL + timedelta(days=1)
+    peer = MapResponse(peers_changed=[Node(id=2, key="nodekey:2")])
+    trial.control.maps = [[first(key_expiry=over), 20.0, peer, 20.0, first(key_expiry=later), 1e6]]
+    assert not trial.run(until=60)
+    assert trial.events.states == [State.CONNECTING, State.CONNECTED, State.NEEDS_LOGIN, State.CONNECTED]
+    assert len(trial.events.changes) == 2  # nothing of the map is told while it does not hold
+    assert trial.events.problems[-1] is None
+    assert len(trial.control.streams) == 1
+
+
+def test_an_expired_node_waits_for_its_extension_over_reconnects_too(trial: Trial) -> None:
+    """It does not throw its key away by asking for a login that nobody wanted."""
+    log_in_before(trial)
+    later = WALL + timedelta(days=1)
+    trial.control.maps = [
+        [first(), 3.0, first(expired=True), 3.0],
+        [first(expired=True), 3.0, GwError("cut off")],
+        [first(key_expiry=later), 1e6],
+    ]
+    key = trial.identity.node_key
+    assert not trial.run(until=60)
+    assert trial.events.states == [State.CONNECTING, State.CONNECTED, State.NEEDS_LOGIN, State.CONNECTED]
+    assert len(trial.events.refusals) == 1
+    assert len(trial.requests) == 1
+    assert trial.identity.node_key == key
 
 
 # What we say of ourselves
