@@ -1,0 +1,99 @@
+"""A UDP socket that takes and gives datagrams by the train: many of one size in one call, where the kernel can.
+
+Ref: udp(7) UDP_SEGMENT, UDP_GRO; spec quic §5
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, final
+
+from gw.net.udp import BUFFER_BYTES, SO_RCVBUFFORCE, SO_SNDBUFFORCE, SOL_UDP, UDP_GRO, UDP_SEGMENT
+
+RECEIVE_BYTES: Final = 65536
+MAX_SEGMENTS: Final = 64
+MAX_TRAIN_BYTES: Final = 65000
+IP_MTU_DISCOVER: Final = 10
+IP_PMTUDISC_PROBE: Final = 3
+IPV6_MTU_DISCOVER: Final = 23
+_NOT_HERE: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
+
+
+@final
+class TrainSocket:
+    """Takes over a bound UDP socket and makes it non-blocking."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        channel.setblocking(False)
+        self.channel: Final = channel
+        for force, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+            if not self._set(socket.SOL_SOCKET, force, BUFFER_BYTES):
+                self._set(socket.SOL_SOCKET, plain, BUFFER_BYTES)
+        self._set(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+        if channel.family == socket.AF_INET6:
+            self._set(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+        self.gro = self._set(SOL_UDP, UDP_GRO, 1)
+        self.gso = self._set(SOL_UDP, UDP_SEGMENT, 0)
+        self.unsent = 0  # datagrams that the kernel had no room for
+
+    def _set(self, level: int, option: int, value: int) -> bool:
+        try:
+            self.channel.setsockopt(level, option, value)
+        except OSError:
+            return False
+        return True
+
+    def fileno(self) -> int:
+        return self.channel.fileno()
+
+    def close(self) -> None:
+        self.channel.close()
+
+    def receive(self) -> tuple[bytes, int, Any]:
+        """Datagrams of one sender, their size (the last may be shorter), the sender. Raises OSError."""
+        data, ancillary, _, source = self.channel.recvmsg(RECEIVE_BYTES, 64)
+        segment = len(data)
+        for level, kind, value in ancillary:
+            if level == SOL_UDP and kind == UDP_GRO and len(value) >= 2:
+                segment = int.from_bytes(value[:4], sys.byteorder)
+        return data, segment or len(data), source
+
+    def send(self, packets: Sequence[tuple[bytes, Any]]) -> int:
+        """Send datagrams in order; returns the errno of the last that failed for good, 0 for none.
+
+        What the kernel has no room for is lost, as on any path.
+        """
+        at, count, failed = 0, len(packets), 0
+        while at < count:
+            first, target = packets[at]
+            size = total = len(first)
+            end = at + 1
+            if self.gso:
+                while end < count and end - at < MAX_SEGMENTS:
+                    packet, other = packets[end]
+                    length = len(packet)
+                    if (other is not target and other != target) or length > size or total + length > MAX_TRAIN_BYTES:
+                        break
+                    total += length
+                    end += 1
+                    if length < size:
+                        break
+            try:
+                if end - at > 1:
+                    segment = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", size))]
+                    self.channel.sendmsg([packet for packet, _ in packets[at:end]], segment, 0, target)
+                else:
+                    self.channel.sendto(first, target)
+            except BlockingIOError:
+                self.unsent += end - at
+            except OSError as error:
+                if end - at > 1 and error.errno in _NOT_HERE:
+                    self.gso = False
+                    continue
+                failed = error.errno or errno.EIO
+            at = end
+        return failed

@@ -1,0 +1,228 @@
+"""DATAGRAM packets past aioquic's packet builder, with its books kept as if it had sent and received them itself.
+
+    send      numbers of aioquic's one counter; the last packet of a batch is known to its loss recovery, the rest stand
+              in a ledger that acknowledgments settle by range, so that the congestion controller sees every byte
+    receive   acknowledgment queue, duplicate window, largest and expected number, idle timer: per run of packets
+
+What it touches of aioquic's inside is listed in NEEDED; `usable` says whether this release has it, and
+`gw.quic.selftest` whether it behaves. Without the fast path everything goes the stock way.
+
+Ref: spec quic §6
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, final
+
+from aioquic import tls
+from aioquic.quic.connection import QuicConnection
+from aioquic.quic.crypto import CryptoContext, derive_key_iv_hp
+from aioquic.quic.packet import QuicPacketType
+from aioquic.quic.packet_builder import QuicSentPacket
+from aioquic.quic.rangeset import RangeSet
+from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
+from aioquic.tls import CipherSuite
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+
+from gw.native.quicpackets import SAMPLE_BYTES, Keys, Ledger, Window, open_train, seal_train
+from gw.quic.congestion import Sent
+
+BATCH: Final = 48
+RESERVE_PACKETS: Final = 4  # of the window, for control
+UPDATE_AFTER: Final = 1 << 22  # AES-GCM: packets under one key, of 2^23 allowed
+OLD_KEYS_PTOS: Final = 3
+NEEDED: Final = (
+    "_packet_number", "_peer_cid", "_host_cids", "host_cid", "_network_paths", "_cryptos", "_spaces", "_loss",
+    "_close_at", "_idle_timeout", "_ack_delay", "_handshake_confirmed", "_close_pending", "_state",
+    "_ack_eliciting_sent_since_receipt",
+)  # fmt: skip
+_NEEDED_OF_SPACE: Final = (
+    "ack_at", "ack_queue", "expected_packet_number", "largest_received_packet", "largest_received_time",
+    "received_packets", "largest_acked_packet",
+)  # fmt: skip
+_ONE_RTT: Final = tls.Epoch.ONE_RTT
+
+
+def usable(connection: QuicConnection) -> bool:
+    """Whether this release of aioquic has what we touch."""
+    space = QuicPacketSpace(is_application_data=True)
+    return (
+        all(hasattr(connection, name) for name in NEEDED)
+        and all(hasattr(space, name) for name in _NEEDED_OF_SPACE)
+        and all(hasattr(connection._loss, name) for name in ("on_packet_sent", "on_ack_received", "_cc"))
+    )
+
+
+@final
+class FastPath:
+    """Made when the handshake is confirmed. Not to be called from inside aioquic."""
+
+    def __init__(self, connection: QuicConnection) -> None:
+        self._connection = connection
+        self._pair = connection._cryptos[_ONE_RTT]
+        self._space = connection._spaces[_ONE_RTT]
+        self._cc = connection._loss._cc
+        self._ledger = Ledger()
+        self._window = self._take_window()
+        self._sent_under_key = 0
+        self._sealing, self._send_secret = _keys(self._pair.send, sealing=True), self._pair.send.secret
+        self._opening, self._receive_secret = _keys(self._pair.recv, sealing=False), self._pair.recv.secret
+        self._older: Keys | None = None
+        self._older_until = 0.0
+        self._cids: set[bytes] = set()
+        self.follow()
+        self._settle_stock: Callable[..., None] = connection._loss.on_ack_received
+        connection._loss.on_ack_received = self._on_ack  # type: ignore[method-assign]
+
+    def _take_window(self) -> Window:
+        """Replace aioquic's window of 128 packets, whose content is taken over, by ours."""
+        window, space = Window(), self._space
+        newest = space.largest_received_packet
+        if newest >= 0:
+            before = space.received_packets
+            window.add_run(max(0, newest - 4095), newest + 1)
+            for number in range(max(0, newest - 255), newest + 1):
+                if number not in before:
+                    window.seen &= ~(1 << (newest - number))
+        space.received_packets = window  # type: ignore[assignment]
+        return window
+
+    def follow(self) -> None:
+        """The stock connection took a packet: the ids that the other side uses may be others.
+
+        A server leaves the first packet to another id to aioquic, which then changes ids itself.
+        """
+        connection = self._connection
+        self._cids = {each.cid for each in connection._host_cids} if connection._is_client else {connection.host_cid}
+
+    # Sending
+
+    @property
+    def may_send(self) -> bool:
+        connection = self._connection
+        return bool(connection._network_paths[0].is_validated) and not connection._close_pending
+
+    def room(self) -> int:
+        """Bytes of UDP payload that the congestion window has left."""
+        cc = self._cc
+        return int(cc.congestion_window - cc.bytes_in_flight - RESERVE_PACKETS * self._connection._max_datagram_size)
+
+    def seal(self, frames: list[bytes], now: float) -> list[bytes]:
+        """Packets of at most BATCH frames (0x30 and payload each), booked as sent."""
+        connection = self._connection
+        if self._pair.send.secret is not self._send_secret:
+            self._sealing, self._send_secret = (
+                _keys(self._pair.send, sealing=True, mask=self._sealing.mask),
+                self._pair.send.secret,
+            )
+            self._sent_under_key = 0
+        first = connection._packet_number
+        packets = seal_train(self._sealing, connection._peer_cid.cid, first, frames)
+        connection._packet_number = first + len(packets)
+        if len(packets) > 1:
+            sizes = [len(packet) for packet in packets[:-1]]
+            mark = Sent(sum(sizes), now)
+            self._cc.on_packet_sent(packet=mark)  # type: ignore[arg-type]
+            self._ledger.sent(first, sizes, mark)
+        last = QuicSentPacket(
+            epoch=_ONE_RTT, in_flight=True, is_ack_eliciting=True, is_crypto_packet=False,
+            packet_number=first + len(packets) - 1, packet_type=QuicPacketType.ONE_RTT, sent_time=now,
+            sent_bytes=len(packets[-1]),
+        )  # fmt: skip
+        connection._loss.on_packet_sent(packet=last, space=self._space)
+        if not connection._ack_eliciting_sent_since_receipt:
+            connection._close_at = now + connection._idle_timeout()
+            connection._ack_eliciting_sent_since_receipt = True
+        self._sent_under_key += len(packets)
+        if self._sent_under_key >= UPDATE_AFTER and not self._pair._update_key_requested:
+            connection.request_key_update()
+        return packets
+
+    def _on_ack(self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace) -> None:
+        self._settle_stock(ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space)
+        if space is not self._space or not self._ledger.batches:
+            return
+        ranges: list[int] = []
+        for each in ack_rangeset:
+            ranges += (each.start, each.stop)
+        cc = self._cc
+        lost: list[Any] = []
+        for mark, acked_bytes, lost_bytes in self._ledger.settle(ranges, space.largest_acked_packet):
+            assert isinstance(mark, Sent)
+            if acked_bytes:
+                cc.on_packet_acked(now=now, packet=mark.part(acked_bytes))  # type: ignore[arg-type]
+            if lost_bytes:
+                lost.append(mark.part(lost_bytes))
+        if lost:
+            cc.on_packets_lost(now=now, packets=lost)
+
+    def moved(self, cc: Any) -> None:
+        """The congestion controller was replaced, and the bytes in flight carried over."""
+        self._cc = cc
+
+    # Receiving
+
+    def open(self, train: bytes, segment: int, now: float) -> tuple[list[bytes], list[bytes]]:
+        """Frames (0x30 and payload) of our form, booked as received; and packets for the stock connection."""
+        connection, space = self._connection, self._space
+        if self._pair.recv.secret is not self._receive_secret:
+            self._older = self._opening
+            self._older_until = now + OLD_KEYS_PTOS * connection._loss.get_probe_timeout()
+            self._opening = _keys(self._pair.recv, sealing=False, mask=self._opening.mask)
+            self._receive_secret = self._pair.recv.secret
+        if self._older is not None and now > self._older_until:
+            self._older = None
+        frames, runs, others = open_train(
+            self._opening, self._older, self._window, self._cids, train, segment, space.expected_packet_number
+        )
+        if not runs:
+            return frames, others
+        queue = space.ack_queue
+        for at in range(0, len(runs), 2):
+            start, stop = runs[at], runs[at + 1]
+            queue.add(start, stop)
+            if stop - 1 > space.largest_received_packet:
+                space.largest_received_packet = stop - 1
+                space.largest_received_time = now
+            if stop > space.expected_packet_number:
+                space.expected_packet_number = stop
+        while len(queue) > MAX_ACK_RANGES:
+            queue.shift()
+        if space.ack_at is None:
+            space.ack_at = now + connection._ack_delay
+        connection._close_at = now + connection._idle_timeout()
+        connection._ack_eliciting_sent_since_receipt = False
+        return frames, others
+
+    @property
+    def ack_at(self) -> float | None:
+        return self._space.ack_at
+
+
+def _keys(context: CryptoContext, *, sealing: bool, mask: Callable[[bytes], bytes] | None = None) -> Keys:
+    """mask: of the phase before; header protection outlives a key update."""
+    suite, secret, version = context.cipher_suite, context.secret, context.version
+    assert suite is not None and secret is not None and version is not None
+    key, iv, header_key = derive_key_iv_hp(cipher_suite=suite, secret=secret, version=version)
+    is_chacha = suite == CipherSuite.CHACHA20_POLY1305_SHA256
+    aead: AESGCM | ChaCha20Poly1305 = ChaCha20Poly1305(key) if is_chacha else AESGCM(key)
+    if mask is None:
+        mask = _chacha_mask(header_key) if is_chacha else _aes_mask(header_key)
+    return Keys(aead.encrypt if sealing else aead.decrypt, mask, iv, context.key_phase)
+
+
+def _aes_mask(key: bytes) -> Callable[[bytes], bytes]:
+    return Cipher(algorithms.AES(key), modes.ECB()).encryptor().update  # noqa: S305  as RFC 9001 §5.4.3 has it
+
+
+def _chacha_mask(key: bytes) -> Callable[[bytes], bytes]:
+    def mask(samples: bytes) -> bytes:
+        out = []
+        for at in range(0, len(samples), SAMPLE_BYTES):
+            cipher = Cipher(algorithms.ChaCha20(key, samples[at : at + SAMPLE_BYTES]), mode=None)
+            out.append(cipher.encryptor().update(bytes(SAMPLE_BYTES)))
+        return b"".join(out)
+
+    return mask

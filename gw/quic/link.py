@@ -1,0 +1,456 @@
+"""One QUIC connection as a relay, a client or a peer uses it: datagrams, the control stream, timers, moves.
+
+    receive(train, …)  ─▶ handler: datagrams, stream bytes, up, moved, closed
+    send, send_stream  ─▶ poll(now) gives packets to send, control before datagrams     deadline(): when to poll again
+
+The owner brings sockets and time. A datagram waits here only as long as the congestion window is full: who has a queue
+with a policy looks at `waiting` and keeps the rest there.
+
+Ref: spec quic §3 (traps), §6, §8.4, §14
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from typing import Final, Protocol, final
+
+from aioquic.quic import events
+from aioquic.quic.congestion.base import create_congestion_control
+from aioquic.quic.connection import END_STATES, NetworkAddress
+
+from gw.errors import WireError
+from gw.quic import congestion
+from gw.quic.configuration import START_BYTES
+from gw.quic.connection import Connection
+from gw.quic.fastpath import BATCH, FastPath
+from gw.wire.quic import datagrams, frames
+from gw.wire.quic.demux import CID_BYTES
+
+STOCK_BURST: Final = 16
+STOCK_OVERHEAD_BYTES: Final = 33  # with the frame's length
+BATCHES_A_POLL: Final = 4
+LOOK_S: Final = 0.02  # how long the stock timer may lie behind while the fast path sends
+PROBE_SIZES: Final = (
+    1346,
+    1400,
+    1452,
+)  # UDP payloads worth knowing: the usual tunnel packet, PPPoE and the like, Ethernet
+PROBE_TRIES: Final = 3
+PROBE_S: Final = 0.5  # for an echo
+REPROBE_S: Final = 600.0
+CONTROL_STREAM: Final = 0
+MAX_EARLY_BYTES: Final = 64 << 10
+
+
+class LinkHandler(Protocol):
+    """What a link tells its owner."""
+
+    def up(self) -> None:
+        """The handshake is over: node keys may be proven now (`Link.bind`)."""
+
+    def datagrams(self, batch: list[bytes], now: float) -> None:
+        """Payloads with 0x30 before each."""
+
+    def stream(self, data: bytes, now: float) -> None:
+        """Bytes of the control stream. Raises WireError where they make no sense: the link is closed then."""
+
+    def moved(self, address: NetworkAddress) -> None:
+        """The other side has another address now."""
+
+    def closed(self, code: int, reason: str) -> None:
+        """The connection is gone; nothing follows."""
+
+
+@final
+class Link:
+    """After `receive`, `send`, `send_stream`, `close` call `poll`."""
+
+    def __init__(self, connection: Connection, handler: LinkHandler, *, fast: bool, probes: bool = True) -> None:
+        """fast: whether the fast path may be used (`gw.quic.selftest`). probes: whether to look for a larger MTU."""
+        self.connection: Final = connection
+        self._handler = handler
+        self._fast_allowed = fast
+        self._fast: FastPath | None = None
+        self._queue: deque[bytes] = deque()  # frames: 0x30 and payload
+        self._is_dirty = True
+        self._look_at = 0.0  # when the stock connection wants to be looked at
+        self._address: NetworkAddress | None = None
+        self._probes = probes
+        self._size = START_BYTES  # of UDP payloads, proven
+        self._probe_sequence = int.from_bytes(os.urandom(3), "big")
+        self._probing: tuple[int, int, int] | None = None  # sequence, index of the size, tries
+        self._probe_at = float("inf")
+        self._is_doubting = False  # whether the size that was proven is asked for again
+        self.is_up = False
+        self.is_closed = False
+        self.is_resumed = False
+        self.is_early_accepted = False
+        self.heard_at = float("-inf")
+        self.dropped_large = 0
+
+    # What the owner asks
+
+    @property
+    def bind(self) -> bytes:
+        """The exporter value that claims are bound to."""
+        return self.connection.bind
+
+    @property
+    def limit(self) -> int:
+        """The largest datagram that fits now."""
+        return self._size - STOCK_OVERHEAD_BYTES
+
+    @property
+    def waiting(self) -> int:
+        """Datagrams that the congestion window has no room for."""
+        return len(self._queue)
+
+    @property
+    def is_fast(self) -> bool:
+        return self._fast is not None
+
+    @property
+    def udp_bytes(self) -> int:
+        """The largest UDP payload that was proven to pass."""
+        return self._size
+
+    @property
+    def address(self) -> NetworkAddress | None:
+        """Where the other side is."""
+        return self.connection.get_peer_address()
+
+    @property
+    def rtt_s(self) -> float:
+        """The smoothed round trip, 0 before there is one."""
+        return float(self.connection._loss._rtt_smoothed)
+
+    def deadline(self) -> float:
+        """When to call `poll` if nothing happens before."""
+        if self.is_closed:
+            return float("inf")
+        fast = self._fast
+        due = min(self._look_at, self._probe_at)
+        if fast is not None and fast.ack_at is not None:
+            due = min(due, fast.ack_at)
+        return due
+
+    # What the owner wants
+
+    def connect(self, address: NetworkAddress, now: float) -> None:
+        """A client's first step. Datagrams and stream bytes given before the first `poll` go as early data."""
+        self.connection.connect(address, now)
+        self._address = address
+        self._is_dirty = True
+
+    def send(self, payload: bytes) -> None:
+        """Queue one datagram. One larger than `limit` is dropped: it would hold up all others for ever."""
+        if len(payload) > self.limit:
+            self.dropped_large += 1
+            return
+        self._queue.append(b"0" + payload)
+
+    def send_frames(self, batch: list[bytes]) -> None:
+        """Queue payloads with 0x30 before each, all of them within `limit`."""
+        self._queue.extend(batch)
+
+    def send_stream(self, data: bytes) -> None:
+        """Bytes for the control stream. Of a server only after the client opened it."""
+        if not self.is_closed:
+            self.connection.send_stream_data(CONTROL_STREAM, data)
+            self._is_dirty = True
+
+    def ping(self) -> None:
+        """Have the other side acknowledge something."""
+        self.connection.send_ping(0)
+        self._is_dirty = True
+
+    def close(self, code: int = frames.CLOSED, reason: str = "") -> None:
+        self.connection.close(error_code=code, reason_phrase=reason)
+        self._is_dirty = True
+
+    def move(self, now: float) -> None:
+        """We send from another address now: take another connection id, and tell the other side at once.
+
+        The padded probe gives a server three times its size of credit before it has validated the new path.
+        """
+        self.connection.change_connection_id()
+        self.restart_path(now)
+        self._probe_sequence += 1
+        self._queue.appendleft(b"0" + datagrams.encode_probe(self._probe_sequence, int(now * 1e6), self.limit))
+        self._is_dirty = True
+
+    def restart_path(self, now: float) -> None:
+        """What was known of the path is no longer true: window, round trip and MTU begin anew."""
+        loss = self.connection._loss
+        fresh = create_congestion_control(congestion.NAME, max_datagram_size=self.connection._max_datagram_size)
+        fresh.bytes_in_flight = loss._cc.bytes_in_flight
+        loss._cc = fresh
+        if self._fast is not None:
+            self._fast.moved(fresh)
+        loss._rtt_initialized = False
+        loss._rtt_min = float("inf")
+        loss._pto_count = 0
+        self._shrink()
+        self._begin_probing(now)
+
+    def _shrink(self) -> None:
+        """Back to the size that every path carries; what is larger would hold up the rest."""
+        connection = self.connection
+        self._size = connection._max_datagram_size = START_BYTES
+        self._queue = deque(frame for frame in self._queue if len(frame) - 1 <= self.limit)
+        pending = [each for each in connection._datagrams_pending if len(each) <= self.limit]
+        connection._datagrams_pending.clear()
+        connection._datagrams_pending.extend(pending)
+
+    # What comes in
+
+    def receive(self, train: bytes, segment: int, address: NetworkAddress, now: float) -> None:
+        """Datagrams of `segment` bytes, the last may be shorter."""
+        if self.is_closed or not train:
+            return
+        self.heard_at = now
+        fast = self._fast
+        if fast is None or train[0] & 0x80 or address != self._address:
+            for at in range(0, len(train), segment):
+                self._receive_stock(train[at : at + segment], address, now)
+        else:
+            got, others = fast.open(train, segment, now)
+            if got:
+                self._take(got, now)
+            for packet in others:
+                self._receive_stock(packet, address, now)
+        self._drain(now)
+
+    def _receive_stock(self, packet: bytes, address: NetworkAddress, now: float) -> None:
+        connection = self.connection
+        self._is_dirty = True
+        if packet and not packet[0] & 0x80 and packet[1 : 1 + CID_BYTES] not in connection.cids:
+            if connection.is_reset(packet):
+                self._end(frames.CLOSED, "the other side does not know this connection any more")
+            return
+        try:
+            connection.receive_datagram(packet, address, now)
+        except Exception as error:  # hostile bytes must not end the loop that serves everybody
+            connection.close(error_code=frames.BROKEN, reason_phrase=type(error).__name__)
+
+    def _drain(self, now: float) -> None:
+        connection, handler = self.connection, self._handler
+        batch: list[bytes] = []
+        while (event := connection.next_event()) is not None:
+            if isinstance(event, events.DatagramFrameReceived):
+                batch.append(b"0" + event.data)
+                continue
+            if batch:
+                self._take(batch, now)
+                batch = []
+            if isinstance(event, events.StreamDataReceived):
+                if event.stream_id == CONTROL_STREAM:
+                    self._stream(event.data, now)
+                else:
+                    connection.stop_stream(event.stream_id, frames.CLOSED)
+            elif isinstance(event, events.HandshakeCompleted):
+                self.is_resumed, self.is_early_accepted = event.session_resumed, event.early_data_accepted
+                self._discard_early_keys()
+                self.is_up = True
+                self._begin_probing(now)
+                handler.up()
+            elif isinstance(event, events.ConnectionTerminated):
+                self._end(event.error_code, event.reason_phrase)
+                return
+        if batch:
+            self._take(batch, now)
+        if self._fast is None and self._fast_allowed and connection._handshake_confirmed:
+            self._fast = FastPath(connection)
+        if self._fast is not None and self._is_dirty:
+            self._fast.follow()
+        address = connection.get_peer_address()
+        if address != self._address:
+            before, self._address = self._address, address
+            if before is not None and address is not None:
+                if before[0] != address[0]:
+                    self.restart_path(now)
+                handler.moved(address)
+
+    def _discard_early_keys(self) -> None:
+        """A server takes no early data any more once the client has proven that it is there."""
+        connection = self.connection
+        if not connection._is_client:
+            from aioquic import tls
+
+            early = connection._cryptos[tls.Epoch.ZERO_RTT].recv
+            if early.is_valid():
+                early.teardown()
+
+    def _stream(self, data: bytes, now: float) -> None:
+        try:
+            self._handler.stream(data, now)
+        except WireError as error:
+            self.close(frames.BROKEN, str(error))
+
+    def _take(self, batch: list[bytes], now: float) -> None:
+        """Datagrams: probes and echoes are for us."""
+        own = [frame for frame in batch if len(frame) > 1 and frame[1] in (datagrams.PROBE, datagrams.ECHO)]
+        if own:
+            batch = [frame for frame in batch if not (len(frame) > 1 and frame[1] in (datagrams.PROBE, datagrams.ECHO))]
+            for frame in own:
+                self._probe_untrusted(frame[1:], now)
+        if batch:
+            self._handler.datagrams(batch, now)
+
+    def _end(self, code: int, reason: str) -> None:
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self._queue.clear()
+        self._handler.closed(code, reason)
+
+    # What goes out
+
+    def poll(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        """Packets to send, control first. Call it again at `deadline`."""
+        out: list[tuple[bytes, NetworkAddress]] = []
+        if self.is_closed:
+            return out
+        fast = self._fast
+        if now >= self._probe_at:
+            self._probe(now, out)
+        if (
+            self._is_dirty
+            or now >= self._look_at
+            or (fast is not None and fast.ack_at is not None and fast.ack_at <= now)
+        ):
+            self._look(now, out)
+        if self._queue:
+            self._flush(now, out)
+        return out
+
+    def _look(self, now: float, out: list[tuple[bytes, NetworkAddress]]) -> None:
+        connection = self.connection
+        due = connection.get_timer()
+        if due is not None and due <= now:
+            before = connection._loss._pto_count
+            connection.handle_timer(now)
+            if connection._loss._pto_count > before and self._size > START_BYTES and not self._is_doubting:
+                self._is_doubting = True  # perhaps only the large ones are lost: ask again
+                self._probing, self._probe_at = None, now
+            self._drain(now)
+            if self.is_closed:
+                return
+        out += connection.datagrams_to_send(now)
+        if connection._state in END_STATES:  # nobody waits for the end of a closing connection
+            event = connection._close_event
+            self._end(event.error_code if event else frames.CLOSED, event.reason_phrase if event else "")
+            return
+        due = connection.get_timer()
+        self._look_at = due if due is not None else float("inf")
+        self._is_dirty = False
+
+    def _flush(self, now: float, out: list[tuple[bytes, NetworkAddress]]) -> None:
+        fast, queue = self._fast, self._queue
+        address = self._address
+        if fast is None or not fast.may_send or address is None:
+            self._flush_stock(now, out)
+            return
+        room = fast.room()
+        for _ in range(BATCHES_A_POLL):
+            batch: list[bytes] = []
+            while queue and len(batch) < BATCH:
+                room -= len(queue[0]) + 29
+                if room < 0:
+                    break
+                batch.append(queue.popleft())
+            if not batch:
+                break
+            out += [(packet, address) for packet in fast.seal(batch, now)]
+            if room < 0:
+                break
+        self._look_at = min(self._look_at, now + LOOK_S)
+        if self._queue and room >= 0:
+            self._look_at = now  # more than a poll may send: come back at once
+
+    def _flush_stock(self, now: float, out: list[tuple[bytes, NetworkAddress]]) -> None:
+        connection, queue = self.connection, self._queue
+        pending = connection._datagrams_pending
+        early = not self.is_up
+        while queue and len(pending) < STOCK_BURST:
+            connection.send_datagram_frame(queue.popleft()[1:])
+            if len(pending) == STOCK_BURST or not queue:
+                out += connection.datagrams_to_send(now)
+                if early or pending:
+                    break
+        due = connection.get_timer()
+        self._look_at = due if due is not None else float("inf")
+        if pending or queue:
+            self._look_at = min(self._look_at, now + 0.001 if connection._pacing_at is None else connection._pacing_at)
+            self._is_dirty = bool(pending)
+
+    # How large a datagram the path carries
+
+    def _begin_probing(self, now: float) -> None:
+        if self._probes and self.is_up:
+            self._probing = None
+            self._probe_at = now
+            self._is_doubting = False
+
+    def _probe(self, now: float, out: list[tuple[bytes, NetworkAddress]]) -> None:
+        """Send the next probe; without an echo of the last one its size is too large."""
+        index, tries = 0, 0
+        if self._probing is not None:
+            _, index, tries = self._probing
+            if tries >= PROBE_TRIES:
+                self._probing, self._probe_at = None, now + REPROBE_S
+                if self._is_doubting:
+                    self._shrink()
+                    self._begin_probing(now)
+                return
+        if self._is_doubting:
+            index = PROBE_SIZES.index(self._size)
+        else:
+            while index < len(PROBE_SIZES) and PROBE_SIZES[index] <= self._size:
+                index += 1
+        if index == len(PROBE_SIZES):
+            self._probing, self._probe_at = None, now + REPROBE_S
+            return
+        if not self.connection._handshake_confirmed or not self.connection._network_paths[0].is_validated:
+            self._probe_at = now + PROBE_S / 10
+            return
+        self._probe_sequence += 1
+        self._probing = self._probe_sequence, index, tries + 1
+        self._probe_at = now + PROBE_S
+        size = PROBE_SIZES[index]
+        probe = datagrams.encode_probe(self._probe_sequence, int(now * 1e6), size - STOCK_OVERHEAD_BYTES)
+        if self._fast is not None:
+            self._queue.appendleft(b"0" + probe)
+        else:
+            out += self._probe_stock(probe, size, now)
+
+    def _probe_stock(self, probe: bytes, size: int, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        """aioquic's builder makes a larger packet where it is told of a larger size, just for this one."""
+        connection = self.connection
+        if connection._datagrams_pending:
+            return []
+        connection._max_datagram_size = size
+        connection.send_datagram_frame(probe)
+        out = connection.datagrams_to_send(now)
+        connection._max_datagram_size = self._size
+        connection._datagrams_pending.clear()  # the window was full: it would hold up what is smaller
+        self._is_dirty = True
+        return out
+
+    def _probe_untrusted(self, datagram: bytes, now: float) -> None:
+        try:
+            if datagram[0] == datagrams.PROBE:
+                self.send(datagrams.echo_of(datagram))
+                return
+            sequence, _ = datagrams.decode_echo(datagram)
+        except WireError:
+            return
+        if self._probing is not None and sequence == self._probing[0]:
+            index = self._probing[1]
+            self._size = PROBE_SIZES[index]
+            self.connection._max_datagram_size = self._size
+            self._probing, self._probe_at = (sequence, index + 1, 0), now
+            if self._is_doubting:
+                self._is_doubting = False
+                self._probing, self._probe_at = None, now + REPROBE_S

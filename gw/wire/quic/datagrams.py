@@ -1,0 +1,118 @@
+"""Datagrams of `gw-relay/1` and `gw-peer/1`: packets by key, in two parts where the path is narrow, and probes.
+
+    0x01 DATA_KEY    32 key | packet                           to the relay the destination's, from it the source's
+    0x06 FRAG_KEY    32 key | u16 id | u8 index << 4 | count | part
+    0x03 PROBE       u32 sequence | u64 sender's µs | padding   comes back as 0x04 ECHO, without the padding
+    0x10 WIREGUARD   a message     0x11 DISCO   a message        between peers
+
+Ref: spec quic §8.3, §13
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, final
+
+from gw.errors import WireError
+
+DATA_KEY: Final = 0x01
+FRAG_KEY: Final = 0x06
+PROBE: Final = 0x03
+ECHO: Final = 0x04
+WIREGUARD: Final = 0x10
+DISCO: Final = 0x11
+HEARTBEAT: Final = 0x12
+
+KEY_BYTES: Final = 32
+DATA_HEAD_BYTES: Final = 33
+FRAG_HEAD_BYTES: Final = 36
+PROBE_BYTES: Final = 13
+MAX_PARTS: Final = 2
+PART_LIFE_S: Final = 0.25
+MAX_OPEN: Final = 8  # packets in parts, of one key
+MAX_KEYS: Final = 256
+
+
+def encode_packet(key: bytes, packet: bytes, limit: int, fragment: int) -> list[bytes]:
+    """A packet for or from `key` in one datagram of at most `limit` bytes, or in two; none where even two are too few.
+
+    fragment: a number that the next packet of this sender does not have.
+    """
+    if DATA_HEAD_BYTES + len(packet) <= limit:
+        return [b"\x01" + key + packet]
+    half = (len(packet) + 1) // 2
+    if FRAG_HEAD_BYTES + half > limit:
+        return []
+    number = fragment & 0xFFFF
+    return [
+        struct.pack(">B32sHB", FRAG_KEY, key, number, index << 4 | MAX_PARTS)
+        + packet[index * half : (index + 1) * half]
+        for index in range(MAX_PARTS)
+    ]
+
+
+def encode_probe(sequence: int, now_us: int, size: int) -> bytes:
+    """A probe of `size` bytes in all."""
+    head = struct.pack(">BIQ", PROBE, sequence & 0xFFFFFFFF, now_us & 0xFFFFFFFFFFFFFFFF)
+    return head + bytes(max(0, size - len(head)))
+
+
+def echo_of(probe: bytes) -> bytes:
+    """The answer to a probe. Raises WireError."""
+    if len(probe) < PROBE_BYTES or probe[0] != PROBE:
+        raise WireError("probe too short")
+    return bytes([ECHO]) + probe[1:PROBE_BYTES]
+
+
+def decode_echo(datagram: bytes) -> tuple[int, int]:
+    """Sequence and the µs that stood in the probe. Raises WireError."""
+    if len(datagram) < PROBE_BYTES or datagram[0] != ECHO:
+        raise WireError("echo too short")
+    sequence, sent_us = struct.unpack_from(">IQ", datagram, 1)
+    return int(sequence), int(sent_us)
+
+
+def decode_packet(datagram: bytes) -> tuple[bytes, bytes]:
+    """Key and packet of a DATA_KEY. Raises WireError."""
+    if len(datagram) < DATA_HEAD_BYTES or datagram[0] != DATA_KEY:
+        raise WireError("datagram without a key")
+    return datagram[1:DATA_HEAD_BYTES], datagram[DATA_HEAD_BYTES:]
+
+
+@final
+class Joiner:
+    """Puts packets in two parts together again. Parts whose other half does not come are forgotten soon."""
+
+    def __init__(self) -> None:
+        self._open: dict[bytes, dict[int, tuple[int, bytes, float]]] = {}  # by key and id: index, part, since
+
+    def feed(self, datagram: bytes, now: float) -> tuple[bytes, bytes] | None:
+        """Key and packet when a FRAG_KEY completes one. Raises WireError."""
+        if len(datagram) <= FRAG_HEAD_BYTES or datagram[0] != FRAG_KEY:
+            raise WireError("part too short")
+        _, key, number, place = struct.unpack_from(">B32sHB", datagram)
+        index, count = place >> 4, place & 15
+        if count != MAX_PARTS or index >= count:
+            raise WireError(f"part {index} of {count}")
+        part = datagram[FRAG_HEAD_BYTES:]
+        mine = self._open.get(key)
+        if mine is None:
+            if len(self._open) >= MAX_KEYS:
+                self._forget(now)
+                if len(self._open) >= MAX_KEYS:
+                    return None
+            mine = self._open[key] = {}
+        other = mine.pop(number, None)
+        if other is not None and other[0] != index and now - other[2] <= PART_LIFE_S:
+            if not mine:
+                del self._open[key]
+            return key, other[1] + part if index else part + other[1]
+        mine[number] = index, part, now
+        if len(mine) > MAX_OPEN:
+            del mine[next(iter(mine))]
+        return None
+
+    def _forget(self, now: float) -> None:
+        for key, parts in list(self._open.items()):
+            if all(now - since > PART_LIFE_S for _, _, since in parts.values()):
+                del self._open[key]

@@ -1,0 +1,100 @@
+"""Control frames on stream 0. Types that DERP has too mean the same here; unknown ones are skipped.
+
+Ref: spec quic §8.1, §8.2
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from gw.errors import WireError
+from gw.model.addresses import AddrPort
+from gw.wire.derp import frames as derp
+from gw.wire.derp.frames import FrameReader, encode
+
+RELAY_ALPN: Final = "gw-relay/1"
+PEER_ALPN: Final = "gw-peer/1"
+MAX_BODY_BYTES: Final = 64 << 10
+KEY_BYTES: Final = 32
+AUTH_S: Final = 5.0  # from the handshake until the node key is proven
+
+HELLO: Final = 0x40  # relay → client: u8 version, 32 relay key, u32 features
+AUTH: Final = 0x41  # client → relay: 32 node key, 24 nonce, box
+AUTH_OK: Final = 0x42  # relay → client: 24 nonce, box
+LIMITS: Final = 0x47  # relay → client: u32 kB/s, u32 burst kB, u32 packets/s; 0 = none
+OBSERVED_ADDR: Final = 0x48  # relay → client: 16 address, 2 port
+PEER_HELLO: Final = 0x50  # peer ↔ peer
+ROUTES: Final = 0x51
+ROUTES_ACK: Final = 0x52
+PATH_NOTE: Final = 0x53
+CLOSE_REASON: Final = 0x54
+
+# QUIC application error codes
+CLOSED: Final = 0x100
+NO_AUTH: Final = 0x101
+NOT_ALLOWED: Final = 0x102
+BROKEN: Final = 0x103  # the other side broke the protocol
+RESTARTING: Final = 0x104
+
+_TO_CLIENT: Final = frozenset(
+    {HELLO, AUTH_OK, LIMITS, OBSERVED_ADDR, derp.KEEP_ALIVE, derp.PEER_GONE, derp.PING, derp.PONG, derp.HEALTH,
+     derp.RESTARTING}
+)  # fmt: skip
+_TO_RELAY: Final = frozenset({AUTH, derp.NOTE_PREFERRED, derp.PING, derp.PONG})
+
+
+def client_reader() -> FrameReader:
+    """Cuts what a relay sends. A frame above the limit raises WireError."""
+    return FrameReader(limit=MAX_BODY_BYTES, known=_TO_CLIENT)
+
+
+def relay_reader() -> FrameReader:
+    """Cuts what a client sends."""
+    return FrameReader(limit=MAX_BODY_BYTES, known=_TO_RELAY)
+
+
+def encode_hello(relay_key: bytes, features: int = 0) -> bytes:
+    return encode(HELLO, struct.pack(">B32sI", 1, relay_key, features))
+
+
+def decode_hello(body: bytes) -> bytes:
+    """The relay's key. Raises WireError."""
+    if len(body) < 37 or body[0] < 1:
+        raise WireError("hello of a strange form")
+    return body[1:33]
+
+
+def encode_auth(node: bytes, sealed: bytes) -> bytes:
+    return encode(AUTH, node + sealed)
+
+
+def decode_auth(body: bytes) -> tuple[bytes, bytes]:
+    """Node key and sealed claim. Raises WireError."""
+    if len(body) < KEY_BYTES + 40:
+        raise WireError("auth too short")
+    return body[:KEY_BYTES], body[KEY_BYTES:]
+
+
+def encode_limits(bytes_per_second: int, burst_bytes: int) -> bytes:
+    """Rounded up to whole kB; 0 = no limit."""
+    return encode(LIMITS, struct.pack(">III", -(-bytes_per_second // 1000), -(-burst_bytes // 1000), 0))
+
+
+def decode_limits(body: bytes) -> tuple[int, int]:
+    """Bytes a second and bytes of a burst. Raises WireError."""
+    if len(body) < 12:
+        raise WireError("limits too short")
+    rate, burst, _ = struct.unpack_from(">III", body)
+    return rate * 1000, burst * 1000
+
+
+def encode_observed(address: AddrPort) -> bytes:
+    return encode(OBSERVED_ADDR, address.pack())
+
+
+def decode_observed(body: bytes) -> AddrPort:
+    """Where the relay sees us. Raises WireError."""
+    if len(body) < 18:
+        raise WireError("observed address too short")
+    return AddrPort.unpack(body[:18])
