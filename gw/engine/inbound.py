@@ -6,9 +6,7 @@ import socket
 import time
 from typing import Final, final
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-
+from gw.engine import cipher
 from gw.engine.link import (
     AddPeer,
     EndSession,
@@ -59,7 +57,9 @@ class InboundPlane:
             setup.lane,
             setup.lanes,
         )
-        self._core.invalid_tag = InvalidTag
+        self._cipher = cipher.named(setup.cipher)
+        self._core.numbered = self._cipher.numbered
+        self._core.invalid_tag = self._cipher.refused
         self._rules = _Rules(table)
 
     def descriptors(self) -> list[int]:
@@ -92,7 +92,7 @@ class InboundPlane:
             case Routes(slot, add, remove):
                 core.routes.change(slot, add, remove)
             case ReceiveSession(slot, session, key, expires_ns, confirm):
-                core.add_session(slot, session, ChaCha20Poly1305(key).decrypt, expires_ns, confirm)
+                core.add_session(slot, session, self._cipher.unseal(key), expires_ns, confirm)
             case EndSession(_, session):
                 core.end_session(session)
             case FilterRules():

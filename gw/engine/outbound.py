@@ -6,8 +6,7 @@ import socket
 import time
 from typing import Final, final
 
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-
+from gw.engine import cipher
 from gw.engine.link import (
     AddPeer,
     DropStaged,
@@ -43,6 +42,8 @@ class OutboundPlane:
         self._v4 = udp_socket(setup.udp4, socket.AF_INET)
         self._v6 = udp_socket(setup.udp6, socket.AF_INET6)
         self._core = Outbound(setup.tun, counters, FlowTable(flows), setup.mtu, setup.gso, setup.lane, setup.lanes)
+        self._cipher = cipher.named(setup.cipher)
+        self._core.numbered = self._cipher.numbered
 
     def descriptors(self) -> list[int]:
         return [self._tun]
@@ -65,7 +66,7 @@ class OutboundPlane:
                 sock = (self._v6 if ":" in host else self._v4) if host else None
                 core.set_plan(slot, sock, (host, port) if sock is not None else None, relay, wake)
             case SendSession(slot, session, key, remote_index, expires_ns):
-                core.set_session(slot, session, ChaCha20Poly1305(key).encrypt, remote_index, expires_ns)
+                core.set_session(slot, session, self._cipher.seal(key), remote_index, expires_ns)
             case EndSession(slot, session):
                 core.end_session(slot, session)
             case SendKeepalive(slot):

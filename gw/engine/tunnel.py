@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Protocol, Self, final
 
+from gw.engine import cipher
 from gw.engine.filterrules import Address, Network, compile_rules
 from gw.engine.link import (
     AddPeer,
@@ -396,6 +397,7 @@ class Tunnel:
             "udp_offload": self._tun.udp_offload,
             "udp_gso": self._udp.gso,
             "udp_gro": self._udp.gro,
+            "cipher": cipher.choose().name,
             "lanes": self._udp.lanes,
             "workers": self._workers.pids() if self._workers is not None else {},
             "drops": self._tallies.drops(),
@@ -416,6 +418,7 @@ class Tunnel:
             gso=self._udp.gso,
             tcp_offload=self._tun.tcp_offload,
             udp_offload=self._tun.udp_offload,
+            cipher=cipher.choose().name,
             lane=lane,
             lanes=self._udp.lanes,
         )

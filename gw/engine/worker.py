@@ -35,6 +35,7 @@ class Setup(msgspec.Struct, frozen=True):
 
     outbound, inbound: links of the planes that this process serves, -1 for one that it does not. lane: which of the
     `lanes` workers of its plane it is; tun, udp4 and udp6 are that lane's. core: CPU to be pinned to, -1 for any.
+    cipher: as in `gw.engine.cipher`.
     """
 
     outbound: int
@@ -48,6 +49,7 @@ class Setup(msgspec.Struct, frozen=True):
     gso: bool
     tcp_offload: bool
     udp_offload: bool
+    cipher: str = "openssl"
     core: int = -1
     lane: int = 0
     lanes: int = 1

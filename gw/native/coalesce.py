@@ -18,7 +18,7 @@ from gw.native.checksum import add, fold, put_be, put_le, swap
 from gw.native.segment import GSO_TCP4, GSO_TCP6, GSO_UDP, NEEDS_CSUM, TCP, UDP
 
 PLAIN: Final = bytes(10)  # virtio_net_hdr of a packet that needs nothing
-MAX_ITEM: Final = 65000
+MAX_ITEM: Final = 65535  # the largest IP packet: what the sender's kernel gave in one read fits
 ACK: Final = 0x10
 PSH: Final = 0x08
 

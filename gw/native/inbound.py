@@ -10,7 +10,7 @@ import time
 from mmap import mmap
 from typing import Any, Final, final
 
-from librt.strings import BytesWriter, read_i16_be, read_i32_le, read_i64_le, write_i32_le, write_i64_le
+from librt.strings import BytesWriter, read_i16_be, read_i32_le, read_i64_be, read_i64_le, write_i32_le, write_i64_le
 from mypy_extensions import i64, mypyc_attr
 
 from gw.native.coalesce import Coalescer
@@ -29,7 +29,7 @@ from gw.native.counters import (
     region_at,
 )
 from gw.native.filter import ACCEPT, TCP, TSMP_PACKET, Filter
-from gw.native.outbound import ACTIVE, ACTIVE_NOTE_NS, CONFIRMED, MAX_COUNTER
+from gw.native.outbound import ACTIVE, ACTIVE_NOTE_NS, CONFIRMED, MAX_COUNTER, TWO_64
 from gw.native.prefixes import PrefixMap
 from gw.native.replay import ReplayWindow
 from gw.native.rules import RuleSet
@@ -99,6 +99,7 @@ class Inbound:
         self.early: list[tuple[bytes, Any]] = []  # of sessions that the engine may be telling of right now
         self.retrying: bool = False
         self.tsmp: list[tuple[int, bytes]] = []
+        self.numbered: bool = False  # `unseal` takes the counter, its bytes reversed, instead of a nonce
         self.invalid_tag: Any = None  # the exception class of a wrong tag
 
     # What the engine says
@@ -192,11 +193,15 @@ class Inbound:
             if counter < 0 or counter >= MAX_COUNTER:
                 self.drops.add(DROP_REPLAY)
                 continue
-            nonce = BytesWriter()
-            write_i32_le(nonce, 0)
-            write_i64_le(nonce, counter)
             try:
-                packet: bytes = session.unseal(nonce.getvalue(), data[body:end], None)
+                if self.numbered:
+                    number: i64 = read_i64_be(data, body - 8)
+                    packet: bytes = session.unseal(number if number >= 0 else int(number) + TWO_64, data[body:end], b"")
+                else:
+                    nonce = BytesWriter()
+                    write_i32_le(nonce, 0)
+                    write_i64_le(nonce, counter)
+                    packet = session.unseal(nonce.getvalue(), data[body:end], None)
             except self.invalid_tag:
                 self._drop(session.peer.tally, DROP_TAG)
                 continue

@@ -21,7 +21,7 @@ import time
 from mmap import mmap
 from typing import Any, Final, final
 
-from librt.strings import BytesWriter, write_i32_le, write_i64_le
+from librt.strings import BytesWriter, read_i64_be, write_i32_le, write_i64_le
 from mypy_extensions import i32, i64, mypyc_attr
 
 from gw.native.counters import (
@@ -69,6 +69,7 @@ SEND_FAILED: Final = 4
 CONFIRMED: Final = 5
 
 PAD: Final = [bytes(i) for i in range(16)]
+TWO_64: Final = 1 << 64
 HEAD: Final = 28  # a transport header of 16 bytes and a nonce of 12
 
 
@@ -115,6 +116,7 @@ class Outbound:
         self.flows: FlowTable = flows
         self.mtu: i64 = mtu
         self.gso: bool = gso
+        self.numbered: bool = False  # `seal` takes the counter, its bytes reversed, instead of a nonce
         self.drops: Drops = Drops(shared, self.region)
         self.routes: PrefixMap = PrefixMap()
         self.peers: dict[int, OutPeer] = {}
@@ -266,7 +268,11 @@ class Outbound:
                     pad = self.mtu - length
                 packet = packet + PAD[int(pad)]
             pieces.append(heads[at : at + 16])
-            pieces.append(seal(heads[at + 16 : at + HEAD], packet, None))
+            if self.numbered:
+                number: i64 = read_i64_be(heads, at + 8)
+                pieces.append(seal(number if number >= 0 else int(number) + TWO_64, packet, b""))
+            else:
+                pieces.append(seal(heads[at + 16 : at + HEAD], packet, None))
             at += HEAD
         tally = peer.tally
         tally.session = peer.session

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from mmap import mmap
 
 import pytest
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gw.engine import cipher
 from gw.native import counters, flows
 from gw.native.coalesce import Coalescer
 from gw.native.filter import Filter
@@ -40,7 +40,8 @@ class Wire:
 class Planes:
     """An outbound and an inbound core that share a keypair, a TUN that packets are put into, one they come out of."""
 
-    def __init__(self, lane: int = 0, lanes: int = 1) -> None:
+    def __init__(self, lane: int = 0, lanes: int = 1, kind: str = cipher.OPENSSL) -> None:
+        made = cipher.named(kind)
         self.tun, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         inside.setblocking(False)
         self._inside = inside
@@ -54,13 +55,14 @@ class Planes:
         local.put(TWO, 32, 1)
         coalescer = Coalescer(self._written, True, True)
         self.inbound = Inbound(self._memory[0], Filter(rules, local, table), coalescer, lane, lanes)
-        self.inbound.invalid_tag = InvalidTag
+        self.inbound.invalid_tag = made.refused
+        self.outbound.numbered = self.inbound.numbered = made.numbered
         for core, address in ((self.outbound, TWO), (self.inbound, ONE)):
             core.add_peer(0)
             core.routes.put(address, 32, 0)
         self.outbound.set_plan(0, self.wire, SOURCE, False, False)
-        self.outbound.set_session(0, 1, ChaCha20Poly1305(KEY).encrypt, 6, FOR_EVER)
-        self.inbound.add_session(0, 6, ChaCha20Poly1305(KEY).decrypt, FOR_EVER, False)
+        self.outbound.set_session(0, 1, made.seal(KEY), 6, FOR_EVER)
+        self.inbound.add_session(0, 6, made.unseal(KEY), FOR_EVER, False)
 
     def close(self) -> None:
         for end in (self.tun, self._inside):
@@ -71,9 +73,12 @@ class Planes:
             memory.close()
 
 
-@pytest.fixture(scope="module")
-def planes() -> Iterator[Planes]:
-    planes = Planes()
+KINDS = sorted({cipher.OPENSSL, cipher.choose().name})
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def planes(request: pytest.FixtureRequest) -> Iterator[Planes]:
+    planes = Planes(kind=request.param)
     yield planes
     planes.close()
 
@@ -115,8 +120,9 @@ def test_any_read_of_the_tun_is_sealed_or_dropped(planes: Planes, data: bytes, h
     planes.wire.sent.clear()
 
 
-def test_what_one_seals_the_other_delivers_once() -> None:
-    planes = Planes()
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_one_seals_the_other_delivers_once(kind: str) -> None:
+    planes = Planes(kind=kind)
     try:
         packet = b"\x45\0\0\x1c\0\0\0\0\x40\x01\0\0" + ONE + TWO + b"\x08\0" + bytes(6)
         planes.tun.send(bytes(10) + packet)
@@ -129,6 +135,27 @@ def test_what_one_seals_the_other_delivers_once() -> None:
         with pytest.raises(BlockingIOError):
             os.read(planes.out_read, 1)
         assert planes.inbound.peers[0].tally.packets == 1
+    finally:
+        planes.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_cipher_seals_as_wireguard_does(kind: str) -> None:
+    """Counters past 2^63 as a reversed number too: 128 is one."""
+    planes = Planes(kind=kind)
+    try:
+        packet = b"\x45\0\0\x1c\0\0\0\0\x40\x01\0\0" + ONE + TWO + b"\x08\0" + bytes(6)
+        for counter in range(260):
+            planes.tun.send(bytes(10) + packet)
+            planes.outbound.pump(1)
+            assert planes.wire.sent.pop() == sealed(packet + bytes(4), counter)
+            planes.inbound.receive(sealed(packet, counter), 1 << 16, SOURCE, time.monotonic_ns())
+        planes.inbound.flush()
+        assert planes.inbound.peers[0].tally.packets == 260
+        broken = bytearray(sealed(packet, 260))
+        broken[-1] ^= 1
+        planes.inbound.receive(bytes(broken), 1 << 16, SOURCE, time.monotonic_ns())
+        assert planes.inbound.peers[0].tally.packets == 260
     finally:
         planes.close()
 
