@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import random
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gw.control.server import COLLECT
 from gw.policy.decisions import Decider
 from gw.policy.engine import PolicyEngine
 from gw.policy.filters import filter_for
@@ -102,6 +104,8 @@ def main() -> None:
     engine: PolicyEngine[Device] = PolicyEngine(read, POOLS, users)
     for node in nodes:
         engine.add(node)
+    gc.freeze()
+    gc.set_threshold(*COLLECT)  # as the server has it
     compiles = timed(lambda: engine.set_policy(read), 3)
     decider = Decider(engine.view)
     pairs = [(chance.choice(nodes), chance.choice(nodes)) for _ in range(200_000)]
