@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -146,13 +147,13 @@ def test_what_is_no_database_of_headscale_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not an SQLite"):
         read_database(path)
     path.unlink()
-    sqlite3.connect(path).executescript("CREATE TABLE x (a)")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE TABLE x (a)")
     with pytest.raises(ConfigError, match="no table `users`"):
         read_database(path)
     old = database("0.26", tmp_path)
-    connection = sqlite3.connect(old)
-    connection.executescript("CREATE TABLE routes (id integer)")
-    connection.close()
+    with closing(sqlite3.connect(old)) as connection:
+        connection.executescript("CREATE TABLE routes (id integer)")
     with pytest.raises(NotFound, match=r"0\.25 or older"):
         read_database(old)
 

@@ -20,8 +20,6 @@ from gw.node.identity import Identity
 from gw.state.lock import DirectoryLock
 from gw.state.paths import StatePaths
 
-WALL = datetime.now(UTC)
-
 
 class FakeEngine:
     def __init__(self) -> None:
@@ -67,12 +65,13 @@ def peer(number: int, expiry: datetime | None) -> Node:
 def test_a_peer_whose_key_is_over_goes_although_no_server_says_so(tmp_path: Path) -> None:
     """The control server may be down for weeks: an expired key must not reach us all that time."""
     daemon, engine = daemon_of(tmp_path)
-    soon = WALL + timedelta(minutes=1)
-    peers = [peer(2, soon), peer(3, None), peer(4, WALL - timedelta(seconds=1)), peer(5, WALL + timedelta(days=1))]
-    change = daemon._netmap.apply(MapResponse(node=peer(1, None), peers=peers), WALL)
+    wall = datetime.now(UTC)
+    soon = wall + timedelta(hours=1)
+    peers = [peer(2, soon), peer(3, None), peer(4, wall - timedelta(seconds=1)), peer(5, wall + timedelta(days=1))]
+    change = daemon._netmap.apply(MapResponse(node=peer(1, None), peers=peers), wall)
     daemon.netmap(daemon._netmap, change)
     assert {key.raw[0] for key in engine.peers} == {2, 3, 5}
-    daemon.drop_expired(WALL)
+    daemon.drop_expired(wall)
     assert {key.raw[0] for key in engine.peers} == {2, 3, 5}
     daemon.drop_expired(soon)
     assert {key.raw[0] for key in engine.peers} == {3, 5}
@@ -80,13 +79,14 @@ def test_a_peer_whose_key_is_over_goes_although_no_server_says_so(tmp_path: Path
 
 def test_a_key_that_was_renewed_stays_and_costs_one_entry(tmp_path: Path) -> None:
     daemon, engine = daemon_of(tmp_path)
-    soon, later = WALL + timedelta(minutes=1), WALL + timedelta(days=1)
-    change = daemon._netmap.apply(MapResponse(node=peer(1, None), peers=[peer(2, soon)]), WALL)
+    wall = datetime.now(UTC)
+    soon, later = wall + timedelta(hours=1), wall + timedelta(days=1)
+    change = daemon._netmap.apply(MapResponse(node=peer(1, None), peers=[peer(2, soon)]), wall)
     daemon.netmap(daemon._netmap, change)
     for port in range(100):
         renewed = peer(2, later)
         renewed.endpoints = [f"192.0.2.1:{1000 + port}"]
-        daemon.netmap(daemon._netmap, daemon._netmap.apply(MapResponse(peers_changed=[renewed]), WALL))
+        daemon.netmap(daemon._netmap, daemon._netmap.apply(MapResponse(peers_changed=[renewed]), wall))
     assert len(daemon._expiries) == 2
     daemon.drop_expired(soon)
     assert {key.raw[0] for key in engine.peers} == {2}
