@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from gw.control import authkeys
-from gw.control.tailnet import Tailnet, check_tag, number_of
+from gw.control.spelling import check_tag, number_of
+from gw.control.tailnet import Tailnet
 from gw.errors import Conflict, GwError, NotFound, UsageError
 from gw.state.changes import Delete, Put
 from gw.state.documents import PreauthKeyDoc, UserDoc
@@ -39,7 +40,7 @@ def find_user(tailnet: Tailnet, text: str) -> UserDoc:
         for user in tailnet.users.values():
             if user.id == number:
                 return user
-    return tailnet.user(text)
+    return tailnet.people.of_name(text)
 
 
 async def create_user(
@@ -58,14 +59,14 @@ async def _create_user(tailnet: Tailnet, name: str, display_name: str, email: st
     if tailnet.has_user_like(name):
         raise Conflict(f"user exists: `{name}`", hint="see `gwctl users list`")
     doc = UserDoc(
-        id=tailnet.new_user_id(),
+        id=tailnet.numbers.new_user(),
         name=name,
         display_name=display_name,
         email=email,
         picture=picture,
         created=tailnet.clock(),
     )
-    with tailnet.reserved_user(name):
+    with tailnet.holds.reserved_user(name):
         await tailnet.commit([Put(doc)])
         tailnet.put_user(doc)
     tailnet.record("user-created", f"user:{name}", None, doc)
@@ -79,13 +80,13 @@ async def destroy_user(tailnet: Tailnet, user: UserDoc) -> None:
 
 async def _alone(tailnet: Tailnet, work: Coroutine[Any, Any, T]) -> T:
     """Users come and go one at a time where an identity provider's login looks for one."""
-    async with tailnet.locked("users"):
+    async with tailnet.holds.locked("users"):
         return await work
 
 
 async def _destroy_user(tailnet: Tailnet, user: UserDoc) -> None:
     _check_idle(tailnet, user)
-    nodes = tailnet.nodes_of(user.name)
+    nodes = tailnet.roster.of_user(user.name)
     if nodes:
         shown = ", ".join(node.doc.given_name for node in nodes[:3]) + (", …" if len(nodes) > 3 else "")
         raise Conflict(f"user has nodes: `{user.name}` ({shown})", hint="delete or move them first")
@@ -96,7 +97,7 @@ async def _destroy_user(tailnet: Tailnet, user: UserDoc) -> None:
             [
                 Delete("user", user.name),
                 *(Delete("preauthkey", key.prefix) for key in keys),
-                tailnet.put_counters(),
+                tailnet.numbers.put(),
             ],
             before=[user],
         )
@@ -137,18 +138,20 @@ async def _rename_user(tailnet: Tailnet, user: UserDoc, name: str) -> UserDoc:
 async def _key_locks(tailnet: Tailnet, user: UserDoc) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         for prefix in sorted(key.prefix for key in tailnet.preauth_keys.values() if key.user == user.name):
-            await stack.enter_async_context(tailnet.locked(f"preauthkey {prefix}"))
+            await stack.enter_async_context(tailnet.holds.locked(f"preauthkey {prefix}"))
         yield
 
 
 async def _rename_everywhere(tailnet: Tailnet, user: UserDoc, name: str, stack: AsyncExitStack) -> UserDoc:
-    nodes = sorted(tailnet.nodes_of(user.name), key=lambda node: node.id)
+    nodes = sorted(tailnet.roster.of_user(user.name), key=lambda node: node.id)
     for node in nodes:
         await stack.enter_async_context(node.lock)
     renamed = user.edited(name=name)
-    moved = [(node, node.doc.edited(user=name)) for node in nodes if node.user == user.name and tailnet.has(node)]
+    moved = [
+        (node, node.doc.edited(user=name)) for node in nodes if node.user == user.name and tailnet.roster.has(node)
+    ]
     keys = [key.edited(user=name) for key in tailnet.preauth_keys.values() if key.user == user.name]
-    with tailnet.reserved_user(name):
+    with tailnet.holds.reserved_user(name):
         await tailnet.commit(
             [Delete("user", user.name), Put(renamed), *(Put(doc) for _, doc in moved), *map(Put, keys)], before=[user]
         )
@@ -164,7 +167,7 @@ async def _rename_everywhere(tailnet: Tailnet, user: UserDoc, name: str, stack: 
 def _check_idle(tailnet: Tailnet, user: UserDoc) -> None:
     if tailnet.users.get(user.name) is not user:
         raise NotFound(f"no such user: `{user.name}`", hint="see `gwctl users list`")
-    if tailnet.is_enrolling(user.name):
+    if tailnet.holds.is_enrolling(user.name):
         raise Conflict(f"a node of `{user.name}` is just logging in", hint="try again")
 
 
@@ -198,7 +201,7 @@ async def create_preauth_key(
         secrets.token_bytes(authkeys.PREFIX_BYTES), secrets.token_bytes(authkeys.SECRET_BYTES)
     )
     doc = PreauthKeyDoc(
-        id=tailnet.new_preauth_key_id(),
+        id=tailnet.numbers.new_preauth_key(),
         prefix=prefix,
         hash=hashed,
         user=user.name if user is not None else "",
@@ -238,7 +241,7 @@ async def expire_preauth_key(tailnet: Tailnet, key: PreauthKeyDoc) -> None:
 
 
 async def _expire_key(tailnet: Tailnet, key: PreauthKeyDoc) -> None:
-    async with tailnet.locked(f"preauthkey {key.prefix}"):
+    async with tailnet.holds.locked(f"preauthkey {key.prefix}"):
         current = tailnet.preauth_keys.get(key.prefix)
         if current is None:
             raise NotFound(f"no such pre-auth key: `{key.prefix}`")
@@ -254,10 +257,10 @@ async def delete_preauth_key(tailnet: Tailnet, key: PreauthKeyDoc) -> None:
 
 
 async def _delete_key(tailnet: Tailnet, key: PreauthKeyDoc) -> None:
-    async with tailnet.locked(f"preauthkey {key.prefix}"):
+    async with tailnet.holds.locked(f"preauthkey {key.prefix}"):
         if key.prefix not in tailnet.preauth_keys:
             return
-        await tailnet.commit([Delete("preauthkey", key.prefix), tailnet.put_counters()])
+        await tailnet.commit([Delete("preauthkey", key.prefix), tailnet.numbers.put()])
         tailnet.preauth_keys.pop(key.prefix, None)
         tailnet.promised.end(key)
         tailnet.record("preauthkey-deleted", f"preauthkey:{key.prefix}", key, None)

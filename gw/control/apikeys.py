@@ -28,7 +28,8 @@ from gw.control import authkeys
 from gw.control.accounts import MAX_DESCRIPTION_CHARS
 from gw.control.authkeys import PREFIX_BYTES, SECRET_BYTES, hash_secret
 from gw.control.scopes import ALL, SCOPES, check_scopes
-from gw.control.tailnet import Tailnet, check_tag
+from gw.control.spelling import check_tag
+from gw.control.tailnet import Tailnet
 from gw.errors import AuthRequired, GwError, NotFound, UsageError
 from gw.state.changes import Delete, Put
 from gw.state.documents import ApiKeyDoc
@@ -84,7 +85,7 @@ async def create_api_key(
         raise UsageError("not a description", hint=f"up to {MAX_DESCRIPTION_CHARS} printable characters")
     prefix, secret = secrets.token_hex(PREFIX_BYTES), secrets.token_hex(SECRET_BYTES)
     doc = ApiKeyDoc(
-        id=tailnet.new_api_key_id(),
+        id=tailnet.numbers.new_api_key(),
         prefix=prefix,
         hash=hash_secret(secret),
         role=role,
@@ -115,7 +116,7 @@ async def expire_api_key(tailnet: Tailnet, key: ApiKeyDoc) -> None:
 
 
 async def _expire(tailnet: Tailnet, key: ApiKeyDoc) -> None:
-    async with tailnet.locked(f"apikey {key.prefix}"):
+    async with tailnet.holds.locked(f"apikey {key.prefix}"):
         current, now = tailnet.api_keys.get(key.prefix), tailnet.clock()
         if current is None:
             raise NotFound(f"no such API key: `{key.prefix}`")
@@ -129,9 +130,9 @@ async def delete_api_key(tailnet: Tailnet, key: ApiKeyDoc) -> None:
 
 
 async def _delete(tailnet: Tailnet, key: ApiKeyDoc) -> None:
-    async with tailnet.locked(f"apikey {key.prefix}"):
+    async with tailnet.holds.locked(f"apikey {key.prefix}"):
         if key.prefix in tailnet.api_keys:
-            await tailnet.commit([Delete("apikey", key.prefix), tailnet.put_counters()])
+            await tailnet.commit([Delete("apikey", key.prefix), tailnet.numbers.put()])
             tailnet.api_keys.pop(key.prefix, None)
             tailnet.record("apikey-deleted", f"apikey:{key.prefix}", key, None)
 
@@ -165,7 +166,7 @@ async def _prove_imported(tailnet: Tailnet, text: str) -> None:
     known = tailnet.api_keys.get(match[2]) if match else None
     if match is None or known is None or not authkeys.is_slow(known) or _is_over(tailnet, known):
         return
-    async with tailnet.locked("slow hash"), tailnet.locked(f"apikey {match[2]}"):
+    async with tailnet.holds.locked("slow hash"), tailnet.holds.locked(f"apikey {match[2]}"):
         doc = tailnet.api_keys.get(match[2])
         if doc is None or not authkeys.is_slow(doc):
             return
@@ -198,7 +199,7 @@ async def _note_use(tailnet: Tailnet, doc: ApiKeyDoc) -> None:
 
 
 async def _put_use(tailnet: Tailnet, prefix: str, now: datetime) -> None:
-    async with tailnet.locked(f"apikey {prefix}"):
+    async with tailnet.holds.locked(f"apikey {prefix}"):
         doc = tailnet.api_keys.get(prefix)
         if doc is not None and (doc.last_used is None or now - doc.last_used >= USE_NOTED_EVERY):
             await _put(tailnet, doc.edited(last_used=now), "", None)

@@ -8,18 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-import msgspec
-
+from gw.control.events import actor
 from gw.control.tailnet import Tailnet
 from gw.errors import Conflict
 from gw.state.config import Config
 from gw.state.editing import edit_config
-
-
-class _Value(msgspec.Struct, frozen=True):
-    """One setting, for the event trail."""
-
-    value: object
 
 
 async def change_settings(tailnet: Tailnet, changes: Mapping[str, object]) -> None:
@@ -31,14 +24,15 @@ async def change_settings(tailnet: Tailnet, changes: Mapping[str, object]) -> No
 
 async def _change(tailnet: Tailnet, changes: Mapping[str, object]) -> None:
     assert tailnet.folder is not None
-    async with tailnet.locked("config"):
-        before = tailnet.config
-        after = await asyncio.to_thread(edit_config, tailnet.folder / "config.toml", changes)
-        tailnet.set_config(after)
+    async with tailnet.holds.locked("config"):
+        before, tailnet.commons.writer = tailnet.config, actor()
+        try:
+            after = await asyncio.to_thread(edit_config, tailnet.folder / "config.toml", changes)
+            tailnet.commons.set_config(after)
+        finally:
+            tailnet.commons.writer = ""
         if tailnet.undo is not None:
             tailnet.undo.note_settings({name: (setting(before, name), value) for name, value in changes.items()})
-        for name, value in changes.items():
-            tailnet.record("setting-changed", f"config:{name}", _Value(setting(before, name)), _Value(value))
 
 
 def setting(config: Config, name: str) -> object:

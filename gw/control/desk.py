@@ -156,7 +156,7 @@ class FrontDesk:
             edge.reply(connection, asked.stream, 400, b"unsupported client version", TEXT)
             return
         if not request.read_only:
-            self._tailnet.observe(
+            self._tailnet.reports.observe(
                 node,
                 hostinfo=request.hostinfo,
                 endpoints=request.endpoints,

@@ -20,7 +20,8 @@ from typing import Literal, final
 from gw.control import authkeys
 from gw.control.events import acting_as
 from gw.control.records import NodeRecord
-from gw.control.tailnet import Tailnet, check_node_key
+from gw.control.spelling import check_node_key
+from gw.control.tailnet import Tailnet
 from gw.errors import AuthRequired, Conflict, UsageError
 from gw.model.hostinfo import Hostinfo
 from gw.model.registration import RegisterRequest
@@ -72,7 +73,7 @@ async def register_preauth(tailnet: Tailnet, machine_key: str, request: Register
 async def _register_preauth(tailnet: Tailnet, machine_key: str, request: RegisterRequest) -> NodeRecord:
     prefix, secret = authkeys.split((request.auth.auth_key if request.auth else "") or "")
     node_key = _node_key(request)
-    async with tailnet.locked(f"machine {machine_key}"):
+    async with tailnet.holds.locked(f"machine {machine_key}"):
         known = tailnet.by_node_key.get(node_key)
         if known is not None and known.doc.machine_key != machine_key:
             raise AuthRequired("node key is in use by another machine")
@@ -90,7 +91,7 @@ async def _register_preauth(tailnet: Tailnet, machine_key: str, request: Registe
             return known  # a used or expired key survives restarts of the node it admitted
         if key.reusable:
             return await _register_by_key(tailnet, machine_key, node_key, request, key)
-        async with tailnet.locked(f"preauthkey {prefix}"):  # one at a time: the second finds it used
+        async with tailnet.holds.locked(f"preauthkey {prefix}"):  # one at a time: the second finds it used
             key = tailnet.preauth_keys.get(prefix)
             if key is None:
                 raise AuthRequired("invalid pre auth key")
@@ -99,7 +100,7 @@ async def _register_preauth(tailnet: Tailnet, machine_key: str, request: Registe
 
 async def _proven_slowly(tailnet: Tailnet, prefix: str, secret: str) -> PreauthKeyDoc:
     """An imported key that fits its bcrypt hash; from now on it has a fast one. One costly check at a time."""
-    async with tailnet.locked("slow hash"), tailnet.locked(f"preauthkey {prefix}"):
+    async with tailnet.holds.locked("slow hash"), tailnet.holds.locked(f"preauthkey {prefix}"):
         key = tailnet.preauth_keys.get(prefix)
         if key is None:
             raise AuthRequired("invalid pre auth key")
@@ -170,7 +171,7 @@ async def wait_auth(tailnet: Tailnet, auth_id: str) -> NodeRecord | None:
     await login.settled.wait()
     if login.rejected:
         raise AuthRequired("the login was rejected by an administrator")
-    return login.node if login.node is not None and tailnet.has(login.node) else None
+    return login.node if login.node is not None and tailnet.roster.has(login.node) else None
 
 
 async def approve(
@@ -203,7 +204,7 @@ async def _approve(
     approved = method == "cli" or not tailnet.config.node.require_approval  # a person looked at it, or need not
     grant = _Grant(user.name, (), request.ephemeral, method, lifetime=lifetime, approved=approved)
     grant = _with_asked_tags(tailnet, grant, request)
-    async with tailnet.locked(f"machine {machine_key}"):
+    async with tailnet.holds.locked(f"machine {machine_key}"):
         return await _admit(tailnet, machine_key, _node_key(request), request, grant)
 
 
@@ -238,18 +239,18 @@ async def _admit(
     """Renew the machine's node or make one. The caller holds the machine's lock, and the key's if it is one-shot."""
     if grant.user and grant.user not in tailnet.users:
         raise AuthRequired(f"the key's user is gone: {grant.user}")
-    with tailnet.enrolling(grant.user):
+    with tailnet.holds.enrolling(grant.user):
         holder = tailnet.by_node_key.get(node_key)
         if holder is not None and holder.doc.machine_key != machine_key:
             raise AuthRequired("node key is in use by another machine")
         node = _candidate(tailnet, machine_key, grant)
         if holder is not None and holder is not node:
             raise NewKeyNeeded("node key belongs to another user's node on this machine")
-        with tailnet.reserved_key(node_key, machine_key):
+        with tailnet.holds.reserved_key(node_key, machine_key):
             if node is None:
                 return await _create(tailnet, machine_key, node_key, request, grant)
             async with node.lock:
-                if tailnet.has(node):
+                if tailnet.roster.has(node):
                     return await _renew(tailnet, node, node_key, request, grant)
             return await _create(tailnet, machine_key, node_key, request, grant)
 
@@ -276,7 +277,7 @@ async def _create(
         raise AuthRequired(error.message, hint=error.hint) from None
     given_name = tailnet.names.take(hostname)
     doc = NodeDoc(
-        id=tailnet.new_node_id(),
+        id=tailnet.numbers.new_node(),
         machine_key=machine_key,
         node_key=node_key,
         user=grant.user,
@@ -327,7 +328,7 @@ async def _renew(
     _mark_used(tailnet, grant, ())
     tailnet.replace_doc(node, doc, "node-logged-in")
     if request.hostinfo is not None:
-        tailnet.observe(node, hostinfo=request.hostinfo)
+        tailnet.reports.observe(node, hostinfo=request.hostinfo)
     return node
 
 

@@ -20,6 +20,7 @@ from gw.state.trail import Trail
 
 SECRET_FIELDS: Final = frozenset({"hash", "schema", "revision"})
 SERVER: Final = "server"
+HAND_EDIT: Final = "hand edit"
 
 _actor: ContextVar[str] = ContextVar("gw_actor", default=SERVER)
 
@@ -41,7 +42,7 @@ def actor() -> str:
 
 def is_administrative(name: str) -> bool:
     """Whether a person with rights is behind it, rather than a machine, the policy, an editor or the server itself."""
-    return name not in (SERVER, "policy", "hand edit") and not name.startswith(("machine ", "anybody "))
+    return name not in (SERVER, "policy", HAND_EDIT) and not name.startswith(("machine ", "anybody "))
 
 
 @final

@@ -111,7 +111,7 @@ class Fanout:
             self._end(old)
         self._sessions[node.id] = session
         self._numbers[session.number] = session
-        self._tailnet.set_online(node, True)
+        self._tailnet.reports.set_online(node, True)
         self._queue(session)
         return session
 
@@ -160,7 +160,7 @@ class Fanout:
 
     def _offline(self, node: NodeRecord) -> None:
         if node.id not in self._sessions:
-            self._tailnet.set_online(node, False)
+            self._tailnet.reports.set_online(node, False)
 
     # Changes
 
@@ -179,9 +179,9 @@ class Fanout:
             for session in self._sessions.values():  # each node's own name is in its settings
                 self._queue(session)
         elif change.kind is ChangeKind.DNS:
-            self._tell_all(b'{"DNSConfig":' + encode(self._tailnet.dns_config()) + b"}")
+            self._tell_all(b'{"DNSConfig":' + encode(self._tailnet.commons.dns_config()) + b"}")
         elif change.kind is ChangeKind.RELAYS:
-            self._tell_all(b'{"DERPMap":' + encode(self._tailnet.derp_map()) + b"}")
+            self._tell_all(b'{"DERPMap":' + encode(self._tailnet.commons.derp_map()) + b"}")
         elif change.kind is ChangeKind.REMOVED and node is not None:
             self._note_removal(change, node)
         elif node is not None:

@@ -59,7 +59,7 @@ async def feed_lines(tailnet: Tailnet) -> AsyncGenerator[bytes, None]:
 
 
 def _records(tailnet: Tailnet) -> list[ExtraRecord]:
-    found = [*tailnet.extra_records, *tailnet.policy.policy.dns_records]
+    found = [*tailnet.commons.extra_records, *tailnet.policy.policy.dns_records]
     return [ExtraRecord(name=each.name, type=each.type, value=each.value) for each in found]
 
 

@@ -77,7 +77,7 @@ class Liveness:
         for node_id in list(self._health):
             node = self._tailnet.nodes.get(node_id)
             if node is not None:
-                self._tailnet.set_unwell(node, False)
+                self._tailnet.reports.set_unwell(node, False)
         self._health.clear()
         self._pings.clear()
 
@@ -88,7 +88,7 @@ class Liveness:
             del self._health[node_id]
             node = self._tailnet.nodes.get(node_id)
             if node is not None:
-                self._tailnet.set_unwell(node, False)
+                self._tailnet.reports.set_unwell(node, False)
         for node in routers:
             health = self._health.setdefault(node.id, _Health())
             health.waiting, health.answered = frozenset(), False
@@ -141,9 +141,9 @@ class Liveness:
                 health.is_proven = True
                 health.in_a_row += 1
                 if health.in_a_row >= WELL_AFTER or not node.is_unwell:
-                    self._tailnet.set_unwell(node, False)
+                    self._tailnet.reports.set_unwell(node, False)
             else:
                 health.in_a_row = 0
                 if health.is_proven and not node.is_unwell:
                     logger.warning("router %s does not answer: another one takes its subnets", node.doc.given_name)
-                    self._tailnet.set_unwell(node, True)
+                    self._tailnet.reports.set_unwell(node, True)

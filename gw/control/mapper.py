@@ -160,7 +160,7 @@ class Mapper:
         return [ready.get(peer.id) or self.plain(peer) or self.peer(peer, viewer) for peer in peers]
 
     def _derp(self) -> bytes:
-        current = self._tailnet.derp_map()
+        current = self._tailnet.commons.derp_map()
         if self._derp_map[0] is not current:
             self._derp_map = current, encode(current)
         return self._derp_map[1]
@@ -168,8 +168,8 @@ class Mapper:
     def dns(self, node: NodeRecord) -> bytes:
         """The node's DNS settings; where a backend can prove its name, it may get certificates for it."""
         if self._tailnet.publisher is not None:
-            return encode(replace(self._tailnet.dns_config(), cert_domains=[node.fqdn]))
-        current = self._tailnet.dns_config()
+            return encode(replace(self._tailnet.commons.dns_config(), cert_domains=[node.fqdn]))
+        current = self._tailnet.commons.dns_config()
         if self._dns_config[0] is not current:
             self._dns_config = current, encode(current)
         return self._dns_config[1]

@@ -132,7 +132,7 @@ class _State(Collector):
             ("api_keys", "API keys and OAuth clients.", len(tailnet.api_keys)),
             ("logins_waiting", "Logins that wait for a person.", len(tailnet.logins)),
             ("policy_rules", "Rules of the policy in force.", len(tailnet.policy.policy.grants or ())),
-            ("relay_regions", "Regions of the relay map.", len(tailnet.relays)),
+            ("relay_regions", "Regions of the relay map.", len(tailnet.commons.relays)),
         ):
             yield GaugeMetricFamily(f"gw_control_{name}", meaning, value=value)
 

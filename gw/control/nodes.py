@@ -63,7 +63,7 @@ async def _fill_addresses(tailnet: Tailnet) -> list[NodeRecord]:
         async with node.lock:
             has = {6 if ":" in address else 4 for address in node.addresses}
             lacking = [family for family in tailnet.addresses.families if family not in has]
-            if not lacking or not tailnet.has(node):
+            if not lacking or not tailnet.roster.has(node):
                 continue
             fresh = tailnet.addresses.allocate(lacking)
             await _replace_addresses(tailnet, node, [*node.addresses, *fresh], fresh, "node-addresses-filled")
@@ -91,7 +91,7 @@ async def move(tailnet: Tailnet, node: NodeRecord, user: UserDoc) -> None:
         raise Conflict(
             f"the machine is logged in as `{user.name}` too: node {twin.id}", hint=f"gwctl nodes delete {twin.id}"
         )
-    with tailnet.enrolling(user.name):
+    with tailnet.holds.enrolling(user.name):
         await tailnet.change_node(node, "node-moved", user=user.name, tags=[])
 
 

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import final
 
-from gw.control.tailnet import Tailnet, revision_of
+from gw.control.rules import revision_of
+from gw.control.tailnet import Tailnet
 from gw.errors import Conflict, GwError, UsageError
 from gw.policy.checks import FAILED
 from gw.policy.faults import PolicyError
@@ -80,7 +81,7 @@ class PolicyFile:
         return await tailnet.durably(self._replace(tailnet, text, expected))
 
     async def _replace(self, tailnet: Tailnet, text: bytes, expected: str) -> datetime | None:
-        async with tailnet.locked("policy"):
+        async with tailnet.holds.locked("policy"):
             if self._path() == self._toml:
                 raise Conflict("the policy is written in TOML: `policy.toml`", hint="gwctl policy convert, or edit it")
             before, _ = await self.read()
@@ -89,7 +90,7 @@ class PolicyFile:
             policy = checked(tailnet, text)
             await asyncio.to_thread(write_atomic, self._written, text, MODE)
             try:
-                tailnet.set_policy(policy)
+                tailnet.rules.put_in_force(policy)
             except PolicyError as error:
                 await asyncio.to_thread(write_atomic, self._written, before, MODE)
                 raise UsageError(f"the policy is refused: {error.message}") from None

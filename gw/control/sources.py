@@ -105,7 +105,7 @@ class Sources:
                 *(self._files.get(f, {}) for f in derp.files),
             ):
                 merged |= source
-            self._tailnet.set_derp_sources(merged)
+            self._tailnet.commons.set_derp_sources(merged)
 
     def _forget(self, named: list[str], kept: dict[str, Regions]) -> bool:
         gone = [name for name in kept if name not in named]
@@ -129,7 +129,7 @@ class Sources:
     def _look_at_records(self) -> None:
         name = self._tailnet.config.dns.extra_records_file
         if not name:
-            self._tailnet.set_extra_records([])
+            self._tailnet.commons.set_extra_records([])
         elif self._is_new(name):
             try:
                 records = read_records(Path(name))
@@ -137,7 +137,7 @@ class Sources:
                 self._complain(name, error)
             else:
                 self._complained.discard(name)
-                self._tailnet.set_extra_records(records)
+                self._tailnet.commons.set_extra_records(records)
 
     def _look_at_file(self, name: str) -> bool:
         if not self._is_new(name):

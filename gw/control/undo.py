@@ -25,7 +25,8 @@ from gw.control.configfile import change_settings, setting
 from gw.control.events import actor, is_administrative
 from gw.control.policyfile import policy_file
 from gw.control.records import NodeRecord
-from gw.control.tailnet import Tailnet, revision_of
+from gw.control.rules import revision_of
+from gw.control.tailnet import Tailnet
 from gw.errors import Conflict, NotFound
 from gw.state.changes import Change, Delete, Put
 from gw.state.documents import PLACES, AnyDocument, ApiKeyDoc, Key, Kind, NodeDoc, PreauthKeyDoc, UserDoc
@@ -178,7 +179,7 @@ class Undo:
         return await self._tailnet.durably(self._undo(dry_run=dry_run))
 
     async def _undo(self, *, dry_run: bool) -> Step:
-        async with self._tailnet.locked("undo"):
+        async with self._tailnet.holds.locked("undo"):
             step = self.history.last()
             if step is None:
                 raise NotFound("there is no administrative change to take back", hint="see `gwctl events`")
@@ -233,7 +234,7 @@ class Undo:
         renamed = _renaming(step)
         if renamed is not None:
             old, new = renamed
-            await accounts.rename_user(self._tailnet, self._tailnet.user(new), old)
+            await accounts.rename_user(self._tailnet, self._tailnet.people.of_name(new), old)
             return
         # what was made goes before what comes back, users come before what is theirs
         order = {"node": 0, "preauthkey": 1, "apikey": 2, "user": 3, "policy": 4}
@@ -272,11 +273,11 @@ class Undo:
             case UserDoc():
                 await accounts.destroy_user(tailnet, current)
             case NodeDoc():
-                await tailnet.delete(tailnet.node(current.id))
+                await tailnet.delete(tailnet.roster.node(current.id))
             case PreauthKeyDoc():
                 await accounts.delete_preauth_key(tailnet, current)
             case ApiKeyDoc():
-                await tailnet.commit([Delete("apikey", current.prefix), tailnet.put_counters()])
+                await tailnet.commit([Delete("apikey", current.prefix), tailnet.numbers.put()])
                 tailnet.api_keys.pop(current.prefix, None)
             case _:
                 pass
@@ -285,7 +286,7 @@ class Undo:
         tailnet = self._tailnet
         document = before.edited()
         if isinstance(document, NodeDoc):
-            fault = tailnet.admissible(document)
+            fault = tailnet.roster.admissible(document)
             if fault:
                 raise _moved_on(fault)
             tailnet.names.claim(document.given_name)
@@ -308,7 +309,7 @@ class Undo:
     async def _set(self, current: AnyDocument, fields: dict[str, Any]) -> None:
         tailnet = self._tailnet
         if isinstance(current, NodeDoc):
-            await self._set_node(tailnet.node(current.id), fields)
+            await self._set_node(tailnet.roster.node(current.id), fields)
             return
         after = current.edited(**fields)
         await tailnet.commit([Put(after)])

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
-from gw.control.events import acting_as
+from gw.control.events import HAND_EDIT, acting_as
 from gw.control.tailnet import Tailnet
 from gw.errors import GwError
 from gw.policy.checks import FAILED
@@ -72,7 +72,7 @@ def _warn_of_openness(policy: Policy, path: Path) -> None:
 async def follow_edits(store: Watched, tailnet: Tailnet, paths: StatePaths) -> None:
     """Take over hand edits until cancelled."""
     async for change in store.watch():
-        with acting_as("hand edit"):
+        with acting_as(HAND_EDIT):
             try:
                 take_over(change, tailnet, paths)
             except GwError as error:
@@ -89,12 +89,15 @@ def take_over(change: ExternalChange, tailnet: Tailnet, paths: StatePaths) -> No
         case "policy", doc if change.key == paths.policy_file.name:
             _take_over_policy(tailnet, paths.root / str(change.key), doc if isinstance(doc, str) else "")
         case "config", Config() as config:
-            stuck = tailnet.set_config(config)
+            if config == tailnet.commons.written:
+                return  # written through this server
+            with acting_as(tailnet.commons.writer or HAND_EDIT):
+                stuck = tailnet.commons.set_config(config)
             logger.info("config.toml was edited%s", f"; restart for: {', '.join(stuck)}" if stuck else "")
         case "relay", RelayRegionDoc() | None as doc:
-            tailnet.set_relay(int(change.key), doc)
+            tailnet.commons.set_relay(int(change.key), doc)
         case "node", NodeDoc() | None as doc:
-            fault = tailnet.take_over_node(int(change.key), doc)
+            fault = take_over_node(tailnet, int(change.key), doc)
         case "user", UserDoc() | None as doc:
             fault = _take_over_user(tailnet, str(change.key), doc)
         case "preauthkey", PreauthKeyDoc() | None as doc:
@@ -117,8 +120,8 @@ def _take_over_policy(tailnet: Tailnet, path: Path, text: str) -> None:
         failures = tailnet.policy.failures(policy)
         if failures:
             raise PolicyError(FAILED, details=failures)
-        with acting_as(tailnet.author_of(policy.text)):
-            tailnet.set_policy(policy)
+        with acting_as(tailnet.rules.author_of(policy.text)):
+            tailnet.rules.put_in_force(policy)
     except PolicyError as error:
         logger.error("%s: the last good policy stays", located(path, error))
         for detail in error.details if len(error.details) > 1 or error.message == FAILED else ():
@@ -130,6 +133,30 @@ def _take_over_policy(tailnet: Tailnet, path: Path, text: str) -> None:
     else:
         logger.info("policy in force: %d rules", len(policy.grants or ()))
         _warn_of_openness(policy, path)
+
+
+def take_over_node(tailnet: Tailnet, node_id: int, doc: NodeDoc | None) -> str:
+    """Show a node's file as a person changed, wrote or removed it. Returns why that cannot be, or ""."""
+    roster, node = tailnet.roster, tailnet.nodes.get(node_id)
+    if doc is None:
+        if node is not None:
+            tailnet.drop(node, "node-deleted")
+        return ""
+    if doc.id != node_id:
+        return f"`id` is {doc.id}, the file's name says {node_id}"
+    if node is None:
+        fault = roster.admissible(doc)
+        if not fault:
+            tailnet.add_node(doc, None, "node-added")
+        return fault
+    if doc.machine_key != node.doc.machine_key:
+        return "`machine_key` cannot be changed"
+    roster.unindex(node)
+    fault = roster.admissible(doc)
+    roster.index(node)
+    if not fault and doc != node.doc:
+        tailnet.replace_doc(node, doc, "node-edited")
+    return fault
 
 
 def _take_over_preauth_key(tailnet: Tailnet, prefix: str, doc: PreauthKeyDoc | None) -> None:
@@ -150,12 +177,17 @@ def _take_over_api_key(tailnet: Tailnet, prefix: str, doc: ApiKeyDoc | None) -> 
 
 
 def _take_over_user(tailnet: Tailnet, name: str, doc: UserDoc | None) -> str:
+    before = tailnet.users.get(name)
     if doc is None:
-        if tailnet.nodes_of(name):
+        if tailnet.roster.of_user(name):
             return "the user still has nodes"
         tailnet.drop_user(name)
+        if before is not None:
+            tailnet.record("user-deleted", f"user:{name}", before)
         return ""
     if doc.name != name:
         return f"`name` is `{doc.name}`"
-    tailnet.put_user(doc)
+    if doc != before:
+        tailnet.put_user(doc)
+        tailnet.record("user-edited" if before is not None else "user-created", f"user:{name}", before, doc)
     return ""

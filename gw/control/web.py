@@ -83,7 +83,7 @@ def web(
         return JSONResponse({"Allow": node is not None and node.doc.approved and not tailnet.is_expired(node)})
 
     async def relays(request: Request) -> Response:
-        return Response(encode(tailnet.derp_map()), media_type="application/json")
+        return Response(encode(tailnet.commons.derp_map()), media_type="application/json")
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "pass"}, media_type="application/health+json")

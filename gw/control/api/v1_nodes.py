@@ -57,7 +57,7 @@ class Changes(msgspec.Struct):
 
 
 def _node(call: Call) -> NodeRecord:
-    return call.tailnet.find_node(call.path[0])
+    return call.tailnet.roster.find(call.path[0])
 
 
 def _shown(call: Call, node: NodeRecord) -> NodeAnswer:
@@ -69,7 +69,9 @@ async def list_nodes(call: Call) -> Answer:
     if call.query.get("pending") == "true":
         found = nodes.waiting(tailnet)
     else:
-        found = tailnet.nodes_of(accounts.find_user(tailnet, owner).name) if owner else list(tailnet.nodes.values())
+        found = (
+            tailnet.roster.of_user(accounts.find_user(tailnet, owner).name) if owner else list(tailnet.nodes.values())
+        )
     return Listing("nodes", call.page(found, lambda node: node.id), node_shaper(tailnet))
 
 

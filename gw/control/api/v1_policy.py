@@ -8,8 +8,9 @@ import msgspec
 
 from gw.control.api.calls import ANY_KEY, Answer, Call, Operation, reading
 from gw.control.policyfile import checked, policy_file
+from gw.control.rules import revision_of
 from gw.control.shapes import time_shape
-from gw.control.tailnet import policy_user, revision_of
+from gw.control.userindex import policy_user
 from gw.errors import GwError
 from gw.policy.topology import DescribedNode, Topology, TopologyRoutes, TopologyUser
 
@@ -59,7 +60,7 @@ async def check_policy(call: Call) -> Answer:
             before, _ = await policy_file(call.tailnet).read()
         except GwError:  # broken: it is about to be replaced
             before = b""
-        call.tailnet.announce_policy(text, before)
+        call.tailnet.rules.announce(text, before)
     return CheckAnswer(len(policy.grants or ()), revision_of(text))
 
 

@@ -28,7 +28,7 @@ class RouteShape(msgspec.Struct, rename="camel"):
 
 async def list_routes(call: Call) -> Answer:
     tailnet = call.tailnet
-    wanted = tailnet.find_node(call.query["node"]) if call.query.get("node") else None
+    wanted = tailnet.roster.find(call.query["node"]) if call.query.get("node") else None
     nodes = [wanted] if wanted is not None else list(tailnet.nodes.values())
     found = [
         RouteShape(

@@ -128,7 +128,7 @@ def _device(call: Call) -> NodeRecord:
     text = call.path[0]
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise NotFound(f"no such device: `{text[:80]}`")
-    return call.tailnet.node(int(text))
+    return call.tailnet.roster.node(int(text))
 
 
 def _is_whole(call: Call) -> bool:

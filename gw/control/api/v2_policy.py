@@ -17,7 +17,8 @@ import msgspec
 from gw.control.api.calls import Answer, Call, Operation, Reply, reading
 from gw.control.api.v2_devices import check_tailnet
 from gw.control.policyfile import TestsFailed, checked, policy_file
-from gw.control.tailnet import Tailnet, revision_of
+from gw.control.rules import revision_of
+from gw.control.tailnet import Tailnet
 from gw.errors import UsageError
 from gw.policy.compiled import Compiled, Unit, UnitKind
 from gw.policy.faults import PolicyError

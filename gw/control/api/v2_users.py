@@ -9,7 +9,8 @@ import msgspec
 from gw.control.api.calls import Answer, Call, Listing, Operation, reading
 from gw.control.api.v2_devices import check_tailnet
 from gw.control.shapes import time_shape
-from gw.control.tailnet import Tailnet, policy_user
+from gw.control.tailnet import Tailnet
+from gw.control.userindex import policy_user
 from gw.errors import NotFound
 from gw.state.documents import UserDoc
 
@@ -32,7 +33,7 @@ class UserV2(msgspec.Struct, rename="camel"):
 
 
 def user_v2_shape(tailnet: Tailnet, user: UserDoc) -> UserV2:
-    nodes = tailnet.nodes_of(user.name)
+    nodes = tailnet.roster.of_user(user.name)
     seen = [node.last_seen for node in nodes if node.last_seen is not None]
     return UserV2(
         id=str(user.id),

@@ -15,7 +15,7 @@ from gw.control import authkeys
 from gw.control.accounts import check_user_name
 from gw.control.headscale.database import Database, Row, list_of, table_of, text_of, time_of
 from gw.control.names import Names, check_label
-from gw.control.tailnet import check_node_key, check_tag
+from gw.control.spelling import check_node_key, check_tag
 from gw.errors import Conflict, UsageError, WireError
 from gw.model.addresses import EXIT_ROUTES
 from gw.model.keys import MachineKey

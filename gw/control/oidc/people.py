@@ -25,8 +25,8 @@ async def settle_user(tailnet: Tailnet, identity: Identity) -> UserDoc:
 
 
 async def _settle_user(tailnet: Tailnet, identity: Identity) -> UserDoc:
-    async with tailnet.locked("users"):
-        known = tailnet.user_of_identity(identity.provider_id)
+    async with tailnet.holds.locked("users"):
+        known = tailnet.people.of_identity(identity.provider_id)
         namesake = _of_address(tailnet, identity.email)
         if known is None and namesake is not None:
             if namesake.provider_id:
@@ -43,7 +43,7 @@ async def _settle_user(tailnet: Tailnet, identity: Identity) -> UserDoc:
 
 def _of_address(tailnet: Tailnet, email: str) -> UserDoc | None:
     """The user who is reached there, or is called so."""
-    return (tailnet.user_of_email(email) or tailnet.users.get(email.lower())) if email else None
+    return (tailnet.people.of_email(email) or tailnet.users.get(email.lower())) if email else None
 
 
 async def _keep_up(tailnet: Tailnet, user: UserDoc, identity: Identity, namesake: UserDoc | None) -> UserDoc:
@@ -71,7 +71,7 @@ async def _keep_up(tailnet: Tailnet, user: UserDoc, identity: Identity, namesake
 async def _create(tailnet: Tailnet, identity: Identity) -> UserDoc:
     name = next(name for name in names_for(identity) if not tailnet.has_user_like(name))
     user = UserDoc(
-        id=tailnet.new_user_id(),
+        id=tailnet.numbers.new_user(),
         name=name,
         display_name=identity.display_name,
         email=identity.email,
@@ -81,7 +81,7 @@ async def _create(tailnet: Tailnet, identity: Identity) -> UserDoc:
         groups=list(identity.groups),
         created=tailnet.clock(),
     )
-    with tailnet.reserved_user(name):
+    with tailnet.holds.reserved_user(name):
         await tailnet.commit([Put(user)])
         tailnet.put_user(user)
     tailnet.record("user-created", f"user:{name}", None, user)

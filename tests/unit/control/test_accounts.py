@@ -32,7 +32,7 @@ async def test_one_of_two_users_of_a_name_made_at_once_wins(world: Any) -> None:
 
 async def test_a_user_with_nodes_stays(world: Any) -> None:
     node = await world.node()
-    user = world.tailnet.user("ann")
+    user = world.tailnet.people.of_name("ann")
     with pytest.raises(Conflict, match=r"user has nodes: `ann` \(box\)"):
         await accounts.destroy_user(world.tailnet, user)
     await world.tailnet.delete(node)
@@ -51,14 +51,14 @@ async def test_a_user_cannot_go_while_a_node_logs_in(world: Any) -> None:
         for _ in range(5):
             await asyncio.sleep(0)
         with pytest.raises(Conflict, match="just logging in"):
-            await accounts.destroy_user(world.tailnet, world.tailnet.user("ann"))
+            await accounts.destroy_user(world.tailnet, world.tailnet.people.of_name("ann"))
         world.store.gate.set()
     assert task.result().user == "ann"
 
 
 async def test_nobody_logs_in_as_a_user_who_is_just_removed(world: Any) -> None:
     key = await world.key()
-    user = world.tailnet.user("ann")
+    user = world.tailnet.people.of_name("ann")
     world.store.gate.clear()
     async with world.tailnet.running(), asyncio.TaskGroup() as tasks:
         tasks.create_task(accounts.destroy_user(world.tailnet, user))
@@ -73,7 +73,7 @@ async def test_nobody_logs_in_as_a_user_who_is_just_removed(world: Any) -> None:
 async def test_a_rename_takes_nodes_and_keys_along(world: Any) -> None:
     node = await world.node()
     key = await world.key(reusable=True)
-    await accounts.rename_user(world.tailnet, world.tailnet.user("ann"), "anna")
+    await accounts.rename_user(world.tailnet, world.tailnet.people.of_name("ann"), "anna")
     peer = await enrolment.register_preauth(world.tailnet, "mkey:2", world.request(key))
     assert node.user == peer.user == "anna"
     assert world.tailnet.policy.visible(node, peer)
@@ -84,7 +84,7 @@ async def test_a_rename_that_fails_changes_nothing(world: Any) -> None:
     node = await world.node()
     world.store.broken = True
     with pytest.raises(GwError, match="no space"):
-        await accounts.rename_user(world.tailnet, world.tailnet.user("ann"), "anna")
+        await accounts.rename_user(world.tailnet, world.tailnet.people.of_name("ann"), "anna")
     assert (list(world.tailnet.users), node.user) == (["ann"], "ann")
 
 

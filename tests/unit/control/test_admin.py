@@ -38,7 +38,7 @@ async def test_a_user_has_headscales_fields(world: Any) -> None:
 
 async def test_a_node_has_headscales_fields(world: Any) -> None:
     node = await world.node(hostname="Box")
-    world.tailnet.observe(node, hostinfo=Hostinfo(hostname="Box", routable_ips=["10.0.0.0/8", "0.0.0.0/0"]))
+    world.tailnet.reports.observe(node, hostinfo=Hostinfo(hostname="Box", routable_ips=["10.0.0.0/8", "0.0.0.0/0"]))
     await call(world, "POST", "/node/1/approve_routes", routes=["10.0.0.0/8"])
     (shown,) = (await call(world, "GET", "/node"))["nodes"]
     assert list(shown) == NODE_FIELDS

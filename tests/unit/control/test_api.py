@@ -328,7 +328,7 @@ async def test_a_device_is_approved_addressed_and_moved(api: Client) -> None:
 
 async def test_a_device_goes_through_tailscales_verbs(api: Client) -> None:
     node = await api.world.node()
-    api.world.tailnet.observe(node, hostinfo=Hostinfo(hostname="box", os="linux", routable_ips=["10.0.0.0/8"]))
+    api.world.tailnet.reports.observe(node, hostinfo=Hostinfo(hostname="box", os="linux", routable_ips=["10.0.0.0/8"]))
     device = "/api/v2/device/1"
     shown = (await api("GET", f"{device}?fields=all")).json
     assert (shown["nodeId"], shown["name"], shown["user"], shown["authorized"]) == (

@@ -96,8 +96,8 @@ async def test_a_stream_begins_with_everything(stage: Stage) -> None:
 
 async def test_a_change_is_one_message_for_all_that_see_it(stage: Stage) -> None:
     nodes, sessions = await three(stage)
-    stage.world.tailnet.observe(nodes[0], endpoints=["192.0.2.7:41641"])
-    stage.world.tailnet.observe(nodes[0], endpoints=["192.0.2.8:41641"])
+    stage.world.tailnet.reports.observe(nodes[0], endpoints=["192.0.2.7:41641"])
+    stage.world.tailnet.reports.observe(nodes[0], endpoints=["192.0.2.8:41641"])
     await stage.settle()
     [(message, numbers, is_whole)] = stage.edge.deliveries
     assert message == {"PeersChangedPatch": [{"NodeID": nodes[0].id, "Endpoints": ["192.0.2.8:41641"]}]}
@@ -108,7 +108,7 @@ async def test_a_change_is_one_message_for_all_that_see_it(stage: Stage) -> None
 async def test_changes_of_several_reach_each_without_itself(stage: Stage) -> None:
     nodes, sessions = await three(stage)
     for node in nodes:
-        stage.world.tailnet.observe(node, endpoints=[f"192.0.2.{node.id}:41641"])
+        stage.world.tailnet.reports.observe(node, endpoints=[f"192.0.2.{node.id}:41641"])
     await stage.settle()
     for node, session in zip(nodes, sessions, strict=True):
         [message] = stage.of(session)
@@ -124,7 +124,7 @@ async def test_each_edge_gets_a_change_once(stage: Stage) -> None:
     await stage.settle()
     other.deliveries.clear()
     stage.edge.deliveries.clear()
-    stage.world.tailnet.observe(nodes[0], endpoints=["192.0.2.7:41641"])
+    stage.world.tailnet.reports.observe(nodes[0], endpoints=["192.0.2.7:41641"])
     await stage.settle()
     assert len(stage.edge.deliveries) == len(other.deliveries) == 1
     assert sorted(other.deliveries[0][1]) == [each.number for each in sessions]
@@ -133,7 +133,7 @@ async def test_each_edge_gets_a_change_once(stage: Stage) -> None:
 async def test_a_patch_of_a_node_not_sent_yet_is_the_whole_node(stage: Stage) -> None:
     _nodes, sessions = await three(stage)
     late = await stage.world.node(hostname="late")
-    stage.world.tailnet.observe(late, endpoints=["192.0.2.9:41641"])
+    stage.world.tailnet.reports.observe(late, endpoints=["192.0.2.9:41641"])
     await stage.settle()
     message = stage.of(sessions[0])[0]
     assert [peer["ID"] for peer in message["PeersChanged"]] == [late.id]
@@ -143,12 +143,12 @@ async def test_a_patch_of_a_node_not_sent_yet_is_the_whole_node(stage: Stage) ->
 
 async def test_nothing_follows_a_removal_and_a_used_slot_is_another_node(stage: Stage) -> None:
     nodes, sessions = await three(stage)
-    stage.world.tailnet.observe(nodes[2], endpoints=["192.0.2.9:41641"])
+    stage.world.tailnet.reports.observe(nodes[2], endpoints=["192.0.2.9:41641"])
     await stage.world.tailnet.delete(nodes[2])
     await stage.settle()
     assert stage.of(sessions[0]) == [{"PeersRemoved": [nodes[2].id]}]
     fresh = await stage.world.node(hostname="fresh")
-    stage.world.tailnet.observe(fresh, endpoints=["192.0.2.10:41641"])
+    stage.world.tailnet.reports.observe(fresh, endpoints=["192.0.2.10:41641"])
     await stage.settle()
     assert [peer["ID"] for peer in stage.of(sessions[0])[-1]["PeersChanged"]] == [fresh.id]
 
@@ -163,7 +163,7 @@ async def test_a_deleted_node_is_told_that_its_key_is_over(stage: Stage) -> None
 async def test_who_is_behind_gets_a_whole_map_when_it_reads_again(stage: Stage) -> None:
     nodes, sessions = await three(stage)
     stage.fanout.behind(sessions[1].number)
-    stage.world.tailnet.observe(nodes[0], endpoints=["192.0.2.7:41641"])
+    stage.world.tailnet.reports.observe(nodes[0], endpoints=["192.0.2.7:41641"])
     await stage.world.tailnet.delete(nodes[2])
     await stage.settle()
     assert stage.of(sessions[1]) == []

@@ -32,9 +32,9 @@ async def test_nodes_and_records_of_the_policy_are_told_once_each(make_world: An
         node = await world.node()
         change = await told()
         assert ([each.id for each in change.nodes], change.records) == ([node.id], None)
-        world.tailnet.set_policy(read_policy(b'{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}'))
+        world.tailnet.rules.put_in_force(read_policy(b'{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}'))
         assert (await told()).records == []
-        world.tailnet.set_policy(DENY_ALL)  # other rules, the same records: not told
+        world.tailnet.rules.put_in_force(DENY_ALL)  # other rules, the same records: not told
         await world.tailnet.delete(node)
         gone = await told()
         assert (gone.removed, gone.records) == ([node.id], None)

@@ -108,7 +108,7 @@ async def test_a_tailnet_starts_from_it_whole(world: Any, tmp_path: Path, caplog
     tailnet = loaded(world, converted("0.26", tmp_path))
     assert sorted(tailnet.nodes) == [1, 2, 3, 9]
     assert caplog.text == ""
-    assert tailnet.find_node("nas").id == 1
+    assert tailnet.roster.find("nas").id == 1
     again = await enrolment.register_preauth(tailnet, "mkey:" + "5" * 64, world.request("0123456789abcdef" * 3, "new"))
     assert (again.id, again.addresses[0]) == (10, "100.64.0.4")
 

@@ -34,9 +34,9 @@ class Mesh:
 
     async def router(self, name: str) -> NodeRecord:
         node: NodeRecord = await self.world.node(hostname=name)
-        self.tailnet.observe(node, hostinfo=Hostinfo(hostname=name, routable_ips=[NET]))
+        self.tailnet.reports.observe(node, hostinfo=Hostinfo(hostname=name, routable_ips=[NET]))
         await self.tailnet.approve_routes(node, [NET])
-        self.tailnet.set_online(node, True)
+        self.tailnet.reports.set_online(node, True)
         return node
 
     def round(self, *answering: NodeRecord, late: bool = False) -> None:
@@ -113,7 +113,7 @@ async def test_where_all_are_silent_nothing_moves(mesh: Mesh) -> None:
     mesh.round(two)
     mesh.round()
     assert (mesh.primary, one.is_unwell, two.is_unwell) == (two.id, True, True)
-    mesh.tailnet.set_online(two, False)
+    mesh.tailnet.reports.set_online(two, False)
     assert mesh.primary == one.id
 
 
@@ -122,9 +122,9 @@ async def test_a_client_that_never_answers_is_as_alive_as_its_stream(mesh: Mesh)
     for _ in range(5):
         mesh.round(two)
     assert (mesh.primary, one.is_unwell) == (one.id, False)
-    mesh.tailnet.set_online(one, False)
+    mesh.tailnet.reports.set_online(one, False)
     assert mesh.primary == two.id
-    mesh.tailnet.set_online(one, True)
+    mesh.tailnet.reports.set_online(one, True)
     assert mesh.primary == two.id
 
 
@@ -175,7 +175,7 @@ async def test_the_list_of_routes_names_who_serves_and_who_stands_by(mesh: Mesh)
     assert [(each["node"], each["primary"], each["healthy"]) for each in routes] == [
         ("a", False, False), ("b", True, True),
     ]  # fmt: skip
-    mesh.tailnet.observe(two, hostinfo=Hostinfo(hostname="b", routable_ips=[NET, "0.0.0.0/0"]))
+    mesh.tailnet.reports.observe(two, hostinfo=Hostinfo(hostname="b", routable_ips=[NET, "0.0.0.0/0"]))
     routes = (await answer(mesh.tailnet, "GET", "/api/v1/routes?node=b"))["routes"]
     assert [(each["prefix"], each["approved"], each["exit"]) for each in routes] == [
         ("0.0.0.0/0", False, True), (NET, True, False),

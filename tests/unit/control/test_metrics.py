@@ -12,7 +12,7 @@ async def test_gauges_say_what_is_there_when_they_are_read(world: Any) -> None:
     metrics = Metrics()
     metrics.watch(world.tailnet)
     node = await world.node(ephemeral=True)
-    world.tailnet.set_online(node, True)
+    world.tailnet.reports.set_online(node, True)
     text = metrics.text().decode()
     for line in (
         "gw_control_nodes 1.0", "gw_control_nodes_online 1.0", "gw_control_nodes_ephemeral 1.0",

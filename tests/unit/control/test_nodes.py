@@ -11,6 +11,7 @@ from gw.control import accounts, enrolment, nodes
 from gw.control.mapper import Mapper
 from gw.control.records import ChangeKind
 from gw.control.registration import register
+from gw.control.watching import take_over_node
 from gw.errors import Conflict, GwError, UsageError
 from gw.model.hostinfo import Hostinfo
 from gw.model.keys import MachineKey
@@ -60,9 +61,11 @@ async def test_every_question_about_a_device_that_waits_has_an_answer(make_world
             asked += 1
     assert asked >= 8
     assert policy.audience_of(waits) not in (policy.audience_of(known), policy.audience_of(await world.node()))
-    tailnet.observe(waits, hostinfo=Hostinfo(hostname="b", routable_ips=["10.0.0.0/8"]), endpoints=["192.0.2.1:1"])
-    tailnet.set_online(waits, True)
-    await tailnet.maintain()
+    tailnet.reports.observe(
+        waits, hostinfo=Hostinfo(hostname="b", routable_ips=["10.0.0.0/8"]), endpoints=["192.0.2.1:1"]
+    )
+    tailnet.reports.set_online(waits, True)
+    await tailnet.upkeep.maintain()
     await tailnet.approve_routes(waits, ["10.0.0.0/8"])
     assert waits.served_routes == []
     await nodes.approve(tailnet, waits)
@@ -110,7 +113,7 @@ async def test_a_key_promises_an_address_to_its_node_alone(world: Any) -> None:
     assert "100.64.0.1" not in world.reloaded().tailnet.addresses.allocate()
     node = await enrolment.register_preauth(tailnet, world.fresh("mkey:"), world.request(key))
     assert node.addresses == ["100.64.0.1", "fd7a:115c:a1e0::2"]
-    assert tailnet.find_node("100.64.0.1") is node
+    assert tailnet.roster.find("100.64.0.1") is node
     await tailnet.delete(node)
     assert tailnet.addresses.claim("100.64.0.1")
 
@@ -152,7 +155,7 @@ async def test_an_address_is_chosen_and_the_old_one_is_free(world: Any) -> None:
     node, other = await world.node(), await world.node(hostname="other")
     await nodes.set_addresses(tailnet, node, ["100.64.7.7"])
     assert node.addresses == ["100.64.7.7", "fd7a:115c:a1e0::1"]
-    assert tailnet.find_node("100.64.7.7") is node
+    assert tailnet.roster.find("100.64.7.7") is node
     with pytest.raises(Conflict, match="another node"):
         await nodes.set_addresses(tailnet, other, ["100.64.7.7"])
     world.store.broken = True
@@ -161,7 +164,7 @@ async def test_an_address_is_chosen_and_the_old_one_is_free(world: Any) -> None:
     world.store.broken = False
     await nodes.set_addresses(tailnet, other, ["100.64.0.1", "fd7a:115c:a1e0::9"])
     assert other.addresses == ["100.64.0.1", "fd7a:115c:a1e0::9"]
-    assert world.reloaded().tailnet.find_node("fd7a:115c:a1e0::9").id == other.id
+    assert world.reloaded().tailnet.roster.find("fd7a:115c:a1e0::9").id == other.id
 
 
 async def test_a_family_that_came_later_is_filled_in(world: Any) -> None:
@@ -177,7 +180,7 @@ async def test_a_node_is_moved_to_another_user(world: Any) -> None:
     machine = world.fresh("mkey:")
     node, ben = await world.node(machine=machine), await world.user("ben")
     await nodes.move(world.tailnet, node, ben)
-    assert (node.user, world.tailnet.nodes_of("ann"), world.tailnet.nodes_of("ben")) == ("ben", [], [node])
+    assert (node.user, world.tailnet.roster.of_user("ann"), world.tailnet.roster.of_user("ben")) == ("ben", [], [node])
     twin = await world.node(machine=machine)
     with pytest.raises(Conflict, match="logged in as `ben` too"):
         await nodes.move(world.tailnet, twin, ben)
@@ -189,7 +192,7 @@ async def test_a_node_is_moved_to_another_user(world: Any) -> None:
 async def test_a_document_that_would_harm_every_map_is_left_out(world: Any, wrong: dict[str, Any]) -> None:
     node, other = await world.node(), await world.node(hostname="other")
     doc: NodeDoc = node.doc.edited(**wrong)
-    assert world.tailnet.take_over_node(node.id, doc) != ""
+    assert take_over_node(world.tailnet, node.id, doc) != ""
     world.store.documents["node", node.id] = doc
     assert list(world.reloaded().tailnet.nodes) == [other.id]
 
@@ -199,15 +202,15 @@ async def test_an_ephemeral_node_that_came_back_is_looked_at_again_later(world: 
     tailnet = world.tailnet
     node = await world.node(ephemeral=True)
     world.forward(minutes=20)
-    tailnet.set_online(node, True)
-    tailnet.set_online(node, False)
+    tailnet.reports.set_online(node, True)
+    tailnet.reports.set_online(node, False)
     world.forward(minutes=15)
-    due = await tailnet.maintain()
+    due = await tailnet.upkeep.maintain()
     assert due == pytest.approx(15 * 60)
-    assert tailnet.has(node)
+    assert tailnet.roster.has(node)
     world.forward(minutes=16)
-    await tailnet.maintain()
-    assert not tailnet.has(node)
+    await tailnet.upkeep.maintain()
+    assert not tailnet.roster.has(node)
 
 
 async def test_a_clean_up_that_failed_is_tried_again(world: Any) -> None:
@@ -215,9 +218,9 @@ async def test_a_clean_up_that_failed_is_tried_again(world: Any) -> None:
     world.forward(hours=1)
     world.store.broken = True
     with pytest.raises(GwError):
-        await world.tailnet.maintain()
+        await world.tailnet.upkeep.maintain()
     world.store.broken = False
-    assert await world.tailnet.maintain() == pytest.approx(60)
+    assert await world.tailnet.upkeep.maintain() == pytest.approx(60)
     world.forward(minutes=1)
-    await world.tailnet.maintain()
-    assert not world.tailnet.has(node)
+    await world.tailnet.upkeep.maintain()
+    assert not world.tailnet.roster.has(node)

@@ -31,8 +31,8 @@ async def test_a_restarted_server_knows_where_nodes_were(world: World, tmp_path:
     path = tmp_path / "observed.jsonl"
     file = kept(world, path)
     nas = await world.node(hostname="nas")
-    world.tailnet.set_online(nas, True)
-    world.tailnet.observe(
+    world.tailnet.reports.set_online(nas, True)
+    world.tailnet.reports.observe(
         nas,
         endpoints=["192.0.2.7:41641"],
         disco_key=DISCO,
@@ -43,7 +43,7 @@ async def test_a_restarted_server_knows_where_nodes_were(world: World, tmp_path:
     world.forward(minutes=5)
     await file.save()
     assert path.stat().st_mode & 0o777 == 0o600
-    again = restarted(world, path).node(nas.id)
+    again = restarted(world, path).roster.node(nas.id)
     assert (again.endpoints, again.disco_key, again.home_derp, again.cap) == (["192.0.2.7:41641"], DISCO, 9, 113)
     assert again.advertised_routes == ["10.0.0.0/8"]
     assert again.last_seen == world.now
@@ -60,10 +60,10 @@ async def test_only_changed_nodes_are_appended_until_most_of_the_file_is_old(
     await file.save()
     assert len(path.read_bytes().splitlines()) == 2
     for port in range(1, 6):
-        world.tailnet.observe(first, endpoints=[f"192.0.2.7:{port}"])
+        world.tailnet.reports.observe(first, endpoints=[f"192.0.2.7:{port}"])
         await file.save()
         assert len(path.read_bytes().splitlines()) == 2 + port
-    world.tailnet.observe(second, endpoints=["192.0.2.8:1"])
+    world.tailnet.reports.observe(second, endpoints=["192.0.2.8:1"])
     await file.save()
     assert len(path.read_bytes().splitlines()) == 2
     assert read_observed(path)[first.id].endpoints == ["192.0.2.7:5"]
@@ -77,7 +77,7 @@ async def test_what_is_left_is_written_at_the_end(world: World, tmp_path: Path) 
     file = kept(world, path)
     async with file.running():
         node = await world.node()
-        world.tailnet.observe(node, home_derp=7)
+        world.tailnet.reports.observe(node, home_derp=7)
     assert read_observed(path)[node.id].home_derp == 7
 
 
@@ -90,7 +90,7 @@ async def test_removed_nodes_and_torn_lines_do_no_harm(world: World, tmp_path: P
     )
     again = restarted(world, path)
     assert set(again.nodes) == {node.id}
-    assert again.node(node.id).home_derp == 3
+    assert again.roster.node(node.id).home_derp == 3
 
 
 async def test_a_full_disk_is_told_once_and_made_good_later(

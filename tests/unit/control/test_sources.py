@@ -32,7 +32,7 @@ TOML = b'[Regions.903]\nRegionID = 903\n[[Regions.903.Nodes]]\nName = "903a"\nHo
 
 
 def configure(world: Any, **tables: Any) -> None:
-    world.tailnet.set_config(msgspec.structs.replace(world.tailnet.config, **tables))
+    world.tailnet.commons.set_config(msgspec.structs.replace(world.tailnet.config, **tables))
 
 
 @pytest.mark.parametrize(("raw", "name", "number"), [(JSON, "x", 901), (YAML, "x.yaml", 902), (TOML, "x.toml", 903)])
@@ -79,29 +79,29 @@ async def test_files_and_urls_are_merged_below_our_own_relays_and_followed(world
     configure(world, derp=DerpSettings(urls=["https://maps.test/"], files=[str(file)], refresh="1h"))
     sources = Sources(world.tailnet, tmp_path / "kept", fetch)
     await sources.look(0.0)
-    assert list(world.tailnet.derp_map().regions) == [901, 902]
-    world.tailnet.set_relay(901, RelayRegionDoc(region_id=901, code="ours", name="Ours"))
-    assert world.tailnet.derp_map().regions[901].region_code == "ours"
+    assert list(world.tailnet.commons.derp_map().regions) == [901, 902]
+    world.tailnet.commons.set_relay(901, RelayRegionDoc(region_id=901, code="ours", name="Ours"))
+    assert world.tailnet.commons.derp_map().regions[901].region_code == "ours"
     told = len(world.changes)
     await sources.look(1.0)
     assert len(world.changes) == told  # nothing new: nobody is told
 
     file.write_bytes(YAML.replace(b"902", b"905"))
     await sources.look(2.0)
-    assert list(world.tailnet.derp_map().regions) == [901, 905]
+    assert list(world.tailnet.commons.derp_map().regions) == [901, 905]
     file.write_bytes(b"nonsense: [")
     await sources.look(3.0)
-    assert list(world.tailnet.derp_map().regions) == [901, 905]
+    assert list(world.tailnet.commons.derp_map().regions) == [901, 905]
     assert world.events[-1].event == "source-refused"
 
     answers["https://maps.test/"] = read_map(JSON.replace(b"901", b"907"), "x")
     await sources.look(1800.0)
-    assert 907 not in world.tailnet.derp_map().regions
+    assert 907 not in world.tailnet.commons.derp_map().regions
     await sources.look(3601.0)
-    assert 907 in world.tailnet.derp_map().regions
+    assert 907 in world.tailnet.commons.derp_map().regions
     configure(world, derp=DerpSettings())
     await sources.look(3602.0)
-    assert list(world.tailnet.derp_map().regions) == [901]
+    assert list(world.tailnet.commons.derp_map().regions) == [901]
 
 
 async def test_a_start_without_the_internet_uses_the_last_good_map(world: Any, make_world: Any, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ async def test_a_start_without_the_internet_uses_the_last_good_map(world: Any, m
     again = make_world(derp=derp)
     sources = Sources(again.tailnet, tmp_path, offline)
     await sources.look(0.0)
-    assert list(again.tailnet.derp_map().regions) == [901]
+    assert list(again.tailnet.commons.derp_map().regions) == [901]
     await sources.look(1.0)
     assert [event.event for event in again.events] == ["source-refused"]  # told once
 
@@ -125,20 +125,20 @@ async def test_records_of_a_file_are_served_and_followed(world: Any, tmp_path: P
     configure(world, dns=DnsSettings(extra_records_file=str(file)))
     sources = Sources(world.tailnet, tmp_path)
     await sources.look(0.0)
-    assert world.tailnet.dns_config().extra_records is None
+    assert world.tailnet.commons.dns_config().extra_records is None
     file.write_text(json.dumps([{"name": "Grafana.ghost.internal.", "type": "A", "value": "100.64.0.3"}]))
     await sources.look(1.0)
-    (record,) = world.tailnet.dns_config().extra_records
+    (record,) = world.tailnet.commons.dns_config().extra_records
     assert (record.name, record.type, record.value) == ("grafana.ghost.internal", "A", "100.64.0.3")
     assert world.changes[-1].kind is ChangeKind.DNS
     file.write_text("[")
     await sources.look(2.0)
-    assert world.tailnet.dns_config().extra_records == [record]
+    assert world.tailnet.commons.dns_config().extra_records == [record]
     other = tmp_path / "new"
     other.write_text("[]")
     os.replace(other, file)
     await sources.look(3.0)
-    assert world.tailnet.dns_config().extra_records is None
+    assert world.tailnet.commons.dns_config().extra_records is None
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,6 @@ def test_a_record_that_clients_could_not_use_is_refused(item: Any, tmp_path: Pat
 
 async def test_nameservers_may_leave_local_dns_alone(make_world: Any) -> None:
     world = make_world(dns=DnsSettings(nameservers=["1.1.1.1"], override_local=False))
-    settings = world.tailnet.dns_config()
+    settings = world.tailnet.commons.dns_config()
     assert settings.resolvers is None
     assert [each.addr for each in settings.fallback_resolvers] == ["1.1.1.1"]

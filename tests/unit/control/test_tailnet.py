@@ -24,17 +24,17 @@ async def test_rename_pins_the_name_and_frees_the_old_one(world: Any) -> None:
     with pytest.raises(Conflict, match="name is taken: `nas`"):
         await world.tailnet.rename(other, "nas")
     await world.tailnet.rename(other, "box")
-    world.tailnet.observe(node, hostinfo=Hostinfo(hostname="desk"))
-    await world.tailnet.maintain()
+    world.tailnet.reports.observe(node, hostinfo=Hostinfo(hostname="desk"))
+    await world.tailnet.upkeep.maintain()
     assert (node.doc.given_name, node.doc.hostname) == ("nas", "desk")
 
 
 async def test_a_name_follows_its_host(world: Any) -> None:
     node = await world.node(hostname="box")
-    world.tailnet.observe(node, hostinfo=Hostinfo(hostname="Desk"))
-    await world.tailnet.maintain()
+    world.tailnet.reports.observe(node, hostinfo=Hostinfo(hostname="Desk"))
+    await world.tailnet.upkeep.maintain()
     assert node.doc.given_name == "desk"
-    assert world.tailnet.find_node("desk") is node
+    assert world.tailnet.roster.find("desk") is node
     assert (await world.node(hostname="box")).doc.given_name == "box"
 
 
@@ -110,10 +110,10 @@ async def test_an_expiry_is_told_when_its_time_comes(world: Any) -> None:
     node = await world.node()
     await world.tailnet.expire(node, world.now + timedelta(hours=1))
     world.changes.clear()
-    assert await world.tailnet.maintain() == 3600.0
+    assert await world.tailnet.upkeep.maintain() == 3600.0
     world.forward(hours=1)
-    await world.tailnet.maintain()
-    await world.tailnet.maintain()
+    await world.tailnet.upkeep.maintain()
+    await world.tailnet.upkeep.maintain()
     assert [(change.kind, change.node) for change in world.changes] == [(ChangeKind.CHANGED, node)]
     assert world.events[-1].event == "node-expired"
 
@@ -124,21 +124,21 @@ async def test_an_expiry_that_was_moved_or_lifted_is_not_told(world: Any) -> Non
     await world.tailnet.expire(node, None)
     world.changes.clear()
     world.forward(hours=2)
-    await world.tailnet.maintain()
+    await world.tailnet.upkeep.maintain()
     assert not world.changes
 
 
 async def test_an_ephemeral_node_goes_after_its_absence_and_not_before(world: Any) -> None:
     guest = await world.node(ephemeral=True)
-    world.tailnet.set_online(guest, True)
+    world.tailnet.reports.set_online(guest, True)
     world.forward(hours=5)
-    await world.tailnet.maintain()
-    world.tailnet.set_online(guest, False)
+    await world.tailnet.upkeep.maintain()
+    world.tailnet.reports.set_online(guest, False)
     world.forward(minutes=29)
-    await world.tailnet.maintain()
-    assert world.tailnet.has(guest)
+    await world.tailnet.upkeep.maintain()
+    assert world.tailnet.roster.has(guest)
     world.forward(minutes=1)
-    await world.tailnet.maintain()
+    await world.tailnet.upkeep.maintain()
     assert not world.tailnet.nodes
     assert ("node", guest.id) not in world.store.documents
 
@@ -148,13 +148,13 @@ async def test_an_ephemeral_node_has_its_time_again_after_a_restart_of_the_serve
     world.forward(hours=9)
     again = world.reloaded()
     again.tailnet.started = again.now
-    await again.tailnet.maintain()
+    await again.tailnet.upkeep.maintain()
     assert len(again.tailnet.nodes) == 1
 
 
 async def test_peers_hear_only_of_real_differences(world: Any) -> None:
     node = await world.node()
-    observe = world.tailnet.observe
+    observe = world.tailnet.reports.observe
     report = Hostinfo(hostname="box", os="linux", net_info=NetInfo(preferred_derp=900))
     observe(node, hostinfo=report, endpoints=["192.0.2.1:41641"], disco_key=DISCO, cap=113)
     world.changes.clear()
@@ -177,10 +177,10 @@ async def test_peers_hear_only_of_real_differences(world: Any) -> None:
 async def test_presence_is_a_patch_with_the_time_of_leaving(world: Any) -> None:
     node = await world.node()
     world.changes.clear()
-    world.tailnet.set_online(node, True)
-    world.tailnet.set_online(node, True)
+    world.tailnet.reports.set_online(node, True)
+    world.tailnet.reports.set_online(node, True)
     world.forward(minutes=1)
-    world.tailnet.set_online(node, False)
+    world.tailnet.reports.set_online(node, False)
     first, second = (change.patch for change in world.changes)
     assert (first.online, first.last_seen) == (True, None)
     assert (second.online, second.last_seen) == (False, world.now)
@@ -191,16 +191,16 @@ async def test_one_online_router_a_subnet_and_the_next_takes_over(make_world: An
     tailnet = world.tailnet
     routers = [await world.node(), await world.node()]
     for router in routers:
-        tailnet.observe(router, hostinfo=Hostinfo(hostname="box", routable_ips=["10.0.0.0/8", "0.0.0.0/0"]))
+        tailnet.reports.observe(router, hostinfo=Hostinfo(hostname="box", routable_ips=["10.0.0.0/8", "0.0.0.0/0"]))
         await tailnet.approve_routes(router, ["10.0.0.0/8"])
-        tailnet.set_online(router, True)
+        tailnet.reports.set_online(router, True)
     first, second = routers
     assert (tailnet.routes.primaries_of(first), tailnet.routes.primaries_of(second)) == (["10.0.0.0/8"], [])
     world.changes.clear()
-    tailnet.set_online(first, False)
+    tailnet.reports.set_online(first, False)
     assert tailnet.routes.primaries_of(second) == ["10.0.0.0/8"]
     assert {change.node for change in world.changes if change.kind is ChangeKind.CHANGED} == {first, second}
-    tailnet.set_online(first, True)
+    tailnet.reports.set_online(first, True)
     assert tailnet.routes.primaries_of(second) == ["10.0.0.0/8"]  # no flapping back
     await tailnet.delete(second)
     assert tailnet.routes.primaries_of(first) == ["10.0.0.0/8"]
@@ -211,7 +211,7 @@ async def test_a_served_subnet_changes_every_filter_under_allow_all(make_world: 
     router, peer = await world.node(), await world.node()
     await world.tailnet.approve_routes(router, ["10.0.0.0/8"])
     world.changes.clear()
-    world.tailnet.observe(router, hostinfo=Hostinfo(hostname="box", routable_ips=["10.0.0.0/8"]))
+    world.tailnet.reports.observe(router, hostinfo=Hostinfo(hostname="box", routable_ips=["10.0.0.0/8"]))
     assert set(world.changes[0].filters) == {router, peer}
 
 
@@ -225,14 +225,14 @@ async def test_a_failing_subscriber_does_not_keep_the_others_from_hearing(world:
     node = await world.node()
     assert len(heard) == 1
     stop()
-    world.tailnet.set_online(node, True)
+    world.tailnet.reports.set_online(node, True)
     assert len(heard) == 1
 
 
 @pytest.mark.parametrize("text", ["1", "box", "BOX.ghost.internal.", "100.64.0.1", "fd7a:115c:a1e0::1"])
 async def test_a_node_is_found_by_id_name_and_address(world: Any, text: str) -> None:
     node = await world.node()
-    assert world.tailnet.find_node(text) is node
+    assert world.tailnet.roster.find(text) is node
 
 
 async def test_a_document_that_clashes_is_left_out_at_start(world: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -253,8 +253,8 @@ async def test_the_clock_task_wakes_for_what_is_due(world: Any) -> None:
     async with world.tailnet.running():
         await asyncio.sleep(0)
         world.forward(hours=1)
-        world.tailnet.set_online(await world.node(ephemeral=True, hostname="new"), True)
-        world.tailnet._wake.set()
+        world.tailnet.reports.set_online(await world.node(ephemeral=True, hostname="new"), True)
+        world.tailnet.upkeep.wake()
         for _ in range(20):
             await asyncio.sleep(0)
-        assert not world.tailnet.has(guest)
+        assert not world.tailnet.roster.has(guest)

@@ -58,8 +58,8 @@ CHANGES: dict[str, Callable[[Any, Any], Any]] = {
     "routes": lambda t, node: t.approve_routes(node, ["10.0.0.0/8"]),
     "delete": lambda t, node: t.delete(node),
     "create user": lambda t, node: accounts.create_user(t, "bob"),
-    "rename user": lambda t, node: accounts.rename_user(t, t.user("ann"), "anna"),
-    "create key": lambda t, node: accounts.create_preauth_key(t, user=t.user("ann")),
+    "rename user": lambda t, node: accounts.rename_user(t, t.people.of_name("ann"), "anna"),
+    "create key": lambda t, node: accounts.create_preauth_key(t, user=t.people.of_name("ann")),
     "expire key": lambda t, node: accounts.expire_preauth_key(t, next(iter(t.preauth_keys.values()))),
     "delete key": lambda t, node: accounts.delete_preauth_key(t, next(iter(t.preauth_keys.values()))),
 }
@@ -85,11 +85,11 @@ async def test_every_change_comes_back_as_it_was_also_after_a_restart(admin: Adm
 async def test_a_deleted_user_comes_back_with_keys(admin: Admin) -> None:
     await admin.world.key("bob", reusable=True)
     before = admin.documents
-    await admin.does(accounts.destroy_user(admin.tailnet, admin.tailnet.user("bob")))
+    await admin.does(accounts.destroy_user(admin.tailnet, admin.tailnet.people.of_name("bob")))
     assert not admin.documents
     await admin.takes_back()
     assert admin.documents == before
-    assert admin.tailnet.user("bob")
+    assert admin.tailnet.people.of_name("bob")
 
 
 async def test_again_takes_back_the_one_before_until_nothing_is_left(admin: Admin) -> None:
@@ -122,7 +122,7 @@ async def test_what_machines_do_is_no_step_and_does_not_stand_in_the_way(admin: 
     other = await admin.world.node("bob", "other")
     await admin.takes_back()
     assert node.doc.approved_routes == []
-    assert admin.tailnet.has(other)
+    assert admin.tailnet.roster.has(other)
 
 
 async def test_a_field_changed_since_is_left_alone(admin: Admin) -> None:
@@ -152,7 +152,7 @@ async def test_a_user_who_has_a_node_by_now_stays(admin: Admin) -> None:
 
 async def test_a_key_that_admitted_somebody_stays(admin: Admin) -> None:
     await admin.world.user("ann")
-    _, text = await admin.does(accounts.create_preauth_key(admin.tailnet, user=admin.tailnet.user("ann")))
+    _, text = await admin.does(accounts.create_preauth_key(admin.tailnet, user=admin.tailnet.people.of_name("ann")))
     await enrolment.register_preauth(admin.tailnet, "mkey:" + "5" * 64, admin.world.request(text))
     with pytest.raises(Conflict, match="`used` of"):
         await admin.takes_back()
@@ -207,7 +207,7 @@ async def test_a_step_that_fails_on_the_disk_can_be_tried_again(admin: Admin) ->
 
 async def test_steps_hold_no_secret_text_and_only_the_owner_reads_them(admin: Admin) -> None:
     await admin.world.user("ann")
-    _, text = await admin.does(accounts.create_preauth_key(admin.tailnet, user=admin.tailnet.user("ann")))
+    _, text = await admin.does(accounts.create_preauth_key(admin.tailnet, user=admin.tailnet.people.of_name("ann")))
     assert text.rpartition("-")[2] not in admin.path.read_text()
     assert admin.path.stat().st_mode & 0o777 == 0o600
 

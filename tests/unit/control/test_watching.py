@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from gw.control.configfile import change_settings
+from gw.control.events import acting_as
 from gw.control.records import ChangeKind
 from gw.control.watching import load_policy, take_over
 from gw.errors import ConfigError
 from gw.model.hostinfo import Hostinfo
 from gw.policy.starting import ALLOW_ALL_TEXT, DENY_ALL, OWN_DEVICES_TEXT
 from gw.state.changes import ExternalChange
-from gw.state.config import Config, DnsSettings
+from gw.state.config import Config, DnsSettings, WebhookSettings, load_config
 from gw.state.documents import RelayNode, RelayRegionDoc
 from gw.state.paths import StatePaths
 
@@ -71,12 +74,12 @@ async def test_a_removed_policy_allows_nothing(world: Any, caplog: pytest.LogCap
 async def test_a_relay_appears_and_goes(world: Any) -> None:
     doc = RelayRegionDoc(region_id=900, code="gw", name="GW", nodes=[RelayNode(name="900a", host_name="r.test")])
     edit(world, "relay", 900, doc)
-    regions = world.tailnet.derp_map().regions
+    regions = world.tailnet.commons.derp_map().regions
     assert regions[900].nodes[0].host_name == "r.test"
     assert regions[900].nodes[0].region_id == 900
     edit(world, "relay", 900, doc)
     edit(world, "relay", 900)
-    assert world.tailnet.derp_map().regions == {}
+    assert world.tailnet.commons.derp_map().regions == {}
     assert [change.kind for change in world.changes] == [ChangeKind.RELAYS] * 2
 
 
@@ -86,7 +89,7 @@ async def test_changed_settings_are_taken_over_or_wait_for_a_restart(
     caplog.set_level(logging.INFO)
     config = Config(server_url="http://mesh.test", domain="other.test", dns=DnsSettings(nameservers=["1.1.1.1"]))
     edit(world, "config", "config.toml", config)
-    assert [resolver.addr for resolver in world.tailnet.dns_config().resolvers] == ["1.1.1.1"]
+    assert [resolver.addr for resolver in world.tailnet.commons.dns_config().resolvers] == ["1.1.1.1"]
     assert world.tailnet.domain == "ghost.internal"
     assert "restart for: domain" in caplog.text
     assert [change.kind for change in world.changes] == [ChangeKind.DNS]
@@ -95,7 +98,7 @@ async def test_changed_settings_are_taken_over_or_wait_for_a_restart(
 async def test_an_edited_node_is_shown_to_its_peers(world: Any) -> None:
     node = await world.node()
     edit(world, "node", 1, node.doc.edited(given_name="nas"))
-    assert world.tailnet.find_node("nas") is node
+    assert world.tailnet.roster.find("nas") is node
     assert world.changes[-1].kind is ChangeKind.CHANGED
     edit(world, "node", 1)
     assert not world.tailnet.nodes
@@ -133,11 +136,11 @@ async def test_a_written_node_file_makes_a_node(world: Any) -> None:
 
 async def test_users_are_edited_and_one_with_nodes_is_kept(world: Any, caplog: pytest.LogCaptureFixture) -> None:
     await world.node()
-    user = world.tailnet.user("ann")
+    user = world.tailnet.people.of_name("ann")
     edit(world, "user", "ann")
     assert "the user still has nodes" in caplog.text
     edit(world, "user", "ann", user.edited(display_name="Ann"))
-    assert world.tailnet.user("ann").display_name == "Ann"
+    assert world.tailnet.people.of_name("ann").display_name == "Ann"
 
 
 async def test_a_file_that_the_store_refused_is_in_the_trail(world: Any) -> None:
@@ -169,14 +172,14 @@ async def test_routes_that_the_policy_approves_need_nobody(world: Any) -> None:
         """{"acls": [], "tagOwners": {"tag:r": []}, "autoApprovers": {"routes": {"10.0.0.0/8": ["tag:r", "ann@"]}}}"""
     )
     node = await world.node()
-    world.tailnet.observe(node, hostinfo=Hostinfo(hostname="box", routable_ips=["10.1.0.0/16", "0.0.0.0/0"]))
-    await world.tailnet.maintain()
+    world.tailnet.reports.observe(node, hostinfo=Hostinfo(hostname="box", routable_ips=["10.1.0.0/16", "0.0.0.0/0"]))
+    await world.tailnet.upkeep.maintain()
     assert node.doc.approved_routes == []
     edit(world, "policy", "policy.hujson", text)
-    await world.tailnet.maintain()
+    await world.tailnet.upkeep.maintain()
     assert node.doc.approved_routes == ["10.1.0.0/16"]
     edit(world, "policy", "policy.hujson", OWN_DEVICES_TEXT)
-    await world.tailnet.maintain()
+    await world.tailnet.upkeep.maintain()
     assert node.doc.approved_routes == ["10.1.0.0/16"]  # approvals stay
 
 
@@ -188,11 +191,11 @@ async def test_relays_and_names_of_the_policy_reach_the_map(world: Any) -> None:
         "extraDNSRecords": [{"Name": "Printer.ghost.internal.", "Value": "192.0.2.9"}],
     }"""
     edit(world, "policy", "policy.hujson", text)
-    assert list(world.tailnet.derp_map().regions) == [901]
-    (record,) = world.tailnet.dns_config().extra_records
+    assert list(world.tailnet.commons.derp_map().regions) == [901]
+    (record,) = world.tailnet.commons.dns_config().extra_records
     assert (record.name, record.value) == ("printer.ghost.internal", "192.0.2.9")
     edit(world, "policy", "policy.hujson", OWN_DEVICES_TEXT)
-    assert list(world.tailnet.derp_map().regions) == [900]
+    assert list(world.tailnet.commons.derp_map().regions) == [900]
 
 
 async def test_a_removed_api_key_opens_nothing_and_an_edited_one_what_it_says(world: Any) -> None:
@@ -215,3 +218,54 @@ async def test_a_removed_preauth_key_lets_its_addresses_go(world: Any) -> None:
     await world.key(addresses=["100.64.0.9"])
     edit(world, "preauthkey", doc.prefix)
     await world.key(addresses=["100.64.0.8"])
+
+
+async def test_every_hand_edit_is_an_event_with_before_and_after(world: Any) -> None:
+    user = await world.user()
+    await world.key()
+    key = next(iter(world.tailnet.preauth_keys.values()))
+    doc = RelayRegionDoc(region_id=900, code="gw", name="GW", nodes=[RelayNode(name="900a", host_name="r.test")])
+    world.events.clear()
+    edit(world, "user", "ann", user.edited(display_name="Ann"))
+    edit(world, "user", "ann", world.tailnet.users["ann"])
+    edit(world, "user", "ben", user.edited(name="ben", id=7))
+    edit(world, "user", "ben")
+    edit(world, "preauthkey", key.prefix, key.edited(description="for the lab"))
+    edit(world, "relay", 900, doc)
+    edit(world, "relay", 900, msgspec.structs.replace(doc, name="Office"))
+    edit(world, "relay", 900)
+    told = [(each.event, each.subject, each.before, each.after) for each in world.events]
+    assert told[0] == ("user-edited", "user:ann", {"display_name": ""}, {"display_name": "Ann"})
+    assert [each[:2] for each in told[1:3]] == [("user-created", "user:ben"), ("user-deleted", "user:ben")]
+    assert told[2][2]["name"] == "ben"
+    assert told[3][:2] == ("preauthkey-edited", f"preauthkey:{key.prefix}")
+    assert told[3][3] == {"description": "for the lab"}
+    assert [each[0] for each in told[4:]] == ["relay-added", "relay-changed", "relay-removed"]
+    assert told[5][2:] == ({"name": "GW"}, {"name": "Office"})
+
+
+async def test_edited_settings_are_told_one_by_one_and_once(world: Any) -> None:
+    webhook = WebhookSettings(name="chat", url="https://chat.test/secret-token", secret_file="/s")
+    fields = {"server_url": "http://mesh.test", "domain": "other.test", "webhooks": [webhook]}
+    for dns in (DnsSettings(magic=False), DnsSettings(magic=False), DnsSettings()):
+        edit(world, "config", "config.toml", Config(**fields, dns=dns))
+    told = {each.subject: (each.before, each.after) for each in world.events[:3]}
+    assert told["config:dns.magic"] == ({"value": True}, {"value": False})
+    assert told["config:domain"] == ({"value": "ghost.internal"}, {"value": "other.test"})
+    assert "secret-token" not in str(told["config:webhooks"])
+    assert [each.subject for each in world.events[3:]] == ["config:dns.magic"]
+
+
+async def test_a_change_through_the_server_is_no_hand_edit(world: Any, tmp_path: Path) -> None:
+    """The file's own event may come before the change is in force here."""
+    path = tmp_path / "config.toml"
+    path.write_text('server_url = "http://mesh.test"\n')
+    world.tailnet.folder = tmp_path
+    with acting_as("root (uid 0)"):
+        changing = asyncio.get_running_loop().create_task(change_settings(world.tailnet, {"dns.magic": False}))
+    while "magic" not in path.read_text():  # noqa: ASYNC110  written by a thread
+        await asyncio.sleep(0.001)
+    with acting_as("hand edit"):
+        edit(world, "config", "config.toml", load_config(path))
+    await changing
+    assert [(each.subject, each.actor) for each in world.events] == [("config:dns.magic", "root (uid 0)")]

@@ -323,7 +323,7 @@ async def test_the_same_person_is_the_same_user_under_other_names(scene: Any) ->
     assert node.user == "ann"
     assert scene.world.tailnet.users["ann"].email == "ann@new.org"
     again = scene.world.reloaded()
-    assert again.tailnet.user_of_identity("https://id.test/s-1").name == "ann"
+    assert again.tailnet.people.of_identity("https://id.test/s-1").name == "ann"
 
 
 async def test_another_subject_of_the_same_user_name_is_another_user(scene: Any) -> None:
@@ -426,7 +426,7 @@ async def test_the_settings_are_followed_while_the_server_runs(make_scene: Any) 
     assert await scene.back(await scene.to_provider(scene.device())) == 403
     tailnet = scene.world.tailnet
     wider = msgspec.structs.replace(tailnet.config.oidc, allowed_domains=["example.org"])
-    tailnet.set_config(msgspec.structs.replace(tailnet.config, oidc=wider))
+    tailnet.commons.set_config(msgspec.structs.replace(tailnet.config, oidc=wider))
     assert await scene.back(await scene.to_provider(scene.device())) == 200
 
 
