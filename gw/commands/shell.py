@@ -6,7 +6,6 @@ taken out of the argument list before Typer reads it; nothing after a bare `--` 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -196,6 +195,8 @@ def fail(error: BaseException) -> NoReturn:
         hint = "this is a bug: run again with GW_DEBUG=1 and report what it prints"
         code, status = "bug", EXIT_BUG
     if _settings.json:
+        import json
+
         line = json.dumps({"error": {"code": code, "message": message, "hint": hint}})
     else:
         line = f"error: {message}" + (f"\nhint: {hint}" if hint else "")
@@ -236,6 +237,8 @@ class JsonFormatter(logging.Formatter):
     _standard: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
     def format(self, record: logging.LogRecord) -> str:
+        import json
+
         line: dict[str, Any] = {
             "ts": round(record.created, 3),
             "level": record.levelname.lower(),

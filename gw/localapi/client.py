@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 from urllib.parse import quote
 
 import msgspec
 
 from gw.errors import GwError, NotRunning, PermissionNeeded, TimedOut
 from gw.localapi import unixhttp
-from gw.localapi.notify import Notify, PingResult
-from gw.localapi.prefs import Prefs, masked
 from gw.localapi.status import Status
+
+if TYPE_CHECKING:
+    from gw.localapi.notify import Notify, PingResult
+    from gw.localapi.prefs import Prefs
 
 PREFIX: Final = "/localapi/v0"
 WATCH_INITIAL_STATE: Final = 2
@@ -44,10 +46,14 @@ class Client:
         return self._call("GET", "/usermetrics?peers=1" if peers else "/usermetrics")
 
     def prefs(self) -> Prefs:
+        from gw.localapi.prefs import Prefs
+
         return msgspec.json.decode(self._call("GET", "/prefs"), type=Prefs)
 
     def edit_prefs(self, **changes: object) -> Prefs:
         """Change these preferences and no others."""
+        from gw.localapi.prefs import Prefs, masked
+
         return msgspec.json.decode(self._call("PATCH", "/prefs", masked(changes)), type=Prefs)
 
     def start(self, changes: dict[str, Any], auth_key: str, force_reauth: bool) -> None:
@@ -62,6 +68,8 @@ class Client:
 
     def ping(self, peer: str, *, timeout_s: float = 5.0) -> PingResult:
         """Ping a peer by name or address below the tunnel. Raises NotFound, TimedOut."""
+        from gw.localapi.notify import PingResult
+
         address = (self.status().find(peer).tailscale_ips or [""])[0]
         query = f"/ping?ip={quote(address)}&type=disco"
         result = msgspec.json.decode(self._call("POST", query, timeout_s=timeout_s), type=PingResult)
@@ -71,6 +79,8 @@ class Client:
 
     def watch(self, *, timeout_s: float | None, ready: Callable[[], None]) -> Iterator[Notify]:
         """Notifications from now on; calls `ready` once the first one is there. Ends after `timeout_s` of silence."""
+        from gw.localapi.notify import Notify
+
         is_first = True
         path = f"{PREFIX}/watch-ipn-bus?mask={WATCH_INITIAL_STATE}"
         try:

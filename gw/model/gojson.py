@@ -39,9 +39,8 @@ ZERO_TIME: Final = datetime(1, 1, 1, tzinfo=UTC)
 ZERO_TIME_TEXT: Final = "0001-01-01T00:00:00Z"
 
 T = TypeVar("T")
-_ESCAPE: Final = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.",
-    re.DOTALL,
+_ESCAPE: Final = (  # compiled when it is needed: seldom
+    rb"(?s)\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
 )
 _encoder: Final = msgspec.json.Encoder()
 
@@ -53,7 +52,7 @@ def encode(value: object) -> bytes:
 
 def mend_surrogates(raw: bytes) -> bytes:
     """JSON with U+FFFD for each escape that is a half of a surrogate pair without the other. Ref: Go encoding/json"""
-    return _ESCAPE.sub(lambda match: b"\\ufffd" if match["half"] else match[0], raw)
+    return re.sub(_ESCAPE, lambda match: b"\\ufffd" if match["half"] else match[0], raw)
 
 
 def decoder(kind: type[T]) -> Callable[[bytes], T]:
