@@ -20,7 +20,8 @@ def command(
 ) -> None:
     """Show this node, its peers, and how each is reached.
 
-    The last column tells the path: `direct ADDRESS`, `relay CODE`, `idle` where nothing was sent lately, or `offline`.
+    The last column tells the path: `direct ADDRESS`, `relay CODE`, `idle` where nothing was sent lately, or `offline`;
+    in this node's own row the relay at which it is reached, over QUIC or TLS.
     Packets that the policy dropped are told of below the table. With --json the fields are those of
     `tailscale status --json`; ours are RxPackets, TxPackets, Drops and LatencySeconds. Next: gw ping NAME, gw top.
     """
@@ -33,7 +34,7 @@ def command(
     if status.backend_state != "Running":
         shell.say(_not_running(status))
         raise typer.Exit(0 if status.backend_state == "Stopped" else 1)
-    rows = [_row(status.self_, path="-")] if status.self_ else []
+    rows = [_row(status.self_, path=_home(status))] if status.self_ else []
     if peers:
         shown = [peer for peer in (status.peer or {}).values() if peer.active or not active]
         rows += [_row(peer) for peer in sorted(shown, key=lambda peer: peer.dns_name)]
@@ -57,6 +58,14 @@ def _dropped(peers: list[PeerStatus]) -> str:
     named = ", ".join(worst[:NAMED]) + (f" and {len(worst) - NAMED} more peers" if len(worst) > NAMED else "")
     tell = "  (gw why PEER tells the rule)" if "why" in VERBS else ""
     return f"dropped by the policy since gwd began, packets: {named}{tell}"
+
+
+def _home(status: Status) -> str:
+    """This node's own row: the relay at which it is reached, and how; `-` where there is none."""
+    transport = {"quic": "QUIC", "derp": "TLS"}.get(str((status.data_plane or {}).get("relay_transport")))
+    if status.self_ is None or not status.self_.relay or transport is None:
+        return "-"
+    return f"home relay {status.self_.relay} over {transport}"
 
 
 def _not_running(status: Status) -> str:

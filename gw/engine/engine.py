@@ -36,7 +36,7 @@ from gw.engine.paths import (
     ToUdp,
 )
 from gw.engine.peerpath import NEVER
-from gw.engine.relayclient import RelayPool
+from gw.engine.relayclient import RelayPool, Tickets
 from gw.engine.tunnel import NodeStats, PeerStats, Tunnel
 from gw.errors import GwError, NotFound, WireError
 from gw.model.addresses import AddrPort
@@ -117,13 +117,14 @@ class Engine:
         port: int,
         lanes: int = 0,
         offloads: Offloads = ALL,
+        tickets: Tickets | None = None,
     ) -> None:
-        """lanes, offloads: as `Tunnel` takes them."""
+        """lanes, offloads: as `Tunnel` takes them. tickets: as `RelayPool` does."""
         self._events = events
         self._interfaces = interfaces
         self._paths = PathFinder(disco, node, os.urandom)
         self._tunnel = Tunnel(secret, tun_name, port, self, lanes=lanes, offloads=offloads)
-        self._relays = RelayPool(secret, self)
+        self._relays = RelayPool(secret, self, tickets)
         self._netcheck = NetCheck(os.urandom)
         self._own = OwnEndpoints()
         self._peers: dict[NodeKey, PeerConfig] = {}
@@ -176,7 +177,12 @@ class Engine:
 
     def health(self) -> dict[str, object]:
         report = self._netcheck.last
-        return {**self._tunnel.health(), "udp": report is not None and report.has_udp, "home": self._home}
+        return {
+            **self._tunnel.health(),
+            "udp": report is not None and report.has_udp,
+            "home": self._home,
+            "relay_transport": self._relays.transport(self._home),
+        }
 
     # Configuration
 

@@ -16,15 +16,18 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, Protocol, Self, final
+from typing import TYPE_CHECKING, Final, Protocol, Self, final
 
 from gw.engine.relaydial import open_derp, probe_latency
 from gw.errors import GwError, NotFound, StateError, WireError
-from gw.model.derpmap import DERPMap, DERPRegion
+from gw.model.derpmap import DERPMap, DERPNode, DERPRegion
 from gw.model.keys import NodeKey, NodeSecret
 from gw.wire.derp.buckets import MIN_BURST_BYTES, Bucket
 from gw.wire.derp.client import Client, Connected, Health, PeerGone, Received, Restarting
 from gw.wire.derp.frames import RECEIVE_TIMEOUT_S
+
+if TYPE_CHECKING:  # aioquic is loaded where a relay of the map speaks QUIC
+    from gw.engine.relayquic import QuicLine
 
 log: Final = logging.getLogger(__name__)
 
@@ -37,6 +40,11 @@ PING_S: Final = 5.0
 SEND_OVERHEAD_BYTES: Final = 37
 READ_BYTES: Final = 1 << 18
 HELLO_S: Final = 10.0  # from the upgrade until the relay has taken us in
+QUIC_LEAD_S: Final = 0.3  # how long TLS waits for QUIC
+QUIC_TRIES: Final = 2
+UDP_BLOCKED_S: Final = 60.0  # before QUIC is tried again, doubling
+MAX_UDP_BLOCKED_S: Final = 600.0
+QUIC_PROVEN_S: Final = 1.0  # for which TLS stays beside QUIC: what is under way there still arrives
 
 
 class RelayEvents(Protocol):
@@ -52,13 +60,24 @@ class RelayEvents(Protocol):
     def disconnected(self, region: int) -> None: ...
 
 
+class Tickets(Protocol):
+    """Where QUIC's session tickets are kept over restarts, readable by nobody else."""
+
+    def take(self, relay: str) -> bytes | None:
+        """The ticket for a relay; it is gone then, for it opens once."""
+
+    def keep(self, relay: str, ticket: bytes) -> None: ...
+
+
 @final
 class RelayPool:
     """Use as `async with`."""
 
-    def __init__(self, secret: NodeSecret, events: RelayEvents) -> None:
+    def __init__(self, secret: NodeSecret, events: RelayEvents, tickets: Tickets | None = None) -> None:
+        """tickets: where QUIC's are kept over restarts; without, they live as long as the pool."""
         self._secret = secret
         self._events = events
+        self._tickets = tickets
         self._map = DERPMap(regions={})
         self._home = 0
         self._lines: dict[int, _Line] = {}
@@ -142,6 +161,11 @@ class RelayPool:
         line = self._lines.get(region)
         return line is not None and line.is_up
 
+    def transport(self, region: int) -> str:
+        """`quic` or `derp`: what carries packets there now; empty where nothing does."""
+        line = self._lines.get(region)
+        return line.transport if line is not None else ""
+
     async def latency_check(self, region: int) -> float:
         """Seconds to the region over HTTPS. Raises GwError."""
         found = self._region(region)
@@ -159,7 +183,11 @@ class RelayPool:
             found = self._region(region)
             if found is None:
                 raise StateError(f"no region {region}")
-            line = self._lines[region] = _Line(found, self._secret, self._events, self._unlearn)
+            if self._tickets is None and any(node.quic_port for node in found.nodes or ()):
+                from gw.engine.relayquic import MemoryTickets
+
+                self._tickets = MemoryTickets()
+            line = self._lines[region] = _Line(found, self._secret, self._events, self._unlearn, self._tickets)
             line.note_home(region == self._home)
             line.task = self._group.create_task(self._keep(line))
         return line
@@ -192,9 +220,22 @@ class _Unlearner(Protocol):
 class _Line:
     """The connection to one region, reopened while it is wanted."""
 
-    def __init__(self, region: DERPRegion, secret: NodeSecret, events: RelayEvents, unlearn: _Unlearner) -> None:
+    def __init__(
+        self,
+        region: DERPRegion,
+        secret: NodeSecret,
+        events: RelayEvents,
+        unlearn: _Unlearner,
+        tickets: Tickets | None,
+    ) -> None:
         self.region: Final = region.region_id
         self._nodes = [node for node in region.nodes or () if not node.stunonly]
+        self._quic_nodes = [node for node in self._nodes if node.quic_port] if tickets is not None else []
+        self._tickets = tickets
+        self._quic: QuicLine | None = None  # that has let us in
+        self._quic_changed = asyncio.Event()
+        self._network_changed = asyncio.Event()
+        self._tls_up = False
         self._secret = secret
         self._events = events
         self._unlearn = unlearn
@@ -207,7 +248,6 @@ class _Line:
         self._bucket = Bucket(0, 0)
         self._written_at = time.monotonic()
         self.heard_at = float("-inf")
-        self.is_up = False
         self.task: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
@@ -217,21 +257,145 @@ class _Line:
     def doubt(self) -> None:
         """The network changed: see whether the relay still answers, or try again at once."""
         self._doubt.set()
+        self._network_changed.set()
+        if self._quic is not None:
+            self._quic.network_changed()
 
     def note_home(self, is_home: bool) -> None:
+        if self._quic is not None and is_home != self._is_home:
+            self._quic.note_home(is_home)
         self._is_home = is_home
         self._more.set()
 
     def send(self, peer: NodeKey, datagrams: list[bytes]) -> None:
-        self._waiting.extend((peer, datagram) for datagram in datagrams)
         self._written_at = time.monotonic()
+        if self._quic is not None and (not self._tls_up or not self._quic.is_silent):
+            self._quic.send(peer, datagrams)
+            return
+        self._waiting.extend((peer, datagram) for datagram in datagrams)
         self._more.set()
+
+    @property
+    def is_up(self) -> bool:
+        return self._tls_up or self._quic is not None
+
+    @property
+    def transport(self) -> str:
+        return "quic" if self._quic is not None else "derp" if self._tls_up else ""
 
     async def run(self) -> None:
         """Connect and reconnect until stopped, or idle where this is not the home."""
+        if not self._quic_nodes:
+            await self._run_tls()
+            return
+        async with asyncio.TaskGroup() as group:
+            quic = group.create_task(self._run_quic())
+            await self._run_tls()
+            quic.cancel()
+
+    # Over QUIC
+
+    async def _run_quic(self) -> None:
+        """Keep a connection over QUIC, where UDP passes; TLS steps in when there is none."""
+        failures = 0
+        blocked_s = UDP_BLOCKED_S
+        turn = 0
+        while True:
+            node = self._quic_nodes[turn % len(self._quic_nodes)]
+            self._network_changed.clear()
+            try:
+                await self._once_quic(node)
+                failures, blocked_s = 0, UDP_BLOCKED_S
+                pause = FIRST_BACKOFF_S * (0.5 + random.random())
+            except GwError as error:
+                turn += 1
+                failures += 1
+                log.info("relay region %d over QUIC: %s", self.region, error.message)
+                pause = FIRST_BACKOFF_S if failures < QUIC_TRIES * len(self._quic_nodes) else blocked_s
+                if failures >= QUIC_TRIES * len(self._quic_nodes):
+                    blocked_s = min(2 * blocked_s, MAX_UDP_BLOCKED_S)
+            self._quic_changed.set()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._network_changed.wait()
+
+    async def _once_quic(self, node: DERPNode) -> None:
+        """One connection from hello to its end. Raises GwError where it does not come up."""
+        from gw.engine.relayquic import QuicLine
+
+        assert self._tickets is not None
+        line = QuicLine(node, self._secret, self._tickets, self._take_quic, list(self._waiting))
+        try:
+            await line.open()
+            was_up = self.is_up
+            self._quic = line
+            if line.is_early_accepted:
+                log.debug("relay region %d: resumed with early data", self.region)
+            line.note_home(self._is_home)
+            while self._waiting:
+                peer, datagram = self._waiting.popleft()
+                line.send(peer, [datagram])
+            self._quic_changed.set()
+            if not was_up:
+                self._events.connected(self.region)
+            await line.serve()
+            code, reason = line.end or (0, "closed")
+            log.info("relay region %d over QUIC ended: %s", self.region, reason or hex(code))
+        finally:
+            line.close()
+            if self._quic is line:
+                self._quic = None
+                if not self._tls_up:
+                    self._unlearn(self.region, None)
+                    self._events.disconnected(self.region)
+
+    def _take_quic(self, events: Sequence[object]) -> None:
+        self._take(events, over_quic=True)
+
+    async def _while_quic_serves(self) -> None:
+        """Return when TLS is wanted: there is no QUIC, or it is silent."""
+        lead_until = asyncio.get_running_loop().time() + QUIC_LEAD_S
+        while True:
+            self._quic_changed.clear()
+            quic = self._quic
+            if quic is not None and not quic.is_silent:
+                if self._is_idle():
+                    return
+                wait_s = 1.0
+            else:
+                wait_s = lead_until - asyncio.get_running_loop().time() if quic is None else 0.0
+                if wait_s <= 0:
+                    return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._quic_changed.wait()
+                    if self._quic is None:
+                        lead_until = asyncio.get_running_loop().time() + QUIC_LEAD_S
+
+    async def _retire(self, writer: asyncio.StreamWriter) -> None:
+        """End the TLS connection some time after QUIC carries."""
+        proven_at = 0.0
+        while True:
+            now = asyncio.get_running_loop().time()
+            if self._quic is None or self._quic.is_silent:
+                proven_at = 0.0
+            elif not proven_at:
+                proven_at = now
+            elif now - proven_at > QUIC_PROVEN_S:
+                writer.transport.abort()
+                return
+            await asyncio.sleep(QUIC_PROVEN_S / 4)
+
+    # Over TLS
+
+    async def _run_tls(self) -> None:
         backoff = FIRST_BACKOFF_S
         turn = 0
         while self._nodes:
+            if self._quic_nodes:
+                await self._while_quic_serves()
+                if self._quic is not None and self._is_idle():
+                    return
             node = self._nodes[turn % len(self._nodes)]
             turn += 1
             pause = 0.0
@@ -242,11 +406,12 @@ class _Line:
             except (OSError, WireError) as error:
                 log.info("relay region %d, %s: %s", self.region, node.host_name, error)
             finally:
-                if self.is_up:  # a relay that only upgrades and closes has refused us: it is asked ever more seldom
+                if self._tls_up:  # a relay that only upgrades and closes has refused us: it is asked ever more seldom
                     backoff = FIRST_BACKOFF_S
-                    self.is_up = False
-                    self._unlearn(self.region, None)
-                    self._events.disconnected(self.region)
+                    self._tls_up = False
+                    if self._quic is None:
+                        self._unlearn(self.region, None)
+                        self._events.disconnected(self.region)
                 self._client = None
             if self._is_idle():
                 return
@@ -272,10 +437,11 @@ class _Line:
             async with asyncio.TaskGroup() as group:
                 writing = group.create_task(self._write(client, writer))
                 checking = group.create_task(self._check(client, writer))
+                retiring = group.create_task(self._retire(writer)) if self._quic_nodes else None
                 try:
                     while True:
                         async with (
-                            asyncio.timeout_at(hello_until) if not self.is_up else asyncio.timeout(self._patience())
+                            asyncio.timeout_at(hello_until) if not self._tls_up else asyncio.timeout(self._patience())
                         ):
                             data = await reader.read(READ_BYTES)
                         if not data:
@@ -283,10 +449,12 @@ class _Line:
                         pause = max(pause, self._take(client.feed(data)))
                         self._more.set()
                 except TimeoutError:
-                    log.info("relay region %d: %s", self.region, "idle or silent" if self.is_up else "no answer")
+                    log.info("relay region %d: %s", self.region, "idle or silent" if self._tls_up else "no answer")
                 finally:
                     writing.cancel()
                     checking.cancel()
+                    if retiring is not None:
+                        retiring.cancel()
         except* (OSError, WireError) as found:
             raise OSError(str(found.exceptions[0])) from None
         finally:
@@ -296,7 +464,7 @@ class _Line:
     def _patience(self) -> float:
         return RECEIVE_TIMEOUT_S if self._is_home else IDLE_S + IDLE_CHECK_S
 
-    def _take(self, events: Sequence[object]) -> float:
+    def _take(self, events: Sequence[object], *, over_quic: bool = False) -> float:
         self.heard_at = time.monotonic()
         batch: list[tuple[NodeKey, bytes]] = []
         pause = 0.0
@@ -304,15 +472,16 @@ class _Line:
             match event:
                 case Received(source, packet):
                     batch.append((source, packet))
-                case Connected(rate, burst):
-                    self.is_up = True
+                case Connected(rate, burst) if not over_quic:
+                    was_up, self._tls_up = self.is_up, True
                     self._bucket = Bucket(rate, max(burst, MIN_BURST_BYTES))
-                    self._events.connected(self.region)
+                    if not was_up:
+                        self._events.connected(self.region)
                 case PeerGone(peer, _):
                     self._unlearn(self.region, peer)
                     self._events.peer_gone(self.region, peer)
                 case Health(problem):
-                    if problem:
+                    if problem and (over_quic or self._quic is None):  # on TLS it is ourselves, over QUIC
                         log.warning("relay region %d says: %s", self.region, problem)
                 case Restarting(after_ms, _):
                     pause = max(pause, after_ms / 1000)

@@ -89,8 +89,8 @@ async def probe_latency(node: DERPNode) -> float:
 
 async def _connect(node: DERPNode) -> Streams:
     texts = ((socket.AF_INET, node.ipv4), (socket.AF_INET6, node.ipv6))
-    addresses = [text for family, text in texts if _is_literal(family, text)]
-    families = [family for family, text in texts if not text or _is_literal(family, text)]  # others are ruled out
+    addresses = [text for family, text in texts if is_literal(family, text)]
+    families = [family for family, text in texts if not text or is_literal(family, text)]  # others are ruled out
     if not addresses and not families:
         raise GwError(f"the relay map rules out both families of `{node.host_name}`")
     if node.insecure_for_tests and not node.cert_name and node.derpport == 80:
@@ -117,7 +117,8 @@ async def _connect(node: DERPNode) -> Streams:
     return reader, writer
 
 
-def _is_literal(family: socket.AddressFamily, text: str) -> bool:
+def is_literal(family: socket.AddressFamily, text: str) -> bool:
+    """Whether the text is an address of that family."""
     try:
         socket.inet_pton(family, text)
     except (OSError, ValueError):

@@ -1,4 +1,7 @@
-"""The relay map. Ref: tailcfg.DERPMap, DERPRegion, DERPNode"""
+"""The relay map. Ref: tailcfg.DERPMap, DERPRegion, DERPNode
+
+What GhostWire adds has names that stock clients do not know and pass over.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ class DERPNode(GoStruct):
     insecure_for_tests: bool = False
     stun_test_ip: str = ""
     can_port80: bool = False
+    quic_port: int = msgspec.field(default=0, name="ghostwire.dev/cap/relay-quic")  # UDP; 0 = no QUIC
+    relay_key: str = msgspec.field(default="", name="ghostwire.dev/cap/relay-key")  # 64 hex digits
 
 
 class DERPRegion(GoStruct):

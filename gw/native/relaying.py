@@ -22,6 +22,7 @@ HEADER_BYTES: Final = 5
 KEY_BYTES: Final = 32
 MAX_PACKET_BYTES: Final = 65536
 SEND_PACKET: Final = 0x04
+RECV_PACKET: Final = 0x05
 FORWARD_PACKET: Final = 0x0A
 NOTE_PREFERRED: Final = 0x07
 WATCH_CONNS: Final = 0x10
@@ -42,7 +43,11 @@ LINK_QUEUE_PACKETS: Final = 4096
 OUT_BYTES: Final = 512 << 10  # more than this is not put out in one turn
 LINK_OUT_BYTES: Final = 4 << 20
 
+DATAGRAM_BY_KEY: Final = 0x01
+DATAGRAM_HEAD_BYTES: Final = 34  # frame type, kind, key
+
 _RECV_HEAD: Final = b"\x05"
+_DATAGRAM_HEAD: Final = b"0\x01"
 _FORWARD_HEAD: Final = b"\x0a"
 
 
@@ -221,6 +226,52 @@ class Switch:
         if at < size:
             port.rest = data[at:]
         return control
+
+    def feed_datagrams(self, port: Port, frames: list[bytes]) -> tuple[list[bytes], list[tuple[int, bytes]]]:
+        """Take QUIC datagrams of a client: 0x30, 0x01, 32 destination, packet. Forward them.
+
+        Returns datagrams of other kinds, and what `feed` would return.
+        """
+        others: list[bytes] = []
+        control: list[tuple[int, bytes]] = []
+        if not port.is_active:
+            control.append((SPOKE, b""))
+        for frame in frames:
+            size: i64 = len(frame)
+            self.bytes_received += size
+            if size < DATAGRAM_HEAD_BYTES or frame[1] != DATAGRAM_BY_KEY:
+                others.append(frame)
+                continue
+            destination = frame[2:DATAGRAM_HEAD_BYTES]
+            self.packets_received += 1
+            if not self.forward(port, destination, frame[DATAGRAM_HEAD_BYTES:]) and is_disco(
+                frame, DATAGRAM_HEAD_BYTES, size
+            ):
+                control.append((NOT_HERE, destination))
+        return others, control
+
+    def take_datagrams(self, port: Port, limit: i64) -> tuple[list[bytes], bytes, list[bytes]]:
+        """What goes out now to a client on QUIC: datagrams of at most `limit` bytes (0x30 before each), frames for its
+        control stream, and packets that are too large (32 source, packet).
+        """
+        small: list[bytes] = []
+        control: list[bytes] = []
+        large: list[bytes] = []
+        for frame in port.out:
+            size: i64 = len(frame)
+            if size == 0:
+                continue
+            if frame[0] != RECV_PACKET:
+                control.append(frame)
+            elif size - HEADER_BYTES + 1 <= limit:
+                small.append(_DATAGRAM_HEAD + frame[HEADER_BYTES:])
+            else:
+                large.append(frame[HEADER_BYTES:])
+            self.bytes_sent += size
+        port.out.clear()
+        port.out_bytes = 0
+        port.is_listed = False
+        return small, b"".join(control), large
 
     def forward(self, port: Port, destination: bytes, packet: bytes) -> bool:
         """Send a packet of `port` to whoever has the key; False where nobody has."""

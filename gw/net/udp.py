@@ -116,19 +116,45 @@ def _bind_group(family: socket.AddressFamily, port: int, lanes: int) -> list[soc
 
 def _steer(sock: socket.socket, lanes: int) -> bool:
     """Have the kernel choose among the sockets of a port: classic BPF over the UDP payload."""
-    program = b"".join(
-        _INSTRUCTION.pack(*each)
-        for each in (
+    return _attach(
+        sock,
+        (
             (0x20, 0, 0, 0),  # ld [0]
             (0x15, 0, 3, 0x04000000),  # is it type 4, transport data?
             (0x30, 0, 0, 4),  # ldb [4]: the low byte of the receiver index
             (0x54, 0, 0, lanes - 1),  # and
             (0x16, 0, 0, 0),  # ret A
             (0x06, 0, 0, 0),  # ret 0
-        )
+        ),
     )
-    text = ctypes.create_string_buffer(program, len(program))
-    return _try(sock, socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, _PROGRAM.pack(6, ctypes.addressof(text)))
+
+
+def steer_quic(sock: socket.socket, workers: int) -> bool:
+    """Have the kernel give QUIC to the worker that its connection id names, everything else to the first.
+
+    The first byte of an id, divided by `workers`, leaves the number of the worker, in the order of binding. sock: one
+    of those that share the port. False where the kernel does not do it.
+    """
+    return _attach(
+        sock,
+        (
+            (0x30, 0, 0, 0),  # ldb [0]
+            (0x45, 2, 0, 0x80),  # a long header?
+            (0x45, 3, 0, 0x40),  # a short one?
+            (0x06, 0, 0, 0),  # ret 0
+            (0x30, 0, 0, 6),  # ldb [6]: behind version and length
+            (0x05, 0, 0, 1),  # ja
+            (0x30, 0, 0, 1),  # ldb [1]
+            (0x94, 0, 0, workers),  # mod
+            (0x16, 0, 0, 0),  # ret A
+        ),
+    )
+
+
+def _attach(sock: socket.socket, program: tuple[tuple[int, int, int, int], ...]) -> bool:
+    text = b"".join(_INSTRUCTION.pack(*each) for each in program)
+    kept = ctypes.create_string_buffer(text, len(text))
+    return _try(sock, socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, _PROGRAM.pack(len(program), ctypes.addressof(kept)))
 
 
 def bypass(sock: socket.socket) -> None:

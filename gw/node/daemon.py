@@ -45,6 +45,7 @@ from gw.node.hostinfo import gather
 from gw.node.identity import Identity
 from gw.node.netmap import Netmap, NetmapChange
 from gw.node.prefs import edited, load_prefs, save_prefs
+from gw.node.relaytickets import RelayTickets
 from gw.node.session import ControlSession, State
 from gw.state.files import write_atomic
 from gw.state.lock import DirectoryLock
@@ -108,6 +109,7 @@ class _EngineEntry:
         self._disco = disco
         self._options = options
         self._file = paths.node_dir / "port"
+        self._tickets = paths.node_dir / "relaytickets"
         self._wanted = options.port
         self._engine: Engine | None = None
 
@@ -124,6 +126,7 @@ class _EngineEntry:
                 port=port,
                 lanes=self._options.workers,
                 offloads=self._options.offloads,
+                tickets=RelayTickets(self._tickets),
             )
             try:
                 self._engine = await engine.__aenter__()

@@ -5,7 +5,9 @@
     fastpath.py       DATAGRAM packets sealed and opened by `gw.native.quicpackets`, with aioquic's own books kept right
     selftest.py       decides at start whether the fast path may be used
     congestion.py     the congestion controller: follows the delivery rate, not single losses
-    configuration.py  TLS: certificates, pins, suites      tickets.py  resumption with 0-RTT, each ticket once
+    gate.py           a server's newcomers: connections, Retry, other versions
+    configuration.py  TLS: certificates, pins, suites
+    tickets.py        resumption with 0-RTT, each ticket once
 
 aioquic is imported here alone, and this package only where a QUIC connection is opened.
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import QuicProtocolVersion
-from aioquic.tls import CipherSuite, load_pem_private_key, load_pem_x509_certificates
+from aioquic.tls import CipherSuite, load_pem_private_key
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,6 +20,8 @@ from cryptography.x509.oid import NameOID
 from gw.errors import ConfigError
 from gw.quic import congestion
 from gw.wire.quic.demux import CID_BYTES
+
+QuicSettings = QuicConfiguration
 
 START_BYTES: Final = 1200  # of a UDP payload; every path has to carry it
 MAX_FRAME_BYTES: Final = 65536
@@ -62,7 +64,7 @@ def server_settings(alpn: str, certificate: bytes, private: bytes) -> QuicConfig
     """certificate, private: PEM; further certificates are the chain. Raises ConfigError."""
     made = _settings(alpn, is_client=False)
     try:
-        chain = load_pem_x509_certificates(certificate)
+        chain = x509.load_pem_x509_certificates(certificate)
         made.certificate, made.certificate_chain = chain[0], chain[1:]
         made.private_key = load_pem_private_key(private)
     except (ValueError, TypeError, IndexError) as error:

@@ -82,6 +82,7 @@ class Link:
         self._probing: tuple[int, int, int] | None = None  # sequence, index of the size, tries
         self._probe_at = float("inf")
         self._is_doubting = False  # whether the size that was proven is asked for again
+        self.cids_changed = False  # whether `Connection.cids` may be others than when the owner set it to False
         self.is_up = False
         self.is_closed = False
         self.is_resumed = False
@@ -111,6 +112,11 @@ class Link:
         return self._fast is not None
 
     @property
+    def is_settled(self) -> bool:
+        """Whether the handshake is confirmed: the first destination of a client is no longer used."""
+        return self.connection._handshake_confirmed
+
+    @property
     def udp_bytes(self) -> int:
         """The largest UDP payload that was proven to pass."""
         return self._size
@@ -131,7 +137,7 @@ class Link:
             return float("inf")
         fast = self._fast
         due = min(self._look_at, self._probe_at)
-        if fast is not None and fast.ack_at is not None:
+        if fast is not None and fast.ack_at is not None and fast.may_send:
             due = min(due, fast.ack_at)
         return due
 
@@ -153,6 +159,11 @@ class Link:
     def send_frames(self, batch: list[bytes]) -> None:
         """Queue payloads with 0x30 before each, all of them within `limit`."""
         self._queue.extend(batch)
+
+    def trim(self, limit: int) -> None:
+        """Keep the newest `limit` of what waits."""
+        while len(self._queue) > limit:
+            self._queue.popleft()
 
     def send_stream(self, data: bytes) -> None:
         """Bytes for the control stream. Of a server only after the client opened it."""
@@ -262,8 +273,10 @@ class Link:
             self._take(batch, now)
         if self._fast is None and self._fast_allowed and connection._handshake_confirmed:
             self._fast = FastPath(connection)
-        if self._fast is not None and self._is_dirty:
-            self._fast.follow()
+        if self._is_dirty:
+            self.cids_changed = True
+            if self._fast is not None:
+                self._fast.follow()
         address = connection.get_peer_address()
         if address != self._address:
             before, self._address = self._address, address

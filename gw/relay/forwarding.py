@@ -59,6 +59,23 @@ _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
 
 
+class Transport(Protocol):
+    """Clients that are no connections of the plane's own; its descriptor is attached."""
+
+    def __len__(self) -> int: ...
+    def counts(self) -> tuple[int, int, int, int, int, int]:
+        """Connections now, begun, resumed, moved, rejected; packets over the limit."""
+
+    def decide(self, now: float) -> None:
+        """Admission learned something."""
+
+    def limit(self) -> None:
+        """The rate limit changed."""
+
+    def goodbye(self, after_ms: Callable[[], int], try_for_ms: int) -> None:
+        """Tell clients that the relay stops, and end their connections."""
+
+
 class Speaker(Protocol):
     """A session over a byte stream: a client's (`Session`) or a link's (`LinkSession`)."""
 
@@ -365,6 +382,7 @@ class Plane:
         self.accepted = self.rejected = self.limited = self.stuck = 0
         self._listeners = {each.channel.fileno(): each for each in listeners}
         self._attached: dict[int, Callable[[], None]] = {}
+        self.transports: list[Transport] = []
         self._addresses: dict[str, int] = {}
         self._waiting: set[Connection] = set()  # for admission
         self._timers: list[tuple[float, int, str, Connection | Callable[[], None]]] = []
@@ -376,7 +394,7 @@ class Plane:
         self._stopping = threading.Event()
 
     def __len__(self) -> int:
-        return len(self.connections)
+        return len(self.connections) + sum(len(each) for each in self.transports)
 
     # For other threads
 
@@ -440,6 +458,22 @@ class Plane:
         self._order += 1
         heapq.heappush(self._timers, (when, self._order, "call", order))
 
+    def quic_counts(self) -> tuple[int, ...]:
+        """The sums of `Transport.counts`."""
+        return tuple(map(sum, zip((0,) * 6, *(each.counts() for each in self.transports), strict=True)))
+
+    def admit_address(self, host: str) -> bool:
+        """Whether one more client may come from there."""
+        return self._has_room(host)
+
+    def count_address(self, host: str, change: int) -> None:
+        """A client came from there, or went."""
+        left = self._addresses.get(host, 0) + change
+        if left > 0:
+            self._addresses[host] = left
+        else:
+            self._addresses.pop(host, None)
+
     def watch(self, number: int, mask: int) -> None:
         self._epoll.modify(number, mask)
 
@@ -448,11 +482,7 @@ class Plane:
         del self.connections[connection.number]
         self._waiting.discard(connection)
         self._epoll.unregister(connection.number)
-        left = self._addresses.get(connection.host, 0) - 1
-        if left > 0:
-            self._addresses[connection.host] = left
-        else:
-            self._addresses.pop(connection.host, None)
+        self.count_address(connection.host, -1)
 
     # The loop
 
@@ -533,6 +563,8 @@ class Plane:
                 self.reception.switch.push(connection.port, frame)
             connection.is_closing = True
         self._flush()
+        for transport in self.transports:
+            transport.goodbye(lambda: random.randrange(RESTART_SPREAD_MS), RESTART_TRY_MS)
 
     # Newcomers
 
@@ -575,7 +607,7 @@ class Plane:
             _tune(channel)
         connection = Connection(self, channel, host, tls, self.now)
         self.connections[connection.number] = connection
-        self._addresses[host] = self._addresses.get(host, 0) + 1
+        self.count_address(host, 1)
         self._epoll.register(channel, _IN)
         self.arm(self.now + HANDSHAKE_TIMEOUT_S, "handshake", connection)
         return connection
@@ -586,6 +618,8 @@ class Plane:
         for connection in self.connections.values():
             connection.tokens = Bucket(rate, burst) if rate else None
             connection.resume()
+        for transport in self.transports:
+            transport.limit()
 
     def _decide(self) -> None:
         waiting, self._waiting = self._waiting, set()
@@ -599,6 +633,8 @@ class Plane:
             else:
                 if connection.session.is_waiting:
                     self._waiting.add(connection)
+        for transport in self.transports:
+            transport.decide(self.now)
 
     def _drop(self, node: bytes) -> None:
         for port in self.reception.presence.ports_of(node):

@@ -45,6 +45,12 @@ _METRICS: Final = (
     ("peer_gone_not_here_total", "counter", "Times a client heard that a peer is not here."),
     ("rate_limited_total", "counter", "Times a client had to wait for its token bucket."),
     ("write_timeouts_total", "counter", "Clients closed because they did not read."),
+    ("quic_connections", "gauge", "Connections over QUIC, among the connections."),
+    ("quic_accepts_total", "counter", "Connections over QUIC that began."),
+    ("quic_resumptions_total", "counter", "Connections over QUIC that came back with a ticket."),
+    ("quic_moves_total", "counter", "Times a client over QUIC went on from another address."),
+    ("quic_rejected_total", "counter", "Handshakes over QUIC that were refused: too many, or too fast."),
+    ("quic_packets_limited_total", "counter", "Packets over QUIC dropped by their sender's token bucket."),
 )
 _SLOT: Final = struct.Struct(f"<{len(_METRICS)}q")
 
@@ -93,5 +99,5 @@ def _values(plane: Plane) -> tuple[int, ...]:
         presence.duplicates, switch.packets_received, switch.packets_sent, switch.bytes_received, switch.bytes_sent,
         switch.forwarded_in, switch.forwarded_out, switch.dropped_unknown, switch.dropped_unknown_forwarded,
         switch.dropped_queue, switch.dropped_disco, switch.dropped_bytes, reception.pings, reception.home_moves_in,
-        reception.home_moves_out, reception.gone_not_here, plane.limited, plane.stuck,
+        reception.home_moves_out, reception.gone_not_here, plane.limited, plane.stuck, *plane.quic_counts(),
     )  # fmt: skip

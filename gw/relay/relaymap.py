@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from gw.errors import GwError
-from gw.relay.settings import Settings, own_name
+from gw.relay.settings import Settings, own_name, speaks_quic
 from gw.state.codec import decode, encode, rewrite
 from gw.state.config import split_listen
 from gw.state.documents import RelayNode, RelayRegionDoc
@@ -14,8 +14,9 @@ from gw.state.migrations import MIGRATIONS
 from gw.state.paths import StatePaths
 
 
-def enter_map(paths: StatePaths, settings: Settings, certificate_pin: str) -> None:
+def enter_map(paths: StatePaths, settings: Settings, certificate_pin: str, relay_key: bytes) -> None:
     """Write this relay's node into its region; other nodes of the region stay as they are."""
+    quic = speaks_quic(settings)
     _, port = split_listen(settings.listen)
     port = settings.public_port or port
     version = _version(settings.hostname)
@@ -28,6 +29,8 @@ def enter_map(paths: StatePaths, settings: Settings, certificate_pin: str) -> No
         ipv6=settings.hostname if version == 6 else "none" if version == 4 else "",
         derpport=0 if port == 443 else port,
         stunport=-1 if settings.stun == "off" else split_listen(settings.stun)[1],
+        quic_port=split_listen(settings.stun)[1] if quic else 0,
+        relay_key=relay_key.hex() if quic else "",
         can_port80=settings.http != "off" and split_listen(settings.http)[1] == 80,
     )
     before = read_region(paths, settings.region_id)

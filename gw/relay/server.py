@@ -6,6 +6,7 @@ With one worker it is the whole of `gwrelay serve`; with more, `gw.relay.workers
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import mmap
 import resource
@@ -17,12 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 from urllib.parse import urlsplit
 
 from gw.errors import ConfigError, Conflict, GwError, PermissionNeeded
 from gw.model.keys import RelaySecret
 from gw.native.relaying import Switch
+from gw.net.trains import TrainSocket
 from gw.relay import certificates
 from gw.relay.admission import StateAdmission, UrlAdmission, allow_all
 from gw.relay.bootstrap import keep_names
@@ -32,7 +34,7 @@ from gw.relay.metrics import SLOT_BYTES, Metrics
 from gw.relay.presence import Presence
 from gw.relay.relaymap import enter_map
 from gw.relay.session import Offer, Reception
-from gw.relay.settings import Settings, mesh_key, mesh_targets
+from gw.relay.settings import Settings, mesh_key, mesh_targets, speaks_quic
 from gw.relay.stunning import StunSocket
 from gw.state.config import split_listen
 from gw.state.files import make_folder, read_secret, write_secret
@@ -42,13 +44,17 @@ from gw.wire.derp.handshake import RelayIdentity
 from gw.wire.derp.http import HOME
 from gw.wire.x25519 import clamp, public_key
 
+if TYPE_CHECKING:  # aioquic is loaded where a relay speaks QUIC
+    from gw.quic.configuration import QuicSettings
+    from gw.relay.quicport import QuicPort
+
 logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
 IN_USE: Final = 98
 MAP_CHECK_S: Final = 10.0
 STOP_S: Final = 3.0
-RESTART_NEEDED: Final = ("listen", "stun", "http", "metrics", "workers", "admit", "admit_fail_open", "plain")
+RESTART_NEEDED: Final = ("listen", "stun", "quic", "http", "metrics", "workers", "admit", "admit_fail_open", "plain")
 
 
 @dataclass(slots=True)
@@ -125,9 +131,35 @@ class Relaying:
         self.plane = Plane(self.reception, self._listeners(), Limits(Bucket(0, 0)))
         self._mesh = Mesh(self.plane, self._secret, self._share.sibling_key)
         self._apply(settings)
-        if sockets.stun is not None:
+        self._quic: QuicPort | None = None
+        if sockets.stun is not None and speaks_quic(settings):
+            self._quic = self._open_quic(sockets.stun)
+            self.plane.attach(self._quic.fileno(), self._quic.ready)
+            self.plane.transports.append(self._quic)
+        elif sockets.stun is not None:
             responder = StunSocket(sockets.stun)
             self.plane.attach(responder.fileno(), responder.ready)
+
+    def _open_quic(self, channel: socket.socket) -> QuicPort:
+        from gw.quic.connection import random_cid, worker_cid
+        from gw.quic.gate import Gate
+        from gw.quic.selftest import fast_path_works
+        from gw.relay.quicport import QuicPort
+
+        share = self._share
+        reset_key = hashlib.sha256(b"ghostwire relay reset" + self._secret.raw).digest()
+        new_cid = random_cid if share.workers == 1 else worker_cid(share.slot, share.workers)
+        gate = Gate(self._quic_settings(self._settings), reset_key, new_cid)
+        return QuicPort(
+            TrainSocket(channel), self.reception, self._secret, self.plane, gate, reset_key, fast=fast_path_works()
+        )
+
+    def _quic_settings(self, settings: Settings) -> QuicSettings:
+        from gw.quic.configuration import server_settings
+        from gw.wire.quic.frames import RELAY_ALPN
+
+        pem, private, _ = certificate(self._paths, settings)
+        return server_settings(RELAY_ALPN, pem, private)
 
     def _listeners(self) -> list[Listener]:
         found, sockets = [], self._sockets
@@ -186,6 +218,7 @@ class Relaying:
         try:
             settings = self._load()
             context, pin = tls(self._paths, settings, self.reception.identity.key)
+            quic = self._quic_settings(settings) if self._quic is not None else None
             self._apply(settings)
         except GwError as error:
             logger.error("the settings stay as they were: %s", error.message)
@@ -194,12 +227,14 @@ class Relaying:
         if fixed and self._share.slot == 0:
             logger.warning("restart the relay for the new %s", ", ".join(f"`{name}`" for name in fixed))
         self._context, self.certificate_pin = context, pin
+        if self._quic is not None and quic is not None:
+            self._quic.gate.settings = quic
         self._settings = settings
         self._names_changed.set()
         return True
 
     def enter_map(self) -> None:
-        enter_map(self._paths, self._settings, self.certificate_pin)
+        enter_map(self._paths, self._settings, self.certificate_pin, self.reception.identity.key)
 
     def _apply(self, settings: Settings) -> None:
         """The settings that may change while the relay runs."""
@@ -261,7 +296,8 @@ async def serve(
 
 
 def status(settings: Settings) -> str:
-    return f"relay `{settings.region_code}` on {settings.listen}, STUN on {settings.stun}"
+    udp = "STUN and QUIC" if speaks_quic(settings) else "STUN"
+    return f"relay `{settings.region_code}` on {settings.listen}, {udp} on {settings.stun}"
 
 
 def _more_descriptors() -> None:
@@ -308,18 +344,18 @@ def tls(paths: StatePaths, settings: Settings, relay_key: bytes) -> tuple[ssl.SS
     """The server's TLS and the pin for the relay map; none and empty where there is no TLS or no pin."""
     if settings.plain:
         return None, ""
-    now = datetime.now(UTC)
+    pem, private, pin = certificate(paths, settings)
+    return certificates.context(paths.relay_dir, pem, private, relay_key, datetime.now(UTC)), pin
+
+
+def certificate(paths: StatePaths, settings: Settings) -> tuple[bytes, bytes, str]:
+    """Certificate and key as PEM, and the pin for the relay map, empty for a certificate of an authority."""
     make_folder(paths.relay_dir, 0o700)
     if settings.tls_cert_file:
         pem = _read(settings.tls_cert_file)
-        private = (
-            _read(settings.tls_key_file)
-            if settings.tls_key_file
-            else b"-----BEGIN PRIVATE" + pem.partition(b"-----BEGIN PRIVATE")[2]
-        )
-        return certificates.context(paths.relay_dir, pem, private, relay_key, now), ""
-    pem = certificates.self_signed(paths.relay_dir / "self-signed.pem", settings.hostname, now)
-    return certificates.context(paths.relay_dir, pem, _private(pem), relay_key, now), certificates.pin(pem)
+        return pem, _read(settings.tls_key_file) if settings.tls_key_file else _private(pem), ""
+    pem = certificates.self_signed(paths.relay_dir / "self-signed.pem", settings.hostname, datetime.now(UTC))
+    return pem, _private(pem), certificates.pin(pem)
 
 
 def _private(pem: bytes) -> bytes:

@@ -30,9 +30,7 @@ from gw.wire.derp.http import MAX_HEAD_BYTES, Pages, parse_request, response, sw
 
 MAX_EARLY_BYTES: Final = 512 << 10  # that a client may send before it is admitted
 MAX_REQUESTS: Final = 64  # on one connection
-MAX_UNSENT_BYTES: Final = 1 << 20
 MAX_MESSAGE_BYTES: Final = 16 << 10  # of WebSocket: stock clients refuse more than 32 KiB
-GONE_BURST: Final = 3.0
 
 
 class Stage(Enum):
@@ -78,6 +76,76 @@ class Offer:
     local_metrics: bool = False
 
 
+GONE_BURST: Final = 3.0
+MAX_UNSENT_BYTES: Final = 1 << 20
+
+
+@final
+class Attendance:
+    """A client that was let in: what it says beside packets, whatever carries it."""
+
+    def __init__(self, reception: Reception, port: Port, now: float) -> None:
+        self._reception = reception
+        self._port = port
+        self._since = now
+        self._is_home = False
+        self._gone_tokens = GONE_BURST
+        self._gone_at = now
+
+    def control(self, kind: int, payload: bytes, now: float) -> None:
+        """A frame that is no packet, or what `Switch.feed` has to say."""
+        reception, port = self._reception, self._port
+        if kind == relaying.SPOKE:
+            reception.presence.spoke(port)
+        elif kind == relaying.NOT_HERE:
+            self._tell_gone(payload, now)
+        elif kind == frames.PING:
+            reception.pings += 1
+            if not port.is_blocked and port.out_bytes < MAX_UNSENT_BYTES:
+                reception.switch.push(port, frames.encode(frames.PONG, payload[:8]))
+        elif kind == frames.NOTE_PREFERRED:
+            self._prefer(payload[0] != 0, now)
+        elif kind == frames.WATCH_CONNS:
+            reception.presence.watch(port)
+        elif kind == frames.CLOSE_PEER:
+            for peer in reception.presence.ports_of(payload):
+                owner: Owner = peer.owner  # type: ignore[assignment]
+                owner.close()
+            if not port.is_sibling:
+                for watcher in reception.presence.links():
+                    if watcher.is_sibling:
+                        reception.switch.push(watcher, frames.encode(frames.CLOSE_PEER, payload))
+
+    def _prefer(self, is_home: bool, now: float) -> None:
+        if is_home == self._is_home:
+            return
+        self._is_home = is_home
+        reception = self._reception
+        reception.homes += 1 if is_home else -1
+        if now - self._since > 5.0:  # not the first choice of a client that has just come
+            if is_home:
+                reception.home_moves_in += 1
+            else:
+                reception.home_moves_out += 1
+
+    def _tell_gone(self, destination: bytes, now: float) -> None:
+        self._gone_tokens = min(GONE_BURST, self._gone_tokens + now - self._gone_at)
+        self._gone_at = now
+        if self._gone_tokens >= 1.0:
+            self._gone_tokens -= 1.0
+            self._reception.gone_not_here += 1
+            self._reception.switch.push(
+                self._port, frames.encode(frames.PEER_GONE, destination + bytes([frames.GONE_NOT_HERE]))
+            )
+
+    def leave(self) -> None:
+        """The connection is gone."""
+        if self._is_home:
+            self._is_home = False
+            self._reception.homes -= 1
+        self._reception.presence.leave(self._port)
+
+
 @final
 class Session:
     """Feed it decrypted bytes; write what `take` gives whenever its port is in `Switch.dirty`."""
@@ -90,16 +158,13 @@ class Session:
         self._offer = offer
         self.port: Final = Port(owner)
         self.stage = Stage.HTTP
-        self._since = now
         self._requests = 0
         self._rest = b""
         self._head = b""  # goes out before any WebSocket frame
         self._websocket: websocket.Stream | None = None
         self._is_ideal = True
         self._info: ClientInfo | None = None
-        self._is_home = False
-        self._gone_tokens = GONE_BURST
-        self._gone_at = now
+        self._attendance = Attendance(reception, self.port, now)
 
     @property
     def is_up(self) -> bool:
@@ -198,52 +263,7 @@ class Session:
         except ValueError as error:
             raise WireError(str(error)) from None
         for kind, payload in control:
-            self._control(kind, payload, now)
-
-    def _control(self, kind: int, payload: bytes, now: float) -> None:
-        reception, port = self._reception, self.port
-        if kind == relaying.SPOKE:
-            reception.presence.spoke(port)
-        elif kind == relaying.NOT_HERE:
-            self._tell_gone(payload, now)
-        elif kind == frames.PING:
-            reception.pings += 1
-            if not port.is_blocked and port.out_bytes < MAX_UNSENT_BYTES:
-                reception.switch.push(port, frames.encode(frames.PONG, payload[:8]))
-        elif kind == frames.NOTE_PREFERRED:
-            self._prefer(payload[0] != 0, now)
-        elif kind == frames.WATCH_CONNS:
-            reception.presence.watch(port)
-        elif kind == frames.CLOSE_PEER:
-            for peer in reception.presence.ports_of(payload):
-                owner: Owner = peer.owner  # type: ignore[assignment]
-                owner.close()
-            if not port.is_sibling:
-                for watcher in reception.presence.links():
-                    if watcher.is_sibling:
-                        reception.switch.push(watcher, frames.encode(frames.CLOSE_PEER, payload))
-
-    def _prefer(self, is_home: bool, now: float) -> None:
-        if is_home == self._is_home:
-            return
-        self._is_home = is_home
-        reception = self._reception
-        reception.homes += 1 if is_home else -1
-        if now - self._since > 5.0:  # not the first choice of a client that has just come
-            if is_home:
-                reception.home_moves_in += 1
-            else:
-                reception.home_moves_out += 1
-
-    def _tell_gone(self, destination: bytes, now: float) -> None:
-        self._gone_tokens = min(GONE_BURST, self._gone_tokens + now - self._gone_at)
-        self._gone_at = now
-        if self._gone_tokens >= 1.0:
-            self._gone_tokens -= 1.0
-            self._reception.gone_not_here += 1
-            self._reception.switch.push(
-                self.port, frames.encode(frames.PEER_GONE, destination + bytes([frames.GONE_NOT_HERE]))
-            )
+            self._attendance.control(kind, payload, now)
 
     # What goes out
 
@@ -268,10 +288,7 @@ class Session:
 
     def leave(self) -> None:
         """The connection is gone."""
-        if self._is_home:
-            self._is_home = False
-            self._reception.homes -= 1
-        self._reception.presence.leave(self.port)
+        self._attendance.leave()
 
     # HTTP
 

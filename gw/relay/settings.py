@@ -119,3 +119,8 @@ def mesh_targets(paths: StatePaths, settings: Settings) -> list[Target]:
 def own_name(settings: Settings) -> str:
     """This relay's name among the nodes of its region."""
     return settings.node_name or f"{settings.region_id}a"
+
+
+def speaks_quic(settings: Settings) -> bool:
+    """Whether clients may come over QUIC, at the port of STUN."""
+    return settings.quic and settings.stun != "off" and not settings.plain

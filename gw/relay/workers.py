@@ -29,10 +29,20 @@ import msgspec
 
 from gw.errors import GwError, UsageError
 from gw.model.keys import RelaySecret
+from gw.net.udp import steer_quic
 from gw.relay.metrics import SLOT_BYTES
 from gw.relay.relaymap import enter_map
-from gw.relay.server import BACKLOG, Relaying, Share, Sockets, open_sockets, relay_secret, status, tls
-from gw.relay.settings import Overrides, Settings, load_settings
+from gw.relay.server import (
+    BACKLOG,
+    Relaying,
+    Share,
+    Sockets,
+    open_sockets,
+    relay_secret,
+    status,
+    tls,
+)
+from gw.relay.settings import Overrides, Settings, load_settings, speaks_quic
 from gw.state.paths import StatePaths
 from gw.wire.x25519 import public_key
 
@@ -92,6 +102,9 @@ async def supervise(
         sibling_key = secrets.token_hex(32)
         places = [str(Path(folder) / f"worker-{slot}") for slot in range(count)]
         sockets = [_with_link(open_sockets(settings, is_shared=True), place) for place in places]
+        udp = sockets[0].stun
+        if udp is not None and speaks_quic(settings) and not steer_quic(udp, count):
+            logger.warning("the kernel does not steer QUIC to workers: clients whose address changes connect anew")
         orders = [
             Order(
                 state_dir=str(paths.root), flags=flags, workers=count, slot=slot, sibling_key=sibling_key,
@@ -116,8 +129,9 @@ async def supervise(
 
 
 def _enter(paths: StatePaths, settings: Settings, secret: RelaySecret) -> None:
-    _, pin = tls(paths, settings, public_key(secret.raw))
-    enter_map(paths, settings, pin)
+    key = public_key(secret.raw)
+    _, pin = tls(paths, settings, key)
+    enter_map(paths, settings, pin, key)
 
 
 def _with_link(sockets: Sockets, path: str) -> Sockets:

@@ -145,6 +145,8 @@ class RelayNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     insecure_for_tests: bool = False
     stun_test_ip: str = ""
     can_port80: bool = False
+    quic_port: int = 0  # UDP, 0 = no QUIC
+    relay_key: str = ""  # 64 hex digits, for clients over QUIC
 
 
 class RelayRegionDoc(Document, frozen=True, kw_only=True):

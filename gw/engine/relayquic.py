@@ -1,0 +1,312 @@
+"""A relay reached over QUIC: socket, TLS by name or pin, tickets, moves. The protocol is `gw.wire.quic.client`.
+
+    open ──▶ handshake, or early data with a ticket ──▶ node key proven ──▶ datagrams
+                                  our address changes: the same connection goes on from the new one
+
+aioquic is loaded with this module: import it where a relay of the map speaks QUIC.
+
+Ref: spec quic §8, §10, §14, §15
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, final
+
+from gw.engine.relayclient import Tickets
+from gw.engine.relaydial import PIN_PREFIX, is_literal
+from gw.errors import GwError, TimedOut, WireError
+from gw.model.derpmap import DERPNode
+from gw.model.keys import NodeKey, NodeSecret
+from gw.net.trains import TrainSocket
+from gw.net.udp import bypass
+from gw.quic.configuration import client_settings
+from gw.quic.connection import Connection, random_cid
+from gw.quic.link import Link
+from gw.quic.selftest import fast_path_works
+from gw.quic.tickets import decode_ticket, encode_ticket
+from gw.wire.derp.buckets import MIN_BURST_BYTES, Bucket
+from gw.wire.quic import frames
+from gw.wire.quic.client import Connected, RelayClient
+from gw.wire.x25519 import public_key
+
+log: Final = logging.getLogger(__name__)
+
+OPEN_S: Final = 5.0  # for one attempt; TLS is tried meanwhile
+KEEP_ALIVE_S: Final = 20.0  # a NAT forgets a UDP flow after 30 s
+CHECK_S: Final = 1.0
+SILENT_S: Final = 2.0  # without an answer, and PTOs: the path is dead
+SILENT_PTOS: Final = 3
+QUEUE_PACKETS: Final = 256
+TRAINS_A_TURN: Final = 16
+EARLY_BYTES: Final = 600  # larger ones do not fit beside the ClientHello
+MAX_EARLY: Final = 32
+GONE_S: Final = 0.2  # for the packet that closes
+RESOLVE_S: Final = 5.0
+
+
+@final
+class MemoryTickets:
+    """Tickets for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, bytes] = {}
+
+    def take(self, relay: str) -> bytes | None:
+        return self._kept.pop(relay, None)
+
+    def keep(self, relay: str, ticket: bytes) -> None:
+        self._kept[relay] = ticket
+
+
+@final
+class QuicLine:
+    """One connection. `open`, then `serve` until it ends; implements `LinkHandler`."""
+
+    def __init__(
+        self,
+        node: DERPNode,
+        secret: NodeSecret,
+        tickets: Tickets,
+        take: Callable[[Sequence[object]], None],
+        early: Sequence[tuple[NodeKey, bytes]] = (),
+    ) -> None:
+        """take: gets the events of `gw.wire.quic.client`. early: packets that wait; small ones go as early data."""
+        self._node = node
+        self._secret = secret
+        self._public = public_key(secret.raw)
+        self._tickets = tickets
+        self._take = take
+        self._early = [each for each in early if len(each[1]) <= EARLY_BYTES][:MAX_EARLY]
+        self._loop = asyncio.get_running_loop()
+        key = b""
+        with suppress(ValueError):
+            key = bytes.fromhex(node.relay_key)
+        self._client = RelayClient(secret, lambda: os.urandom(24), relay_key=key if len(key) == 32 else b"")
+        self._socket: TrainSocket | None = None
+        self._link: Link | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_scheduled = False
+        self._bucket = Bucket(0, 0)
+        self._connected = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._sent_at = 0.0
+        self.end: tuple[int, str] | None = None
+        self.is_resumed = False
+        self.is_early_accepted = False
+        self.name: Final = f"{node.host_name}:{node.quic_port}"
+
+    # For the owner
+
+    async def open(self) -> None:
+        """Until the relay has let us in. Raises GwError."""
+        address = await self._resolve()
+        self._begin(address)
+        try:
+            async with asyncio.timeout(OPEN_S):
+                await self._connected.wait()
+        except TimeoutError:
+            raise TimedOut(f"no answer from relay `{self.name}` over QUIC") from None
+        if self.end is not None:
+            raise GwError(f"relay `{self.name}` ends the QUIC connection: {self.end[1] or hex(self.end[0])}")
+
+    async def serve(self) -> None:
+        """Keep it alive until it ends."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_S):
+                    await self._ended.wait()
+                    return
+            link = self._link
+            assert link is not None
+            if self._loop.time() - max(link.heard_at, self._sent_at) > KEEP_ALIVE_S:
+                self._sent_at = self._loop.time()
+                link.ping()
+                self._schedule()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether what we send is not answered any more."""
+        link = self._link
+        return link is None or (
+            link.connection._loss._pto_count >= SILENT_PTOS and self._loop.time() - link.heard_at > SILENT_S
+        )
+
+    def send(self, peer: NodeKey, datagrams: Sequence[bytes]) -> None:
+        link = self._link
+        if link is None:
+            return
+        now = time.monotonic()
+        for datagram in datagrams:
+            if self._bucket.take(len(datagram), now):
+                for each in self._client.wrap(peer, datagram, link.limit):
+                    link.send(each)
+        link.trim(QUEUE_PACKETS)
+        self._schedule()
+
+    def note_home(self, is_home: bool) -> None:
+        self._client.note_preferred(is_home)
+        self._schedule()
+
+    def network_changed(self) -> None:
+        """Our own addresses changed: go on from the new ones."""
+        link = self._link
+        if link is not None and link.is_settled:
+            log.debug("relay `%s`: going on from another address", self.name)
+            link.move(self._loop.time())
+            self._schedule()
+
+    def close(self) -> None:
+        """End it, without waiting."""
+        if self._link is not None and not self._link.is_closed:
+            self._link.close()
+            self._flush()
+        self._release()
+
+    # Inside
+
+    async def _resolve(self) -> tuple[socket.AddressFamily, Any]:
+        node = self._node
+        for family, text in ((socket.AF_INET, node.ipv4), (socket.AF_INET6, node.ipv6)):
+            if is_literal(family, text):
+                return family, (text, node.quic_port)
+        families = [family for family, text in ((socket.AF_INET, node.ipv4), (socket.AF_INET6, node.ipv6)) if not text]
+        try:
+            async with asyncio.timeout(RESOLVE_S):
+                found = await self._loop.getaddrinfo(node.host_name, node.quic_port, type=socket.SOCK_DGRAM)
+        except (OSError, TimeoutError) as error:
+            raise GwError(f"cannot look up relay `{node.host_name}`: {error}") from error
+        for family, _, _, _, address in found:
+            if family in families:
+                return socket.AddressFamily(family), address
+        raise GwError(f"the relay map rules out all addresses of `{node.host_name}`")
+
+    def _begin(self, target: tuple[socket.AddressFamily, Any]) -> None:
+        family, address = target
+        try:
+            channel = socket.socket(family, socket.SOCK_DGRAM)
+            bypass(channel)
+            channel.bind(("", 0))
+        except OSError as error:
+            raise GwError(f"no UDP socket: {error.strerror}") from error
+        self._socket = TrainSocket(channel)
+        self._address = address
+        node = self._node
+        self._pin = node.cert_name.removeprefix(PIN_PREFIX).lower() if node.cert_name.startswith(PIN_PREFIX) else ""
+        name = node.cert_name if node.cert_name and not self._pin else node.host_name
+        settings = client_settings(frames.RELAY_ALPN, name, verify=not self._pin and not node.insecure_for_tests)
+        first_cid = b""
+        kept = self._tickets.take(self.name)
+        if kept is not None:
+            with suppress(WireError):
+                settings.session_ticket, issuer = decode_ticket(kept, self._public, name, time.time())
+                first_cid = issuer[:1] + random_cid()[1:]  # its first byte leads to the worker that knows the ticket
+        connection = Connection(configuration=settings, first_cid=first_cid, session_ticket_handler=self._keep_ticket)
+        self._link = Link(connection, self, fast=fast_path_works())
+        self._link.connect(address, self._loop.time())
+        if settings.session_ticket is not None:
+            for peer, datagram in self._early:
+                self.send(peer, [datagram])
+        self._loop.add_reader(self._socket.fileno(), self._readable)
+        self._flush()
+
+    def _keep_ticket(self, ticket: Any) -> None:
+        link = self._link
+        if link is not None:
+            raw = encode_ticket(ticket, self._public, link.connection._peer_cid.cid, time.time())
+            self._tickets.keep(self.name, raw)
+
+    def _release(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+        self._ended.set()
+
+    def _readable(self) -> None:
+        link, channel = self._link, self._socket
+        assert link is not None
+        for _ in range(TRAINS_A_TURN):
+            if channel is None or self._socket is None:
+                return
+            try:
+                train, segment, source = channel.receive()
+            except BlockingIOError:
+                break
+            except OSError:  # an ICMP message of some earlier packet
+                continue
+            if source[:2] == self._address[:2]:
+                link.receive(train, segment, self._address, self._loop.time())
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled and self._socket is not None:
+            self._is_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._is_scheduled = False
+        link, channel = self._link, self._socket
+        if link is None or channel is None:
+            return
+        said = self._client.data_to_send()
+        if said:
+            link.send_stream(said)
+        now = self._loop.time()
+        packets = link.poll(now)
+        if packets:
+            self._sent_at = now
+            channel.send(packets)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = link.deadline()
+        if link.is_closed:
+            self._release()
+        elif due != float("inf"):
+            self._timer = self._loop.call_at(max(due, now + 0.0002), self._flush)
+
+    # LinkHandler
+
+    def up(self) -> None:
+        link = self._link
+        assert link is not None
+        self.is_resumed, self.is_early_accepted = link.is_resumed, link.is_early_accepted
+        if self._pin and not link.is_resumed:
+            shown = hashlib.sha256(link.connection.peer_certificate).hexdigest()
+            if shown != self._pin:
+                link.close(frames.NOT_ALLOWED, "another certificate than the relay map pins")
+                return
+        self._client.begin(link.bind, int(time.time() * 1000), is_resumed=link.is_resumed)
+
+    def datagrams(self, batch: list[bytes], now: float) -> None:
+        received = self._client.feed_datagrams(batch, now)
+        if received:
+            self._take(received)
+
+    def stream(self, data: bytes, now: float) -> None:
+        events = self._client.feed(data, int(time.time() * 1000))
+        for event in events:
+            if isinstance(event, Connected):
+                self._bucket = Bucket(event.bytes_per_second, max(event.burst_bytes, MIN_BURST_BYTES))
+                self._connected.set()
+        if events:
+            self._take(events)
+
+    def moved(self, address: Any) -> None:
+        """A relay does not move."""
+
+    def closed(self, code: int, reason: str) -> None:
+        self.end = code, reason
+        self._connected.set()
+        self._ended.set()

@@ -1,0 +1,314 @@
+"""The relay's UDP port: STUN and QUIC by the first byte, clients of QUIC in the forwarding plane's loop.
+
+    turn:   trains of datagrams ─▶ by connection id ─▶ Link ─▶ packets to the Switch
+            ports with something out, and links with something to say ─▶ one poll, one train a client
+
+Ref: spec quic §5, §11; RFC 9443
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, final
+
+from gw.errors import WireError
+from gw.model.addresses import AddrPort
+from gw.model.keys import RelaySecret
+from gw.quic.connection import stateless_reset
+from gw.quic.gate import Gate, Newcomer
+from gw.relay.quicsession import QuicSession, Stage
+from gw.relay.session import Reception
+from gw.wire import stun
+from gw.wire.derp.buckets import Bucket
+from gw.wire.derp.frames import RESTARTING, encode
+from gw.wire.quic import frames
+from gw.wire.quic.demux import Kind, destination_of, kind_of
+
+logger = logging.getLogger(__name__)
+
+TRAINS_A_TURN: Final = 24
+MAX_UNPROVEN: Final = 1000  # connections whose node key is not proven
+BUSY_UNPROVEN: Final = 100  # from so many on an address has to be proven first
+HANDSHAKES_A_S: Final = 200.0
+HANDSHAKE_BURST: Final = 400.0
+RESETS_A_S: Final = 100.0
+HANDSHAKE_S: Final = 10.0
+ARM_SLACK_S: Final = 0.0005
+MIN_PAUSE_S: Final = 0.0002
+NEVER: Final = float("inf")
+
+
+class Loop(Protocol):
+    """What the port needs of the forwarding plane."""
+
+    now: float
+
+    def arm_call(self, when: float, order: Callable[[], None]) -> None: ...
+    def admit_address(self, host: str) -> bool: ...
+    def count_address(self, host: str, change: int) -> None: ...
+
+
+class Wire(Protocol):
+    """A UDP socket by the train: `gw.net.trains.TrainSocket`."""
+
+    def fileno(self) -> int: ...
+    def receive(self) -> tuple[bytes, int, Any]: ...
+    def send(self, packets: Sequence[tuple[bytes, Any]]) -> int: ...
+
+
+@final
+class QuicClient:
+    """One connection. Implements `Owner`."""
+
+    __slots__ = ("_armed", "_host", "_port", "cids", "session")
+
+    def __init__(self, port: QuicPort, newcomer: Newcomer, source: AddrPort, original: bytes, now: float) -> None:
+        self._port = port
+        self._host = source.host
+        self.session: Final = QuicSession(
+            port.reception, port.secret, newcomer, self, source, now, port.unix_ms, fast=port.fast
+        )
+        self.cids = {original, *newcomer.connection.cids}
+        self._armed = NEVER
+
+    def receive(self, train: bytes, segment: int, address: Any, now: float) -> None:
+        self.session.receive(train, segment, address, now)
+        self._port.follow(self)
+        self._port.reception.switch.push(self.session.port, b"")  # it has something to say: at least what it heard
+
+    def flush(self) -> None:
+        session, port = self.session, self._port
+        now = port.loop.now
+        session.pour()
+        packets = session.link.poll(now)
+        if packets:
+            port.send(packets)
+        session.poured()
+        port.follow(self)
+        if session.stage is Stage.GONE:
+            port.forget(self)
+            return
+        self._arm(max(session.link.deadline(), now + MIN_PAUSE_S))
+
+    def close(self) -> None:
+        self.session.link.close(frames.NOT_ALLOWED, "disconnected by the relay")
+        self._port.reception.switch.push(self.session.port, b"")
+
+    def _arm(self, due: float) -> None:
+        if due < self._armed - ARM_SLACK_S:
+            self._armed = due
+            self._port.loop.arm_call(due, self._tick)
+
+    def _tick(self) -> None:
+        self._armed = NEVER
+        if self.session.stage is not Stage.GONE:
+            self.flush()
+
+    @property
+    def host(self) -> str:
+        """Where it came from at first."""
+        return self._host
+
+
+@final
+class QuicPort:
+    """Give `ready` to `Plane.attach`, and itself to `Plane.transports`."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        reception: Reception,
+        secret: RelaySecret,
+        loop: Loop,
+        gate: Gate,
+        reset_key: bytes,
+        *,
+        fast: bool,
+        unix_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+    ) -> None:
+        self._wire = wire
+        self.reception: Final = reception
+        self.secret: Final = secret
+        self.loop: Final = loop
+        self.gate = gate
+        self.fast: Final = fast
+        self.unix_ms: Final = unix_ms
+        self._reset_key = reset_key
+        self._clients: dict[bytes, QuicClient] = {}  # by connection id
+        self._all: set[QuicClient] = set()
+        self._waiting: set[QuicClient] = set()  # for admission
+        self._unproven: set[QuicClient] = set()
+        self._handshakes = Bucket(HANDSHAKES_A_S, HANDSHAKE_BURST)
+        self._resets = Bucket(RESETS_A_S, RESETS_A_S)
+        self.stun_requests = 0
+        self.ignored = 0
+        self.accepted = 0
+        self.resumed = 0
+        self.rejected = 0
+        self.moves = 0
+        self.limited = 0
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def fileno(self) -> int:
+        return self._wire.fileno()
+
+    # What comes in
+
+    def ready(self) -> None:
+        """Take what is there, some of it: the rest keeps the descriptor readable."""
+        clients = self._clients
+        for _ in range(TRAINS_A_TURN):
+            try:
+                train, segment, source = self._wire.receive()
+            except BlockingIOError:
+                return
+            except OSError:
+                self.ignored += 1
+                continue
+            if len(train) < 2:
+                self.ignored += 1
+                continue
+            client = clients.get(train[1:9] if train[0] & 0xC0 == 0x40 else destination_of(train))
+            if client is not None:
+                client.receive(train, segment, source, self.loop.now)
+            else:
+                for at in range(0, len(train), segment):
+                    self._stranger_untrusted(train[at : at + segment], source)
+
+    def _stranger_untrusted(self, datagram: bytes, source: Any) -> None:
+        kind = kind_of(datagram)
+        if kind is Kind.STUN:
+            self._stun_untrusted(datagram, source)
+            return
+        if kind is Kind.QUIC_LONG:
+            client = self._clients.get(destination_of(datagram))
+            if client is not None:
+                client.receive(datagram, len(datagram), source, self.loop.now)
+            else:
+                self._meet_untrusted(datagram, source)
+            return
+        if kind is Kind.QUIC_SHORT and self._resets.take(1, self.loop.now):
+            answer = stateless_reset(self._reset_key, destination_of(datagram), len(datagram))
+            if answer:
+                self.send([(answer, source)])
+            return
+        self.ignored += 1
+
+    def _stun_untrusted(self, datagram: bytes, source: Any) -> None:
+        try:
+            tx_id = stun.decode_request(datagram)
+            self.send([(stun.encode_answer(tx_id, _address(source)), source)])
+            self.stun_requests += 1
+        except WireError:
+            self.ignored += 1
+
+    def _meet_untrusted(self, datagram: bytes, source: Any) -> None:
+        now = self.loop.now
+        is_full = len(self._unproven) >= MAX_UNPROVEN
+        met = self.gate.meet(datagram, source, now, is_busy=len(self._unproven) >= BUSY_UNPROVEN)
+        if isinstance(met, bytes):
+            if met:
+                self.send([(met, source)])
+            return
+        address = _address(source)
+        if is_full or not self._handshakes.take(1, now) or not self.loop.admit_address(address.host):
+            self.rejected += 1
+            return
+        self.accepted += 1
+        client = QuicClient(self, met, address, destination_of(datagram), now)
+        self.loop.count_address(address.host, 1)
+        self._all.add(client)
+        self._unproven.add(client)
+        for cid in client.cids:
+            self._clients[cid] = client
+        self.loop.arm_call(now + HANDSHAKE_S, lambda: self._give_up(client))
+        client.receive(datagram, len(datagram), source, now)
+
+    def _give_up(self, client: QuicClient) -> None:
+        """Its node key should be proven by now."""
+        if client in self._unproven and not client.session.is_waiting:
+            client.session.link.close(frames.NO_AUTH, "no proof of a node key")
+            client.flush()
+
+    # Clients
+
+    def follow(self, client: QuicClient) -> None:
+        """Its connection ids may have changed, and what it is."""
+        session = client.session
+        if session.link.cids_changed:
+            session.link.cids_changed = False
+            now = set(session.link.connection.cids)
+            for cid in client.cids - now:
+                if session.link.is_settled:
+                    self._clients.pop(cid, None)
+                else:
+                    now.add(cid)  # the client's first destination, until the handshake is confirmed
+            for cid in now - client.cids:
+                self._clients[cid] = client
+            client.cids = now
+        if session.is_waiting:
+            self._waiting.add(client)
+        if session.is_up and client in self._unproven:
+            self._unproven.discard(client)
+            self._waiting.discard(client)
+            self.resumed += session.link.is_resumed
+        if session.moves:
+            self.moves += session.moves
+            session.moves = 0
+        if session.limited:
+            self.limited += session.limited
+            session.limited = 0
+
+    def forget(self, client: QuicClient) -> None:
+        """It is gone."""
+        if client not in self._all:
+            return
+        self._all.discard(client)
+        self._unproven.discard(client)
+        self._waiting.discard(client)
+        for cid in client.cids:
+            self._clients.pop(cid, None)
+        self.loop.count_address(client.host, -1)
+
+    # What goes out
+
+    def send(self, packets: list[tuple[bytes, Any]]) -> None:
+        self._wire.send(packets)
+
+    # For the plane
+
+    def counts(self) -> tuple[int, int, int, int, int, int]:
+        """Connections now, begun, resumed, moved, rejected; packets over the limit."""
+        return len(self._all), self.accepted, self.resumed, self.moves, self.rejected, self.limited
+
+    def decide(self, now: float) -> None:
+        """Admission learned something."""
+        waiting, self._waiting = self._waiting, set()
+        for client in waiting:
+            client.session.decide(now)
+            client.flush()
+
+    def limit(self) -> None:
+        """The rate limit changed."""
+        for client in self._all:
+            client.session.limit()
+            self.reception.switch.push(client.session.port, b"")
+
+    def goodbye(self, after_ms: Callable[[], int], try_for_ms: int) -> None:
+        """Tell clients that we stop."""
+        for client in list(self._all):
+            link = client.session.link
+            if client.session.is_up:
+                link.send_stream(encode(RESTARTING, struct.pack(">II", after_ms(), try_for_ms)))
+                self.send(link.poll(self.loop.now))
+            link.close(frames.RESTARTING, "the relay restarts")
+            client.flush()
+
+
+def _address(source: Any) -> AddrPort:
+    return AddrPort.of(str(source[0]).partition("%")[0], int(source[1]))

@@ -1,0 +1,364 @@
+"""Clients over QUIC on a relay, beside those over TLS; strangers at the port."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gw.model.keys import NodeKey
+from gw.native.relaying import QUEUE_PACKETS
+from gw.relay import quicport
+from gw.relay.admission import Admission
+from gw.wire import stun
+from gw.wire.derp import client as c
+from gw.wire.quic import frames
+from gw.wire.quic.datagrams import encode_packet
+
+from .ends import Guest, House
+from .street import QuicGuest, Street
+
+NOBODY = NodeKey(b"\x05" * 32)
+DISCO = b"TS\xf0\x9f\x92\xac" + bytes(60)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("size", [40, 1100, 1400, 2200])
+def test_quic_and_tls_clients_reach_each_other(size: int, fast: bool) -> None:
+    """Whatever the size: in one datagram, or in two parts that the relay joins again."""
+    house = House()
+    street = Street(house, fast=fast)
+    alice, bob = QuicGuest(street, 1, fast=fast), QuicGuest(street, 2, fast=fast)
+    carol = Guest(house, 3)
+    packet = os.urandom(size)
+    alice.send(bob.key, packet)
+    alice.send(carol.key, packet)
+    carol.send(alice.key, packet)
+    street.run(0.1)
+    carol.move()
+    assert bob.packets == [(alice.key, packet)]
+    assert carol.packets == [(alice.key, packet)]
+    assert alice.packets == [(carol.key, packet)]
+
+
+@pytest.mark.parametrize("knows_key", [True, False])
+def test_the_relay_says_where_it_sees_the_client(knows_key: bool) -> None:
+    street = Street(House())
+    assert QuicGuest(street, 1, knows_key=knows_key).observed == ["192.0.2.1:4000"]
+
+
+def test_a_key_that_is_not_admitted_is_told_so() -> None:
+    house = House()
+    house.verdict = Admission.DENIED
+    street = Street(house)
+    guest = QuicGuest(street, 1, join=False)
+    assert street.run(2, lambda: guest.end is not None)
+    assert guest.end == (frames.NOT_ALLOWED, "node key is not admitted")
+    assert house.reception.refused == 1
+    assert len(street.port) == 0
+
+
+def test_who_waits_for_admission_is_let_in_when_it_is_known() -> None:
+    house = House()
+    house.verdict = Admission.UNKNOWN
+    street = Street(house)
+    guest = QuicGuest(street, 1, join=False)
+    street.run(12)
+    assert not guest.client.is_connected
+    assert guest.end is None
+    house.verdict = Admission.ALLOWED
+    street.port.decide(street.now)
+    assert street.run(1, lambda: guest.client.is_connected)
+
+
+def test_who_does_not_prove_a_key_is_disconnected() -> None:
+    street = Street(House())
+    guest = QuicGuest(street, 1, join=False)
+    guest.client._say_who = lambda: None  # type: ignore[method-assign]
+    assert street.run(15, lambda: guest.end is not None)
+    assert guest.end[0] == frames.NO_AUTH  # type: ignore[index]
+    assert street.house.switch.local == {}
+
+
+def test_a_proof_for_another_session_opens_nothing() -> None:
+    """Whoever sits between two TLS sessions and carries the AUTH over."""
+    street = Street(House())
+    guest = QuicGuest(street, 1, join=False)
+    begin = guest.client.begin
+    guest.client.begin = lambda bind, now_ms, is_resumed: begin(b"x" * 32, now_ms, is_resumed=is_resumed)  # type: ignore[method-assign]
+    assert street.run(5, lambda: guest.end is not None)
+    assert guest.end == (frames.BROKEN, "claim for another session")
+
+
+def test_a_removed_node_is_disconnected() -> None:
+    street = Street(House())
+    guest = QuicGuest(street, 1)
+    for port in street.house.presence.ports_of(guest.key.raw):
+        port.owner.close()
+    street.flush()
+    street.run(0.1)
+    assert guest.end == (frames.NOT_ALLOWED, "disconnected by the relay")
+    assert street.house.switch.local == {}
+
+
+def test_frames_beside_packets_work_as_over_tls() -> None:
+    street = Street(House())
+    guest = QuicGuest(street, 1)
+    guest.client.note_preferred(True)
+    guest.client.ping(b"12345678")
+    guest.send(NOBODY, DISCO)
+    street.run(0.1)
+    assert street.house.reception.homes == 1
+    assert c.Pong(b"12345678") in guest.events
+    assert c.PeerGone(NOBODY, 1) in guest.events
+    guest.link.close()
+    street.run(0.1)
+    assert street.house.reception.homes == 0
+
+
+def test_who_got_packets_hears_that_their_sender_left() -> None:
+    street = Street(House())
+    alice, bob = QuicGuest(street, 1), QuicGuest(street, 2)
+    alice.send(bob.key, b"x" * 40)
+    street.run(0.1)
+    alice.link.close()
+    street.run(0.1)
+    assert c.PeerGone(alice.key, 0) in bob.events
+    assert street.addresses["192.0.2.1"] == 0
+
+
+def test_a_client_that_moves_receives_at_its_new_address() -> None:
+    """Issue: reconnect after an address change without a new handshake."""
+    street = Street(House())
+    alice, bob = QuicGuest(street, 1), QuicGuest(street, 2)
+    street.run(3)
+    alice.address = ("203.0.113.7", 9)
+    alice.link.move(street.now)
+    street.run(0.01)
+    for number in range(20):
+        bob.send(alice.key, b"%d" % number)
+        alice.send(bob.key, b"%d" % number)
+        street.run(0.01)
+    assert [packet for _, packet in alice.packets] == [b"%d" % number for number in range(20)]
+    assert [packet for _, packet in bob.packets] == [b"%d" % number for number in range(20)]
+    assert alice.observed == ["192.0.2.1:4000", "203.0.113.7:9"]
+    assert street.port.accepted == 2
+    assert street.port.moves == 1
+
+
+def test_a_client_that_comes_back_sends_in_its_first_packet() -> None:
+    """Spec quic §10: forwarded before the handshake is over, without becoming the active connection."""
+    house = House()
+    street = Street(house)
+    bob = QuicGuest(street, 2)
+    first = QuicGuest(street, 1)
+    first.client.note_preferred(True)
+    street.run(0.1)
+    street.guests.remove(first)
+    again = QuicGuest(street, 1, ticket=first.tickets[-1], join=False)
+    again.address = ("192.0.2.1", 5000)
+    again.send(bob.key, b"early" * 10)
+    again.client.note_preferred(False)
+    flight = again.poll()
+    active = house.switch.local[first.key.raw]
+    for packet, _ in flight:
+        street.arrive(packet, again.address)
+    assert (first.key, b"early" * 10) in bob.packets
+    assert house.switch.local[first.key.raw] is active
+    assert house.reception.homes == 1
+    assert street.run(2, lambda: again.client.is_connected)
+    street.run(0.1)
+    assert again.link.is_early_accepted
+    assert street.port.resumed == 1
+    assert house.switch.local[first.key.raw] is not active
+    bob.send(again.key, b"down" * 10)
+    street.run(0.1)
+    assert (bob.key, b"down" * 10) in again.packets
+
+
+def test_a_replayed_first_flight_is_nobody() -> None:
+    street = Street(House())
+    bob, first = QuicGuest(street, 2), QuicGuest(street, 1)
+    again = QuicGuest(street, 1, ticket=first.tickets[-1], join=False)
+    again.address = ("192.0.2.1", 5000)
+    again.send(bob.key, b"early" * 10)
+    flight = again.poll()
+    street.guests.remove(again)
+    for source in (again.address, ("203.0.113.66", 6)):
+        for packet, _ in flight:
+            street.arrive(packet, source)
+        street.run(0.05)
+    assert bob.packets.count((first.key, b"early" * 10)) == 1
+
+
+def test_a_ticket_of_a_node_that_was_removed_opens_nothing() -> None:
+    street = Street(House())
+    bob, first = QuicGuest(street, 2), QuicGuest(street, 1)
+    street.house.verdict = Admission.DENIED
+    again = QuicGuest(street, 1, ticket=first.tickets[-1], join=False)
+    again.address = ("192.0.2.1", 5000)
+    again.send(bob.key, b"early" * 10)
+    assert street.run(2, lambda: again.end is not None)
+    assert again.end == (frames.NOT_ALLOWED, "node key is not admitted")
+    assert bob.packets == []
+
+
+def test_a_relay_that_was_restarted_tells_its_clients_at_once() -> None:
+    """Stateless reset: nobody waits for an idle timeout."""
+    street = Street(House())
+    guest = QuicGuest(street, 1)
+    street.port._clients.clear()  # as if it had never heard of anyone
+    guest.client.ping(b"12345678")
+    assert street.run(2, lambda: guest.end is not None)
+
+
+def test_clients_hear_that_the_relay_stops() -> None:
+    street = Street(House())
+    guest = QuicGuest(street, 1)
+    street.port.goodbye(lambda: 300, 60_000)
+    street.run(0.1)
+    assert c.Restarting(300, 60_000) in guest.events
+    assert guest.end == (frames.RESTARTING, "the relay restarts")
+    assert len(street.port) == 0
+
+
+def test_a_client_that_floods_gets_its_bucket() -> None:
+    house = House()
+    house.reception.bytes_per_second, house.reception.burst_bytes = 50_000, 70_000
+    street = Street(house)
+    alice, bob = QuicGuest(street, 1), QuicGuest(street, 2)
+    assert c.Connected(50_000, 70_000) in alice.events
+    for _ in range(200):
+        alice.send(bob.key, *[bytes(1000)] * 3)
+        street.run(0.01)
+    got = sum(len(packet) for _, packet in bob.packets)
+    assert 100_000 < got < 230_000
+    assert street.port.limited > 300
+
+
+def test_a_client_that_hears_nothing_fills_only_its_own_queue() -> None:
+    """Spec quic §11: the relay never stops reading."""
+    house = House()
+    street = Street(house)
+    alice, bob, carol = QuicGuest(street, 1), QuicGuest(street, 2), QuicGuest(street, 3)
+    deaf = bob.address
+    street.lose = lambda packet, up: False
+    bob.address = ("nowhere", 0)
+    for number in range(400):
+        alice.send(bob.key, b"%05d" % number + bytes(900))
+        alice.send(carol.key, b"%05d" % number + bytes(900))
+        street.run(0.002)
+    street.run(0.2)
+    assert len(carol.packets) == 400
+    port = house.switch.local[bob.key.raw]
+    assert port.is_blocked
+    assert port.queue is not None
+    assert port.queue.count <= QUEUE_PACKETS
+    assert house.switch.dropped_queue > 0
+    bob.address = deaf
+    street.run(8)
+    assert bob.packets[-1][1][:5] == b"00399"
+
+
+def test_the_newest_connection_of_a_key_receives() -> None:
+    house = House()
+    street = Street(house)
+    bob = QuicGuest(street, 2)
+    tls = Guest(house, 1)
+    quic = QuicGuest(street, 1)
+    bob.send(quic.key, b"x" * 40)
+    street.run(0.1)
+    tls.move()
+    assert quic.packets == [(bob.key, b"x" * 40)]
+    assert tls.packets == []
+    quic.link.close()
+    street.run(0.1)
+    bob.send(quic.key, b"y" * 40)
+    street.run(0.1)
+    tls.move()
+    assert tls.packets == [(bob.key, b"y" * 40)]
+
+
+def test_stun_and_quic_share_the_port() -> None:
+    street = Street(House())
+    QuicGuest(street, 1)
+    street.arrive(stun.encode_request(b"t" * 12), ("203.0.113.5", 77))
+    ((answer, target),) = street.strays
+    assert target == ("203.0.113.5", 77)
+    assert stun.decode_answer(answer)[0] == b"t" * 12
+    assert street.port.stun_requests == 1
+
+
+def test_under_pressure_an_address_has_to_be_proven_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry, RFC 9000 §8.1.2."""
+    monkeypatch.setattr(quicport, "BUSY_UNPROVEN", 0)
+    street = Street(House())
+    QuicGuest(street, 1)
+    assert street.port.accepted == 1
+    forged = QuicGuest(street, 2, join=False)
+    street.guests.remove(forged)
+    for packet, _ in forged.poll():
+        street.arrive(packet, ("203.0.113.99", 1))
+    assert street.port.accepted == 1
+    assert sum(len(packet) for packet, _ in street.strays) < 1200
+
+
+def test_an_address_with_too_many_clients_gets_no_more() -> None:
+    street = Street(House(), room=lambda host: host != "192.0.2.9")
+    guest = QuicGuest(street, 9, join=False)
+    street.run(1)
+    assert not guest.link.is_up
+    assert (street.port.rejected > 0, len(street.port)) == (True, 0)
+
+
+def test_another_version_is_answered_with_ours() -> None:
+    street = Street(House())
+    street.arrive(b"\xc0\x1a\x2a\x3a\x4a\x08" + b"d" * 8 + b"\x08" + b"s" * 8 + bytes(1200), ("203.0.113.5", 77))
+    ((answer, _),) = street.strays
+    assert answer[1:5] == bytes(4)
+    assert answer.endswith(b"\x00\x00\x00\x01")
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_hostile_datagrams_end_nobody_and_keep_no_state(data: st.DataObject) -> None:
+    street, alice, bob = _shared()
+    noise = data.draw(st.binary(max_size=1300))
+    head = data.draw(st.sampled_from([b"", b"\xc0\0\0\0\1\x08", b"\x40", b"\xe0\0\0\0\1", b"\0\1\0\0\x21\x12\xa4\x42"]))
+    street.arrive(head + noise, data.draw(st.sampled_from([("203.0.113.5", 77), alice.address])))
+    before = len(bob.packets)
+    alice.send(bob.key, b"still" * 8)
+    street.run(0.02)
+    assert len(bob.packets) == before + 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.binary(min_size=1, max_size=120)), min_size=1, max_size=4))
+def test_an_admitted_client_may_send_what_it_likes(sent: list[tuple[bool, bytes]]) -> None:
+    """Bytes inside the encryption: control frames and datagrams of noise, of a key that is known."""
+    street, _, bob = _shared()
+    mallory = QuicGuest(street, 66)
+    for is_control, noise in sent:
+        if is_control:
+            mallory.link.send_stream(noise)
+        else:
+            mallory.link.send(noise[1:])
+            mallory.link.send(encode_packet(bob.key.raw, bytes(2000), 1167, 1)[0][:34] + noise)
+        street.run(0.01)
+    mallory.link.close()
+    street.run(0.05)
+    street.guests.remove(mallory)
+    assert street.addresses["192.0.2.66"] == 0
+    assert bob.end is None
+
+
+_kept: list[tuple[Street, QuicGuest, QuicGuest]] = []
+
+
+def _shared() -> tuple[Street, QuicGuest, QuicGuest]:
+    if not _kept:
+        street = Street(House())
+        _kept.append((street, QuicGuest(street, 1), QuicGuest(street, 2)))
+    return _kept[0]
