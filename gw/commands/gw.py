@@ -10,7 +10,21 @@ import typer
 from gw.commands import shell, verbs
 
 HELP: Final = "A node of the mesh: gw up, gw status, gw ping NAME, gw tui."
-VERBS: Final = ("up", "down", "status", "ping", "ip", "logout", "top", "tui", "metrics", "lab", "service", "uninstall")
+VERBS: Final = (
+    "up",
+    "set",
+    "down",
+    "status",
+    "ping",
+    "ip",
+    "logout",
+    "top",
+    "tui",
+    "metrics",
+    "lab",
+    "service",
+    "uninstall",
+)
 
 
 def build() -> typer.Typer:

@@ -18,9 +18,9 @@ from gw.model.addresses import DERP_MAGIC_V4, EXIT_ROUTES
 from gw.model.derpmap import DERPMap
 from gw.model.dnsconfig import DNSConfig
 from gw.model.gojson import encode
-from gw.model.hostinfo import Hostinfo
+from gw.model.hostinfo import QUIC_PEER, Hostinfo
 from gw.model.mapping import Debug, MapResponse
-from gw.model.node import Node, UserProfile
+from gw.model.node import QUIC_PEER_CAP, Node, UserProfile
 from gw.model.sshpolicy import SSHPolicy
 from gw.policy.attributes import DISABLE_IPV4, SUGGEST_EXIT
 from gw.policy.bits import ones
@@ -202,9 +202,19 @@ class Mapper:
             last_seen=None if node.online else node.last_seen,
             online=node.online,
             machine_authorized=doc.approved,
-            cap_map={SUGGEST_EXIT: []} if len(primaries) < len(routes) else {},
+            cap_map=_abilities(node, offers_exit=len(primaries) < len(routes)),
             expired=tailnet.is_expired(node),
         )
+
+
+def _abilities(node: NodeRecord, *, offers_exit: bool) -> dict[str, list[Raw] | None]:
+    """What peers may make use of."""
+    found: dict[str, list[Raw] | None] = {}
+    if offers_exit:
+        found[SUGGEST_EXIT] = []
+    if any(service.proto == QUIC_PEER for service in node.hostinfo.services or ()):
+        found[QUIC_PEER_CAP] = []
+    return found
 
 
 def _is_online(node: NodeRecord) -> bool:

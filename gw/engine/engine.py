@@ -1,7 +1,7 @@
 """The engine: tunnel, path finder, relays and netcheck as one, on one asyncio loop.
 
     datagrams that are not WireGuard's ──> NetCheck (STUN), PathFinder (disco)
-    PathFinder's plans ──> Tunnel          Tunnel's relayed bulk <──> RelayPool
+    PathFinder's plans ──> Tunnel          Tunnel's relayed bulk <──> RelayPool, QuicPeers
 
 What it decides it tells by `EngineEvents`; what it should know it is told by `set_…`.
 
@@ -20,6 +20,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self, final
 
@@ -27,6 +28,7 @@ from gw.engine.endpoints import Interface, OwnEndpoints
 from gw.engine.filterrules import Address, Network
 from gw.engine.netcheck import NetCheck, Report
 from gw.engine.paths import (
+    Delivered,
     NeedEndpoints,
     PathChanged,
     PathFinder,
@@ -35,15 +37,19 @@ from gw.engine.paths import (
     SessionStale,
     ToUdp,
 )
+from gw.engine.pathtotals import QUIC
 from gw.engine.peerpath import NEVER
+from gw.engine.quicpeers import QuicPeers, QuicView
 from gw.engine.relayclient import RelayPool, Tickets
-from gw.engine.tunnel import NodeStats, PeerStats, Tunnel
+from gw.engine.transport import Mode
+from gw.engine.tunnel import NO_PLAN, NodeStats, PeerStats, Tunnel
 from gw.errors import GwError, NotFound, WireError
 from gw.model.addresses import AddrPort
 from gw.model.derpmap import DERPMap
 from gw.model.filterrule import FilterRule
 from gw.model.hostinfo import NetInfo
 from gw.model.keys import DiscoKey, DiscoSecret, NodeKey, NodeSecret
+from gw.model.sendplan import SendPlan
 from gw.net.offloads import ALL, Offloads
 from gw.wire import tsmp
 from gw.wire.disco.envelope import is_disco
@@ -68,26 +74,31 @@ class PeerConfig:
     allowed: frozenset[Network]
     addresses: tuple[Address, ...]
     jailed: bool = False  # it may only answer us
+    quic: bool = False  # it speaks gw-peer/1
 
 
 @dataclass(frozen=True, slots=True)
 class PeerView:
-    """How a peer is reached now. direct: the trusted path; latency in seconds, 0 unknown; relay: its home region."""
+    """How a peer is reached now. direct: the trusted path; latency in seconds, 0 unknown; relay: its home region; quic:
+    None where the peer does not speak it; in_quic: its data goes so."""
 
     direct: AddrPort | None
     latency_s: float
     relay: int
     is_active: bool
     stats: PeerStats
+    quic: QuicView | None = None
+    in_quic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """The answer to a `ping`."""
+    """The answer to a `ping`. in_quic: it went through the QUIC connection."""
 
     latency_s: float
     endpoint: AddrPort | None
     region: int
+    in_quic: bool = False
 
 
 class EngineEvents(Protocol):
@@ -118,12 +129,17 @@ class Engine:
         lanes: int = 0,
         offloads: Offloads = ALL,
         tickets: Tickets | None = None,
+        transport: Mode = Mode.AUTO,
+        folder: Path | None = None,
     ) -> None:
-        """lanes, offloads: as `Tunnel` takes them. tickets: as `RelayPool` does."""
+        """lanes, offloads: as `Tunnel` takes them. tickets: as `RelayPool` does. folder: where those of peers are."""
         self._events = events
         self._interfaces = interfaces
-        self._paths = PathFinder(disco, node, os.urandom)
         self._tunnel = Tunnel(secret, tun_name, port, self, lanes=lanes, offloads=offloads)
+        self._paths = PathFinder(disco, node, os.urandom, self._tunnel.direct_counts)
+        self._quic = QuicPeers(secret, node, self, mode=transport, folder=folder)
+        self._plans: dict[NodeKey, SendPlan] = {}  # the path finder's
+        self._sent_plans: dict[NodeKey, SendPlan] = {}  # the tunnel's
         self._relays = RelayPool(secret, self, tickets)
         self._netcheck = NetCheck(os.urandom)
         self._own = OwnEndpoints()
@@ -153,12 +169,14 @@ class Engine:
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._quic.close()
         await self._stack.aclose()
 
     async def run(self) -> None:
         """Keep timers, activity and netcheck going until cancelled. Raises GwError where the data plane fails."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._tunnel.run())
+            group.create_task(self._quic.run())
             group.create_task(self._watch_activity())
             group.create_task(self._look_around())
 
@@ -204,10 +222,15 @@ class Engine:
         self._tunnel.set_peer(peer.key, peer.allowed)
         self._tunnel.set_jailed(peer.key, peer.jailed)
         self._paths.set_peer(peer.key, peer.disco, peer.home, list(peer.endpoints), time.monotonic())
+        self._paths.set_counts(peer.key, peer.quic)
+        self._quic.set_peer(peer.key, peer.quic)
         self._pump()
 
     def remove_peer(self, key: NodeKey) -> None:
         self._peers.pop(key, None)
+        self._plans.pop(key, None)
+        self._sent_plans.pop(key, None)
+        self._quic.remove_peer(key)
         self._last_tx.pop(key, None)
         self._paths.remove_peer(key)
         self._relays.forget(key)
@@ -225,12 +248,18 @@ class Engine:
         self._local = tuple(local)
         self._shields_up = shields_up
         self._tunnel.set_filter([] if shields_up else rules, [*local, *routes])
+        self._quic.set_routes(tuple(routes))
 
     def set_secret(self, secret: NodeSecret, node: NodeKey) -> None:
         """Our node key was rotated."""
         self._tunnel.set_secret(secret)
         self._relays.set_secret(secret)
+        self._quic.set_secret(secret, node)
         self._paths.set_node(node)
+
+    def set_transport(self, mode: Mode) -> None:
+        """Whether peers are reached by QUIC."""
+        self._quic.set_mode(mode)
 
     def begin_session(self, key: NodeKey) -> None:
         """Have a WireGuard handshake with the peer now: it may hold a session that we have lost."""
@@ -242,6 +271,7 @@ class Engine:
         """Our own interfaces changed."""
         self._own.forget()
         self._paths.network_changed(time.monotonic())
+        self._quic.network_changed()
         self._relays.network_changed()
         self.look_again(full=True)
         self._pump()
@@ -262,8 +292,9 @@ class Engine:
         direct = self._paths.direct_path(key, now)
         last = max(stats.last_rx, stats.last_tx)
         return PeerView(
-            direct[0] if direct else None, direct[1] if direct else 0.0, peer.home, now - last < 45.0, stats
-        )
+            direct[0] if direct else None, direct[1] if direct else 0.0, peer.home, now - last < 45.0, stats,
+            self._quic.view(key), self._sent_plans.get(key, NO_PLAN).quic,
+        )  # fmt: skip
 
     def totals(self) -> NodeStats:
         """Traffic of the whole node by path, and drops by reason; proportional to the active peers."""
@@ -274,9 +305,17 @@ class Engine:
         return self._tunnel.active_peers()
 
     async def ping(self, key: NodeKey) -> Pong:
-        """A disco ping below the tunnel: the first pong, by whichever way. The caller sets the time limit."""
+        """A ping below the tunnel, by disco, or inside QUIC where data goes so: the first pong, by whichever way.
+
+        The caller sets the time limit.
+        """
         if key not in self._peers:
             raise NotFound("no such peer")
+        direct = self._paths.direct_path(key, time.monotonic())
+        if direct is not None and self._sent_plans.get(key, NO_PLAN).quic:
+            latency_s = await self._quic.ping(key)
+            if latency_s is not None:
+                return Pong(latency_s, direct[0], 0, in_quic=True)
         id_ = self._paths.ping(key, time.monotonic())
         future: asyncio.Future[Pong] = self._loop.create_future()
         self._waiting[id_] = future
@@ -297,9 +336,17 @@ class Engine:
                 self._look_again.set()
         self._pump()
 
-    def relay_out(self, peer: NodeKey, datagrams: list[bytes]) -> None:
+    def quic(self, trains: list[tuple[bytes, int, AddrPort]]) -> None:
+        self._quic.receive(trains)
+
+    def relay_out(self, peer: NodeKey, datagrams: list[bytes], by: str = "") -> None:
         config = self._peers.get(peer)
-        if config is not None:
+        if config is None:
+            return
+        plan = self._sent_plans.get(peer, NO_PLAN)
+        in_quic = by == QUIC if by else plan.quic
+        taken = in_quic and self._quic.send(peer, datagrams)
+        if not taken or (plan.relay and not by):
             self._relays.send(peer, config.home, datagrams)
 
     def wake(self, peer: NodeKey) -> None:
@@ -353,6 +400,41 @@ class Engine:
         self._paths.send_failed(peer, time.monotonic())
         self._pump()
 
+    # What QUIC needs
+
+    def send_trains(self, packets: Sequence[tuple[bytes, AddrPort]]) -> None:
+        self._tunnel.send_trains(packets)
+
+    def quic_bulk(self, peer: NodeKey, datagrams: list[bytes]) -> None:
+        self._tunnel.receive_relayed(peer, datagrams, quic=True)
+
+    def best_endpoint(self, peer: NodeKey) -> AddrPort | None:
+        return self._paths.best(peer)
+
+    def peer_at(self, source: AddrPort) -> NodeKey | None:
+        return self._paths.found_at(source, time.monotonic())
+
+    def peer_moved(self, peer: NodeKey, source: AddrPort) -> None:
+        self._paths.moved(peer, source, time.monotonic())
+        self._pump()
+
+    def measure(self, peer: NodeKey) -> None:
+        self._paths.measure(peer, time.monotonic())
+        self._pump()
+
+    def replan(self, peer: NodeKey) -> None:
+        """Tell the tunnel the way of the peer's datagrams if it is another."""
+        plan = self._plans.get(peer)
+        if plan is None:
+            return
+        wanted = self._quic.plan(peer, plan)
+        before = self._sent_plans.get(peer)
+        if wanted != before:
+            self._sent_plans[peer] = wanted
+            self._tunnel.set_plan(peer, wanted)
+            if before is not None and before.quic != wanted.quic:
+                self._events.path_changed(peer)
+
     # RelayEvents
 
     def packets(self, region: int, batch: list[tuple[NodeKey, bytes]]) -> None:
@@ -388,7 +470,12 @@ class Engine:
         for event in events:
             match event:
                 case PlanChanged(peer, plan):
-                    self._tunnel.set_plan(peer, plan)
+                    before, self._plans[peer] = self._plans.get(peer), plan
+                    self.replan(peer)
+                    if before is None or before.udp != plan.udp:
+                        self._quic.path_changed(peer)
+                case Delivered(peer, sent, received):
+                    self._quic.delivered(peer, sent, received, self._tunnel.direct_counts(peer)[2])
                 case PathChanged(peer, direct, latency_s):
                     log.info(
                         "%s: %s", peer.short(), f"direct {direct}, {latency_s * 1e3:.1f} ms" if direct else "by relay"
@@ -401,6 +488,7 @@ class Engine:
                 case NeedEndpoints():
                     self.look_again()
                 case SessionStale(peer):
+                    self._quic.restarted(peer)
                     if peer != keep_session:
                         self._tunnel.reset_session(peer)
         for outgoing in out:
@@ -425,6 +513,8 @@ class Engine:
                     self._last_active = now
                     if now - stats.last_tx < 2 * ACTIVITY_S:
                         self._paths.active(key, now)
+                is_direct = self._paths.direct_path(key, now) is not None
+                self._quic.tick(key, self._tunnel.unanswered_s(key), is_direct)
             self._pump()
 
     async def _look_around(self) -> None:

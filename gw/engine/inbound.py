@@ -15,6 +15,7 @@ from gw.engine.link import (
     Heard,
     Jail,
     Note,
+    Quic,
     ReceiveSession,
     Rejected,
     Relayed,
@@ -34,6 +35,7 @@ from gw.native.rules import RuleSet
 
 ROUNDS: Final = 8  # reads of a socket before the engine is listened to again
 FOREIGN_BATCH: Final = 64
+QUIC_BYTES: Final = 96 << 10  # of a message; the train that passes it is the last
 
 
 @final
@@ -129,6 +131,18 @@ class InboundPlane:
                 batch = [(data, source[0], source[1]) for data, source in found[at : at + FOREIGN_BATCH]]
                 sender.bulk(Foreign(batch))
             core.foreign = []
+        if core.quic:
+            trains: list[tuple[bytes, int, str, int]] = []
+            size = 0
+            for train, segment, source in core.quic:
+                trains.append((train, segment, source[0], source[1]))
+                size += len(train)
+                if size > QUIC_BYTES:
+                    sender.bulk(Quic(trains))
+                    trains, size = [], 0
+            if trains:
+                sender.bulk(Quic(trains))
+            core.quic = []
 
 
 @final

@@ -72,7 +72,7 @@ class Plan(_Message, tag="l"):
     slot: int
     host: str  # "" for no UDP
     port: int
-    relay: bool
+    relay: bool  # sealed datagrams go to the engine (too), for a relay or QUIC
     wake: bool
 
 
@@ -110,7 +110,7 @@ class FilterRules(_Message, tag="f"):
 
 
 class Relayed(_Message, tag="R"):
-    """To the inbound worker: transport datagrams that a relay brought, or that host and port sent to another lane."""
+    """To the inbound worker: transport datagrams that a relay or QUIC brought, or host and port to another lane."""
 
     datagrams: list[bytes]
     host: str = ""
@@ -142,8 +142,14 @@ class Foreign(_Message, tag="u"):
     datagrams: list[tuple[bytes, str, int]]
 
 
+class Quic(_Message, tag="c"):
+    """QUIC packets that came on UDP: datagrams of one size in a row (the last may be shorter), the size, host, port."""
+
+    trains: list[tuple[bytes, int, str, int]]
+
+
 class RelayOut(_Message, tag="w"):
-    """Sealed datagrams for a peer that is reached by relay."""
+    """Sealed datagrams for a peer that is reached by relay or QUIC."""
 
     slot: int
     datagrams: list[bytes]
@@ -176,7 +182,7 @@ ToWorker = (
     | FilterRules
     | Relayed
 )
-FromWorker = Note | Heard | Foreign | RelayOut | Rejected | Tsmp
+FromWorker = Note | Heard | Foreign | Quic | RelayOut | Rejected | Tsmp
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _to_worker: Final[msgspec.msgpack.Decoder[ToWorker]] = msgspec.msgpack.Decoder(ToWorker)

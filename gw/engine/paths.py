@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, final
@@ -40,6 +41,10 @@ from gw.wire.disco.messages import TX_ID_BYTES, CallMeMaybe, Ping, Pong, decode,
 FRESH_ENDPOINTS_S: Final = 27.0
 CALL_INTERVAL_S: Final = 1.0  # no two calls to a peer within this
 ENDPOINT_WAIT_S: Final = 1.5  # a call waits this long for fresh endpoints of our own
+FOUND_S: Final = 30.0  # a round trip proves for this long that a peer is at an endpoint
+MAX_FOUND: Final = 4096
+FOLLOW_S: Final = 3.0  # a peer that has moved has to answer from there within this
+FOLLOW_GAP_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +100,34 @@ class SessionStale:
     peer: NodeKey
 
 
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """Of `sent` data packets to the peer's best endpoint so far it had got `received` when our ping came."""
+
+    peer: NodeKey
+    sent: int
+    received: int
+
+
 Outgoing = ToUdp | ToRelay
-Event = PlanChanged | PathChanged | PingResult | NeedEndpoints | SessionStale
+Event = PlanChanged | PathChanged | PingResult | NeedEndpoints | SessionStale | Delivered
+Counts = Callable[[NodeKey], tuple[int, int, int]]
 
 
 @final
 class PathFinder:
     """All peers of one node. Times are monotonic seconds."""
 
-    def __init__(self, disco: DiscoSecret, node: NodeKey, random_bytes: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        disco: DiscoSecret,
+        node: NodeKey,
+        random_bytes: Callable[[int], bytes],
+        counts: Counts = lambda peer: (0, 0, 0),
+    ) -> None:
+        """counts: data packets sent to a peer, and received from it, without a relay; bytes sent so."""
+        self._counts = counts
+        self._found: OrderedDict[AddrPort, tuple[NodeKey, float]] = OrderedDict()
         self._node = node
         self._random = random_bytes
         self._envelopes = Envelopes(disco)
@@ -169,7 +193,41 @@ class PathFinder:
             return None
         return peer.best, peer.best_latency
 
+    def best(self, key: NodeKey) -> AddrPort | None:
+        """The best endpoint of the peer, trusted or not."""
+        peer = self._peers.get(key)
+        return None if peer is None else peer.best
+
+    def found_at(self, source: AddrPort, now: float) -> NodeKey | None:
+        """The peer that answered a ping from there lately."""
+        key, at = self._found.get(source, (None, NEVER))
+        return key if now - at <= FOUND_S and key in self._peers else None
+
+    def set_counts(self, key: NodeKey, counts: bool) -> None:
+        """Whether heartbeats tell the peer what is sent, and it what it has received."""
+        peer = self._peers.get(key)
+        if peer is not None:
+            peer.counts = counts
+
     # What happens
+
+    def measure(self, key: NodeKey, now: float) -> None:
+        """Have a pong tell what arrives at the best endpoint."""
+        peer = self._peers.get(key)
+        if peer is not None and peer.best is not None and peer.disco is not None:
+            self._ping(peer, peer.best, now)
+
+    def moved(self, key: NodeKey, source: AddrPort, now: float) -> None:
+        """Proven packets of the peer come from here now: try it, and go there as soon as it answers from there."""
+        peer = self._peers.get(key)
+        if peer is None or peer.disco is None or source == peer.best:
+            return
+        candidate = peer.learn(source, Source.PING)
+        candidate.last_heard = now
+        peer.follow = source, now + FOLLOW_S
+        if now - candidate.last_ping >= FOLLOW_GAP_S:
+            self._ping(peer, source, now)
+        peer.prune(now)
 
     def wake(self, key: NodeKey, now: float) -> None:
         """A packet for an idle peer: find a way."""
@@ -349,8 +407,9 @@ class PathFinder:
 
     def _ping(self, peer: PeerPath, to: AddrPort | None, now: float, *, asked_by: int = 0) -> None:
         tx_id = self._random(TX_ID_BYTES)
-        peer.sent[tx_id] = SentPing(to, now, asked_by)
-        message = Ping(tx_id, self._node)
+        sent = self._counts(peer.key)[0] if peer.counts and to is not None and to == peer.best else None
+        peer.sent[tx_id] = SentPing(to, now, asked_by, sent)
+        message = Ping(tx_id, self._node, sent=sent)
         if to is None:
             self._send_relay(peer, message, peer.home)
         else:
@@ -384,7 +443,8 @@ class PathFinder:
             return
         candidate.last_ping_tx = message.tx_id
         candidate.last_heard = now
-        self._send_udp(peer, Pong(message.tx_id, source), source)
+        received = self._counts(peer.key)[1] if peer.counts and message.sent is not None else None
+        self._send_udp(peer, Pong(message.tx_id, source, received), source)
         # Its ping came through: ours may now too. Stock clients wait for their next round.
         if not peer.is_trusted(now) and now - candidate.last_ping >= 0.5:
             self._ping(peer, source, now)
@@ -399,16 +459,34 @@ class PathFinder:
             self._events.append(PingResult(sent.asked_by, peer.key, latency, sent.to, 0 if sent.to else peer.home))
         if sent.to is None or source is None:
             return
+        self._found[source] = peer.key, now
+        self._found.move_to_end(source)
+        if len(self._found) > MAX_FOUND:
+            self._found.popitem(last=False)
+        if sent.sent is not None and message.received is not None and sent.to == peer.best:
+            self._events.append(Delivered(peer.key, sent.sent, message.received))
         candidate = peer.learn(sent.to, Source.PING)
         candidate.last_heard = now
         candidate.latency = latency
         if sent.to == peer.best:
             peer.best_latency, peer.trust_until = latency, now + TRUST_S
-        elif not peer.is_trusted(now) or is_better(sent.to, latency, peer.best, peer.best_latency):
+        elif (
+            self._follows(peer, sent.to, now)
+            or not peer.is_trusted(now)
+            or is_better(sent.to, latency, peer.best, peer.best_latency)
+        ):
             peer.best, peer.best_latency, peer.trust_until = sent.to, latency, now + TRUST_S
         if sent.to == peer.best:
             self._at(peer.trust_until + 0.01, peer)
         self._plan(peer, now)
+
+    @staticmethod
+    def _follows(peer: PeerPath, to: AddrPort, now: float) -> bool:
+        """Whether the peer has moved to where this pong was asked for."""
+        if peer.follow is None or peer.follow[0] != to:
+            return False
+        until, peer.follow = peer.follow[1], None
+        return now <= until
 
     def _on_call(self, peer: PeerPath, message: CallMeMaybe, now: float) -> None:
         """The peer looks for us: ping all it names, at once, and do not call back."""

@@ -4,12 +4,12 @@ Workers count by peer alone. What a peer has moved since it was last looked at i
 that time; so it has to be looked at before its path changes (`settle`, `heard`), and whenever somebody asks. Exact but
 for the packets under way in the moment of a change.
 
-    direct_ipv4, direct_ipv6, derp: the names that Tailscale's metrics have for paths
+    direct_ipv4, direct_ipv6, derp: the names that Tailscale's metrics have for paths; quic: direct as well, inside QUIC
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, final
 
 from gw.engine.tallies import Tallies
@@ -19,7 +19,8 @@ from gw.model.sendplan import SendPlan
 DIRECT_IPV4: Final = "direct_ipv4"
 DIRECT_IPV6: Final = "direct_ipv6"
 RELAY: Final = "derp"
-PATHS: Final = (DIRECT_IPV4, DIRECT_IPV6, RELAY)
+QUIC: Final = "quic"
+PATHS: Final = (DIRECT_IPV4, DIRECT_IPV6, QUIC, RELAY)
 
 
 @dataclass(slots=True)
@@ -41,6 +42,7 @@ class _Seen:
     sent: Total
     received: Total
     source: str = ""  # the path its datagrams come by; empty before the first
+    direct: Total = field(default_factory=Total)  # sent without relay and QUIC
 
 
 @final
@@ -63,15 +65,27 @@ class PathTotals:
         packets, size = _moved(seen.sent, now.packets, now.size)
         if plan.udp is not None:
             self.sent[_direct(plan.udp)].add(packets, size)
+            seen.direct.add(packets, size)
+        if plan.quic:
+            self.sent[QUIC].add(packets, size)
         if plan.relay:
             self.sent[RELAY].add(packets, size)
 
-    def heard(self, slot: int, plan: SendPlan, source: AddrPort | None) -> None:
-        """The slot's datagrams come from here from now on; None: by relay."""
+    def heard(self, slot: int, plan: SendPlan, source: AddrPort | None, carrier: str = RELAY) -> None:
+        """The slot's datagrams come from here from now on; None: by `carrier`, a relay or QUIC."""
         seen = self._of(slot)
         if seen.source:
             self.settle(slot, plan)
-        seen.source = RELAY if source is None else _direct(source)
+        seen.source = carrier if source is None else _direct(source)
+
+    def carried(self, slot: int, plan: SendPlan, carrier: str) -> None:
+        """What does not come as it is comes by this carrier from now on."""
+        if self._of(slot).source in (RELAY, QUIC):
+            self.heard(slot, plan, None, carrier)
+
+    def sent_direct(self, slot: int) -> Total:
+        """What was sent to the slot's UDP endpoint as they are, up to the last `settle`."""
+        return self._of(slot).direct
 
     def forget(self, slot: int) -> None:
         """Its counters begin at zero again. What was not settled is lost."""

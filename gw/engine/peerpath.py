@@ -48,11 +48,13 @@ class Candidate:
 
 @dataclass(slots=True)
 class SentPing:
-    """A ping that waits for its pong. asked_by: a `gw ping` that wants to know, 0 for none."""
+    """A ping that waits for its pong. asked_by: a `gw ping` that wants to know, 0 for none. sent: the data packets that
+    it told of, None where it did not."""
 
     to: AddrPort | None  # None: by relay
     at: float
     asked_by: int = 0
+    sent: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +76,8 @@ class PeerPath:
     plan: SendPlan = IDLE_PLAN
     shown: AddrPort | None = None  # the direct path last told of
     shown_latency: float = 0.0
+    counts: bool = False  # pings to it tell what was sent, pongs what was received
+    follow: tuple[AddrPort, float] | None = None  # where it has moved to, if a pong says so until then
 
     def is_trusted(self, now: float) -> bool:
         return self.best is not None and now <= self.trust_until

@@ -10,6 +10,7 @@ from mmap import mmap
 from typing import Final, NamedTuple, final
 
 from gw.native.counters import (
+    DIRECT_AT,
     INBOUND,
     OUTBOUND,
     PEER_DROPS_AT,
@@ -21,6 +22,7 @@ from gw.native.counters import (
     region_at,
 )
 
+_ONE: Final = struct.Struct("<q")
 _FOUR: Final = struct.Struct("<4q")
 _DROPS: Final = struct.Struct(f"<{REASONS}q")
 
@@ -52,6 +54,10 @@ class Tallies:
 
     def received(self, slot: int) -> Traffic:
         return self._traffic(self._inbound, slot)
+
+    def received_direct(self, slot: int) -> int:
+        """Data packets of the peer that came without a relay, copies counted as well."""
+        return sum(_ONE.unpack_from(self._shared, block_at(region, slot) + DIRECT_AT)[0] for region in self._inbound)
 
     def drops(self) -> dict[str, int]:
         """Of the whole node, by reason."""

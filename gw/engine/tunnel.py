@@ -33,6 +33,7 @@ from gw.engine.link import (
     Jail,
     Note,
     Plan,
+    Quic,
     ReceiveSession,
     Rejected,
     RelayOut,
@@ -43,7 +44,7 @@ from gw.engine.link import (
     ToWorker,
     Tsmp,
 )
-from gw.engine.pathtotals import PathTotals, Total
+from gw.engine.pathtotals import QUIC, RELAY, PathTotals, Total
 from gw.engine.tallies import Tallies
 from gw.engine.worker import Setup
 from gw.engine.workers import SharedTables, Workers, usual_lanes
@@ -56,6 +57,7 @@ from gw.native import COMPILED
 from gw.native.counters import MAX_LANES, MAX_PEERS
 from gw.native.outbound import ACTIVE, CONFIRMED, NEED_SESSION, SEND_FAILED, WAKE
 from gw.net.offloads import ALL, Offloads
+from gw.net.trains import TrainSocket
 from gw.net.tun import Tun, open_tun
 from gw.net.udp import UdpSockets, open_udp
 from gw.wire.wg import (
@@ -88,10 +90,13 @@ class TunnelEvents(Protocol):
     """What the tunnel tells its owner, on the owner's loop."""
 
     def datagrams(self, batch: list[tuple[bytes, AddrPort]]) -> None:
-        """Everything that came on UDP and is not WireGuard: STUN, disco."""
+        """Everything that came on UDP and is not WireGuard or QUIC: STUN, disco."""
 
-    def relay_out(self, peer: NodeKey, datagrams: list[bytes]) -> None:
-        """WireGuard datagrams to be sent by relay."""
+    def quic(self, trains: list[tuple[bytes, int, AddrPort]]) -> None:
+        """QUIC packets that came on UDP: datagrams of one size in a row, that size, where they came from."""
+
+    def relay_out(self, peer: NodeKey, datagrams: list[bytes], by: str = "") -> None:
+        """WireGuard datagrams to be sent by relay or in QUIC, as the plan says. by: answers, to go by that carrier."""
 
     def wake(self, peer: NodeKey) -> None:
         """The first packet for the peer since a plan with `wake`."""
@@ -145,6 +150,7 @@ class _Peer:
     plan: SendPlan = NO_PLAN
     sessions: set[int] = field(default_factory=set)
     jailed: bool = False
+    carrier: str = RELAY  # what brings its datagrams that do not come as they are
 
 
 @final
@@ -196,6 +202,8 @@ class Tunnel:
         if len(self._tun.queues) < self._udp.lanes:  # the kernel has no queues: one lane does all
             self._udp.narrow()
         self._tables = SharedTables.make()
+        sockets = (self._udp.v4, self._udp.v6)
+        self._trains = [TrainSocket(sock, shared=True, gso=self._udp.gso) for sock in sockets if sock is not None]
         self._tallies = Tallies(self._tables.counters, self._udp.lanes)
         self._totals = PathTotals(self._tallies)
         self._workers = Workers([self._setup(lane) for lane in range(self._udp.lanes)], self._on_message, self._restart)
@@ -285,7 +293,11 @@ class Tunnel:
         peer = self._by_key.get(key)
         if peer is None or (peer.plan == plan and not plan.wake):
             return
-        new_path = (plan.udp is not None and plan.udp != peer.plan.udp) or (plan.relay and not peer.plan.relay)
+        new_path = (
+            (plan.udp is not None and plan.udp != peer.plan.udp)
+            or (plan.relay and not peer.plan.relay)
+            or (plan.quic and not peer.plan.quic)
+        )
         self._settle(peer)
         peer.plan = plan
         self._tell_plan(peer)
@@ -330,8 +342,23 @@ class Tunnel:
             return False
         return True
 
-    def receive_relayed(self, source: NodeKey, datagrams: list[bytes]) -> None:
-        """WireGuard datagrams that a relay brought from `source`."""
+    def send_trains(self, packets: Sequence[tuple[bytes, AddrPort]]) -> None:
+        """Send many in order, those of one size to one address in one call. What the system refuses is lost."""
+        for trains in self._trains:
+            is_v6 = trains.channel.family == socket.AF_INET6
+            mine = [(packet, to) for packet, to in packets if (":" in to[0]) == is_v6]
+            if mine:
+                trains.send(mine)
+
+    def receive_relayed(self, source: NodeKey, datagrams: list[bytes], *, quic: bool = False) -> None:
+        """WireGuard datagrams that a relay, or the QUIC connection with it, brought from `source`."""
+        peer = self._by_key.get(source)
+        if peer is None:
+            return
+        carrier = QUIC if quic else RELAY
+        if peer.carrier != carrier:
+            peer.carrier = carrier
+            self._totals.carried(peer.slot, peer.plan, carrier)
         bulk = [datagram for datagram in datagrams if kind_of(datagram) == TRANSPORT]
         if self._workers is not None:
             for at in range(0, len(bulk), RELAY_BATCH):
@@ -348,6 +375,19 @@ class Tunnel:
             self._workers.send(Inject(peer.slot, packet))
 
     # Numbers
+
+    def direct_counts(self, key: NodeKey) -> tuple[int, int, int]:
+        """Data packets sent to the peer's UDP endpoint as they are; received from it so, copies counted; bytes sent."""
+        peer = self._by_key.get(key)
+        if peer is None:
+            return 0, 0, 0
+        self._settle(peer)
+        sent = self._totals.sent_direct(peer.slot)
+        return sent.packets, self._tallies.received_direct(peer.slot), sent.size
+
+    def unanswered_s(self, key: NodeKey) -> float:
+        """For how long the peer has not answered our handshakes, in seconds."""
+        return self._device.unanswered_s(key.raw, time.monotonic())
 
     def stats(self, key: NodeKey) -> PeerStats | None:
         """The peer's counters, or None if it is not there."""
@@ -471,12 +511,14 @@ class Tunnel:
     def _tell_plan(self, peer: _Peer) -> None:
         plan = peer.plan
         host, port = (plan.udp.host, plan.udp.port) if plan.udp is not None else ("", 0)
-        self._tell_outbound(Plan(peer.slot, host, port, plan.relay, plan.wake))
+        self._tell_outbound(Plan(peer.slot, host, port, plan.relay or plan.quic, plan.wake))
 
     def _on_message(self, message: FromWorker) -> None:
         match message:
             case Foreign(datagrams):
                 self._on_foreign(datagrams)
+            case Quic(trains):
+                self._events.quic([(train, segment, AddrPort(host, port)) for train, segment, host, port in trains])
             case RelayOut(slot, datagrams):
                 peer = self._slots.get(slot)
                 if peer is not None:
@@ -489,7 +531,7 @@ class Tunnel:
                 peer = self._slots.get(slot)
                 if peer is not None:
                     source = AddrPort(host, port) if host else None
-                    self._totals.heard(slot, peer.plan, source)
+                    self._totals.heard(slot, peer.plan, source, peer.carrier)
                     self._events.heard(peer.key, source)
             case Rejected(slot, head):
                 peer = self._slots.get(slot)
@@ -558,7 +600,7 @@ class Tunnel:
                     if isinstance(came_from, AddrPort):
                         self.send(datagram, came_from)
                     elif came_from is not None:
-                        self._events.relay_out(came_from, [datagram])
+                        self._events.relay_out(came_from, [datagram], self._by_key[came_from].carrier)
                 case Transmit(raw, datagram):
                     self._transmit(self._by_raw[raw], datagram)
                 case Keepalive(raw):
@@ -591,12 +633,12 @@ class Tunnel:
 
     def _transmit(self, peer: _Peer, datagram: bytes) -> None:
         plan = peer.plan
-        if plan.udp is None and not plan.relay:
+        if plan.udp is None and not plan.relay and not plan.quic:
             self._events.wake(peer.key)
             plan = peer.plan  # waking may have found a way
         if plan.udp is not None and not self.send(datagram, plan.udp):
             self._events.send_failed(peer.key, 0)
-        if plan.relay:
+        if plan.relay or plan.quic:
             self._events.relay_out(peer.key, [datagram])
 
     # Timers

@@ -30,8 +30,10 @@ class PingResult(GoStruct):
     endpoint: str = ""
     derp_region_id: int = 0
     derp_region_code: str = ""
+    transport: str = ""  # ours: `quic` where the pong came inside QUIC
 
     def describe(self) -> str:
         """One line: who answered, by which path, how fast."""
-        path = self.endpoint or f"relay {self.derp_region_code or self.derp_region_id}"
+        direct = f"{self.transport} {self.endpoint}".strip() if self.endpoint else ""
+        path = direct or f"relay {self.derp_region_code or self.derp_region_id}"
         return f"pong from {self.node_name} ({self.node_ip}) via {path} in {self.latency_seconds * 1000:.1f} ms"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -17,6 +17,7 @@ class Prefs(GoStruct):
     corp_dns: bool = msgspec.field(default=False, name="CorpDNS")
     route_all: bool = False
     shields_up: bool = False  # nobody may begin anything with this node
+    transport: Literal["auto", "quic", "udp"] = "auto"  # to peers with a direct path; ours
 
 
 _WIRE: Final = {field.name: field.encode_name for field in msgspec.structs.fields(Prefs)}

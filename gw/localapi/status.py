@@ -14,9 +14,27 @@ from gw.model.gojson import ZERO_TIME_TEXT, GoStruct
 from gw.model.node import UserProfile
 
 
+class QuicStatus(GoStruct, omit_defaults=False):
+    """The QUIC connection with a peer. Counts are WireGuard messages since it began; peer_received is the peer's count,
+    some seconds old. packet_bytes: the largest UDP payload that was proven to pass. routes: what the peer serves."""
+
+    rtt_seconds: float = msgspec.field(default=0.0, name="RTTSeconds")
+    jitter_seconds: float = 0.0
+    sent: int = 0
+    received: int = 0
+    dropped: int = 0
+    peer_received: int = 0
+    packet_bytes: int = 0
+    fast_path: bool = False
+    resumed: bool = False
+    dialer: bool = False
+    routes: list[str] | None = None
+
+
 class PeerStatus(GoStruct, omit_defaults=False):
-    """This node or a peer. Ours are latency_seconds (the last path probe's round trip), rx_packets, tx_packets, and
-    drops: packets by reason. Bytes are those of the packets inside the tunnel."""
+    """This node or a peer. Ours are latency_seconds (the last path probe's round trip), rx_packets, tx_packets,
+    drops: packets by reason, transport (`udp`, `quic`, `relay`, empty while idle), transport_reason (why it is not
+    udp), and quic. Bytes are those of the packets inside the tunnel."""
 
     id: str = ""
     node_id: int = 0
@@ -55,13 +73,16 @@ class PeerStatus(GoStruct, omit_defaults=False):
     rx_packets: int = 0
     tx_packets: int = 0
     drops: dict[str, int] | None = None
+    transport: str = ""
+    transport_reason: str = ""
+    quic: QuicStatus | None = msgspec.field(default=None, name="QUIC")
 
     def path_text(self) -> str:
-        """How the peer is reached: `direct ADDRESS`, `relay CODE`, `idle` or `offline`."""
+        """How the peer is reached: `direct ADDRESS`, `quic ADDRESS`, `relay CODE`, `idle` or `offline`."""
         if not self.online:
             return "offline"
         if self.cur_addr:
-            return f"direct {self.cur_addr}"
+            return f"{'quic' if self.transport == 'quic' else 'direct'} {self.cur_addr}"
         return f"relay {self.relay}" if self.active and self.relay else "idle"
 
     def handshake_time(self) -> float | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from gw.model.gojson import GoStruct
 
+QUIC_PEER: Final = "gw-peer/1"  # proto of a service: QUIC with peers, on the node's UDP port
+
 
 class Service(GoStruct):
-    proto: str = ""  # tcp, udp, peerapi4, peerapi6, peerapi-dns-proxy
+    proto: str = ""  # tcp, udp, peerapi4, peerapi6, peerapi-dns-proxy; ours: QUIC_PEER
     port: int = 0
     description: str = ""
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
 from gw.model.gojson import GoStruct
 from gw.model.hostinfo import Hostinfo
+
+QUIC_PEER_CAP: Final = "ghostwire.dev/cap/quic-peer"  # the node speaks QUIC with its peers
 
 
 class UserProfile(GoStruct):

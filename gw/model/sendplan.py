@@ -9,9 +9,11 @@ from gw.model.addresses import AddrPort
 
 @dataclass(frozen=True, slots=True)
 class SendPlan:
-    """udp and relay may both be set: while a path is not trusted its datagrams go both ways, and WireGuard's replay
-    window drops the second copy. wake: report the next outbound packet, once."""
+    """Several of udp, quic and relay may be set: while a path is not trusted its datagrams go both ways, and
+    WireGuard's replay window drops the second copy. quic: inside the QUIC connection with the peer. wake: report the
+    next outbound packet, once."""
 
     udp: AddrPort | None = None
+    quic: bool = False
     relay: bool = False
     wake: bool = False

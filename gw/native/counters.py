@@ -5,7 +5,8 @@ A lane is one worker of a plane; it has a region of its own, so that every field
     0      drops by reason, i64 each                          (REASONS of them)
     4096   one block of 256 bytes a peer, by slot:
              0  packets, bytes, last data, last of any kind
-            32  session, counter: how far this lane has come  (outbound only)
+            32  session, counter: how far this lane has come             (outbound)
+            40  data packets that came without a relay, copies as well   (inbound)
            128  drops by reason that can be laid to the peer
 
 Bytes are those of the inner packets. Times are CLOCK_MONOTONIC nanoseconds, 0 for never. A reader may see the
@@ -25,6 +26,7 @@ MAX_PEERS: Final = 65536
 PEERS_AT: Final = 4096
 PEER_BYTES: Final = 256
 PROGRESS_AT: Final = 32
+DIRECT_AT: Final = 40
 PEER_DROPS_AT: Final = 128
 REGION_BYTES: Final = PEERS_AT + MAX_PEERS * PEER_BYTES
 SHARED_BYTES: Final = 2 * MAX_LANES * REGION_BYTES  # a sparse file: what nobody writes takes no memory
@@ -86,7 +88,7 @@ class Tally:
         self.data_ns: i64 = data
         self.any_ns: i64 = any_
         self.session: i64 = 0
-        self.counter: i64 = 0
+        self.counter: i64 = 0  # inbound: packets without a relay
 
     def store(self) -> None:
         _SIX.pack_into(

@@ -1,7 +1,7 @@
 """The inbound packet worker's core: UDP -> open -> whose is it, may it -> TUN.
 
-What is not WireGuard transport data is left in `foreign` for the engine, as are `notes` and the inner packets that are
-for the engine itself (`tsmp`).
+What is not WireGuard transport data is left in `foreign` for the engine, QUIC by the train in `quic`, as are `notes`
+and the inner packets that are for the engine itself (`tsmp`).
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ SOL_UDP: Final = 17
 UDP_GRO: Final = 104
 MSG_TRUNC: Final = 0x20
 TRANSPORT: Final = 4
+FIRST_QUIC: Final = 0x40  # QUIC's first byte is never lower
+DISCO_FIRST: Final = 0x54
+DISCO_SECOND: Final = 0x53  # a connection id of ours never begins with it
 MAX_EARLY: Final = 64
 BOTH_WAYS_NS: Final = 2_000_000_000  # a peer that tries a path sends both ways: the direct one counts
 MAX_FOREIGN: Final = 512  # datagrams for the engine in one round; more are dropped
@@ -96,6 +99,7 @@ class Inbound:
         self.notes: list[tuple[int, int, int]] = []
         self.heard: list[tuple[int, Any]] = []  # slot, source: the peer's datagrams now come from there
         self.foreign: list[tuple[bytes, Any]] = []  # datagram, source
+        self.quic: list[tuple[bytes, int, Any]] = []  # datagrams of one size in a row, that size, source
         self.early: list[tuple[bytes, Any]] = []  # of sessions that the engine may be telling of right now
         self.retrying: bool = False
         self.tsmp: list[tuple[int, bytes]] = []
@@ -167,6 +171,15 @@ class Inbound:
             if end > size:
                 end = size
             if end - at < 32 or read_i32_le(data, at) != TRANSPORT:
+                if _is_quic(data, at):
+                    while end < size and _is_quic(data, end):
+                        end += i64(step)
+                    if end > size:
+                        end = size
+                    if source is not None and len(self.quic) < MAX_FOREIGN:
+                        self.quic.append((data[at:end], step, source))
+                    at = end
+                    continue
                 if source is not None and len(self.foreign) < MAX_FOREIGN:
                     self.foreign.append((data[at:end], source))
                 at = end
@@ -205,6 +218,8 @@ class Inbound:
             except self.invalid_tag:
                 self._drop(session.peer.tally, DROP_TAG)
                 continue
+            if source is not None and len(packet) != 0:
+                session.peer.tally.counter += 1
             if not session.window.accept(counter):
                 self._drop(session.peer.tally, DROP_REPLAY)
                 continue
@@ -286,3 +301,12 @@ class Inbound:
     def _drop(self, tally: Tally, reason: int) -> None:
         self.drops.add(reason)
         tally.drop(reason)
+
+
+def _is_quic(data: bytes, at: i64) -> bool:
+    """Whether the datagram that begins here is QUIC's rather than disco's, WireGuard's or STUN's. Ref: RFC 9443"""
+    first: i64 = data[at]
+    if first != DISCO_FIRST or at + 1 >= len(data):
+        return first >= FIRST_QUIC
+    second: i64 = data[at + 1]
+    return second != DISCO_SECOND

@@ -25,11 +25,17 @@ _NOT_HERE: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP
 
 @final
 class TrainSocket:
-    """Takes over a bound UDP socket and makes it non-blocking."""
+    """Takes over a bound UDP socket and makes it non-blocking. shared: it is another's too and stays as it is; with GSO
+    where that one has it on."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, *, shared: bool = False, gso: bool = False) -> None:
         channel.setblocking(False)
         self.channel: Final = channel
+        self.unsent = 0  # datagrams that the kernel had no room for
+        self.gro = False
+        self.gso = gso
+        if shared:
+            return
         for force, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
             if not self._set(socket.SOL_SOCKET, force, BUFFER_BYTES):
                 self._set(socket.SOL_SOCKET, plain, BUFFER_BYTES)
@@ -38,7 +44,6 @@ class TrainSocket:
             self._set(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IP_PMTUDISC_PROBE)
         self.gro = self._set(SOL_UDP, UDP_GRO, 1)
         self.gso = self._set(SOL_UDP, UDP_SEGMENT, 0)
-        self.unsent = 0  # datagrams that the kernel had no room for
 
     def _set(self, level: int, option: int, value: int) -> bool:
         try:

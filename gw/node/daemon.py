@@ -24,6 +24,7 @@ import msgspec
 
 from gw import __version__
 from gw.engine.engine import Engine, PeerConfig
+from gw.engine.transport import Mode
 from gw.errors import AuthRequired, Conflict, GwError, NotFound, StateError, TimedOut, UsageError
 from gw.localapi.broadcast import Broadcast
 from gw.localapi.notify import STATES, Notify, PingResult
@@ -127,6 +128,8 @@ class _EngineEntry:
                 lanes=self._options.workers,
                 offloads=self._options.offloads,
                 tickets=RelayTickets(self._tickets),
+                transport=Mode(self._daemon.prefs().transport),
+                folder=self._file.parent,
             )
             try:
                 self._engine = await engine.__aenter__()
@@ -373,9 +376,11 @@ class Daemon:
             after = msgspec.structs.replace(after, logged_out=False)
         self._keep(after)
         session = self._session
-        said = (before.hostname, before.shields_up)
-        if (after.hostname, after.shields_up) != said and session is not None:
+        said = (before.hostname, before.shields_up, before.transport == "udp")
+        if (after.hostname, after.shields_up, after.transport == "udp") != said and session is not None:
             session.set_hostinfo(self._hostinfo())
+        if after.transport != before.transport and self._engine is not None:
+            self._engine.set_transport(Mode(after.transport))
         if after.shields_up != before.shields_up and self._mapped:
             self._apply_filter()
         if after.corp_dns != before.corp_dns and self._mapped:
@@ -440,6 +445,7 @@ class Daemon:
             node_name=_label(node),
             latency_seconds=pong.latency_s,
             endpoint=str(pong.endpoint) if pong.endpoint is not None else "",
+            transport="quic" if pong.in_quic else "",
             derp_region_id=pong.region,
             derp_region_code=statusview.region_code(self._netmap.derp_map, pong.region) if pong.region else "",
         )
@@ -517,7 +523,8 @@ class Daemon:
         )
 
     def _hostinfo(self) -> Hostinfo:
-        return gather(self._prefs.hostname, shields_up=self._prefs.shields_up)
+        prefs = self._prefs
+        return gather(prefs.hostname, shields_up=prefs.shields_up, quic=prefs.transport != "udp")
 
     def _apply_filter(self) -> None:
         node = self._netmap.self_node

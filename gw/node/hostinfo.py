@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Final
 
 from gw import __version__
-from gw.model.hostinfo import Hostinfo
+from gw.model.hostinfo import QUIC_PEER, Hostinfo, Service
 
 _GO_ARCH: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386", "riscv64": "riscv64"}
 
 
-def gather(hostname: str = "", routable_ips: Sequence[str] = (), *, shields_up: bool = False) -> Hostinfo:
-    """hostname: asked for by the person, else the host's own. routable_ips: subnets to offer a way into."""
+def gather(
+    hostname: str = "", routable_ips: Sequence[str] = (), *, shields_up: bool = False, quic: bool = False
+) -> Hostinfo:
+    """hostname: asked for by the person, else the host's own. routable_ips: subnets to offer a way into. quic: whether
+    peers may connect by QUIC."""
     release = _os_release()
     return Hostinfo(
         ipn_version=f"{__version__}-ghostwire",
@@ -32,6 +35,7 @@ def gather(hostname: str = "", routable_ips: Sequence[str] = (), *, shields_up: 
         go_arch=_GO_ARCH.get(platform.machine(), platform.machine()),
         routable_ips=list(routable_ips) or None,
         shields_up=shields_up,
+        services=[Service(proto=QUIC_PEER, description="ghostwire")] if quic else None,
     )
 
 

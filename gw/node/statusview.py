@@ -14,8 +14,9 @@ import msgspec
 from gw import __version__
 from gw.engine.engine import Engine, PeerView
 from gw.engine.peerpath import NEVER
+from gw.engine.quicpeers import QuicView
 from gw.errors import WireError
-from gw.localapi.status import PeerStatus, Status, Tailnet
+from gw.localapi.status import PeerStatus, QuicStatus, Status, Tailnet
 from gw.model.derpmap import DERPMap
 from gw.model.gojson import ZERO_TIME_TEXT
 from gw.model.keys import NodeKey
@@ -37,6 +38,7 @@ MOVING: Final = (
     "rx_packets",
     "tx_packets",
     "drops",
+    "transport",
 )
 _WIRE: Final = {field.name: field.encode_name for field in msgspec.structs.fields(PeerStatus)}
 
@@ -98,10 +100,11 @@ def whole_status(
 
 def numbers(netmap: Netmap, engine: Engine, *, is_running: bool, warnings: int) -> NodeNumbers:
     """What Prometheus is told of the node; proportional to the peers with traffic."""
-    active = {"direct": 0, "relay": 0}
+    active = {"direct": 0, "quic": 0, "relay": 0}
     for view in map(engine.view, engine.active_peers()):
         if view is not None and view.is_active:
-            active["direct" if view.direct is not None else "relay"] += 1
+            way = "quic" if view.in_quic else "direct"
+            active[way if view.direct is not None else "relay"] += 1
     health = engine.health()
     lanes = health.get("lanes")
     node = netmap.self_node
@@ -178,6 +181,15 @@ def _add_view(status: PeerStatus, view: PeerView) -> None:
     status.rx_packets, status.tx_packets = stats.rx_packets, stats.tx_packets
     status.drops = stats.drops or None
     status.active = view.is_active
+    if view.in_quic:
+        status.transport = "quic"
+    elif view.direct is not None:
+        status.transport = "udp"
+    elif view.is_active:
+        status.transport = "relay"
+    if view.quic is not None:
+        status.transport_reason = view.quic.reason
+        status.quic = _quic(view.quic)
     if stats.last_handshake:
         status.last_handshake = (
             datetime.fromtimestamp(int(stats.last_handshake), UTC).isoformat().replace("+00:00", "Z")
@@ -185,6 +197,25 @@ def _add_view(status: PeerStatus, view: PeerView) -> None:
     if stats.last_tx != NEVER:
         sent_at = time.time() - (time.monotonic() - stats.last_tx)
         status.last_write = _time(datetime.fromtimestamp(int(sent_at), UTC))
+
+
+def _quic(view: QuicView) -> QuicStatus | None:
+    line = view.line
+    if line is None:
+        return None
+    return QuicStatus(
+        rtt_seconds=round(line.rtt_s, 6),
+        jitter_seconds=round(line.jitter_s, 6),
+        sent=line.sent,
+        received=line.received,
+        dropped=line.dropped,
+        peer_received=line.report.received if line.report is not None else 0,
+        packet_bytes=line.udp_bytes,
+        fast_path=line.is_fast,
+        resumed=line.is_resumed,
+        dialer=line.is_dialer,
+        routes=[str(prefix) for prefix in line.routes] or None,
+    )
 
 
 def _time(moment: datetime | None) -> str:

@@ -20,8 +20,9 @@ from gw.errors import WireError
 from gw.model.addresses import EXIT_ROUTES, TAILNET_V4, TAILNET_V6, AddrPort
 from gw.model.dnsconfig import DNSConfig, Resolver
 from gw.model.filterrule import FilterRule
+from gw.model.hostinfo import QUIC_PEER
 from gw.model.keys import DiscoKey, NodeKey
-from gw.model.node import Node
+from gw.model.node import QUIC_PEER_CAP, Node
 from gw.net.resolv import ResolvConfig
 
 log: Final = logging.getLogger(__name__)
@@ -53,7 +54,14 @@ def peer_config(node: Node) -> PeerConfig | None:
         frozenset(allowed_networks(node)),
         tuple(addresses(node)),
         node.is_jailed,
+        speaks_quic(node),
     )
+
+
+def speaks_quic(node: Node) -> bool:
+    """Whether the node speaks gw-peer/1: our control server says so, others pass on what the node says of itself."""
+    services = node.hostinfo.services if node.hostinfo is not None else None
+    return QUIC_PEER_CAP in (node.cap_map or {}) or any(service.proto == QUIC_PEER for service in services or ())
 
 
 def home_region(node: Node) -> int:
@@ -110,6 +118,7 @@ def keep_known(new: PeerConfig, old: PeerConfig | None) -> PeerConfig:
         new.allowed,
         new.addresses,
         new.jailed,
+        new.quic,
     )
 
 

@@ -73,6 +73,11 @@ class RateControl(QuicCongestionControl):
         self._lost_in_round = 0
         self._is_filled = False  # whether the window was used in this round
 
+    @property
+    def delivered(self) -> int:
+        """Bytes acknowledged so far."""
+        return self._delivered
+
     def on_packet_sent(self, *, packet: Any) -> None:
         if self.bytes_in_flight == 0:
             self._delivered_at = packet.sent_time  # nothing was under way: the pause says nothing of the path

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, Final, final
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from gw.wire.quic.auth import BIND_BYTES, EXPORTER_LABEL
 from gw.wire.quic.demux import CID_BYTES, FORBIDDEN_FIRST
 
+logging.getLogger("quic").setLevel(logging.WARNING)  # aioquic tells of each packet
 RESET_TOKEN_BYTES: Final = 16
 MIN_RESET_BYTES: Final = 21
 

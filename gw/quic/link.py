@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Callable
 from typing import Final, Protocol, final
 
+from aioquic import tls
 from aioquic.quic import events
 from aioquic.quic.congestion.base import create_congestion_control
 from aioquic.quic.connection import END_STATES, NetworkAddress
@@ -40,6 +42,7 @@ PROBE_TRIES: Final = 3
 PROBE_S: Final = 0.5  # for an echo
 REPROBE_S: Final = 600.0
 CONTROL_STREAM: Final = 0
+_ONE_RTT: Final = tls.Epoch.ONE_RTT
 MAX_EARLY_BYTES: Final = 64 << 10
 
 
@@ -89,6 +92,7 @@ class Link:
         self.is_early_accepted = False
         self.heard_at = float("-inf")
         self.dropped_large = 0
+        self.aside: Callable[[int, bytes, bool], None] | None = None  # takes others' streams: id, bytes, is the end
 
     # What the owner asks
 
@@ -106,6 +110,22 @@ class Link:
     def waiting(self) -> int:
         """Datagrams that the congestion window has no room for."""
         return len(self._queue)
+
+    @property
+    def newest(self) -> int:
+        """The highest packet number that the other side has proven to have sent, -1 before the first."""
+        return int(self.connection._spaces[_ONE_RTT].largest_received_packet) if self.connection._spaces else -1
+
+    @property
+    def delivered(self) -> int:
+        """Bytes of packets that were acknowledged, since the path is what it is."""
+        controller = self.connection._loss._cc
+        return controller.delivered if isinstance(controller, congestion.RateControl) else 0
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether `poll` has something to do at once, datagrams apart."""
+        return self._is_dirty
 
     @property
     def is_fast(self) -> bool:
@@ -169,6 +189,13 @@ class Link:
         """Bytes for the control stream. Of a server only after the client opened it."""
         if not self.is_closed:
             self.connection.send_stream_data(CONTROL_STREAM, data)
+            self._is_dirty = True
+
+    def send_aside(self, data: bytes) -> None:
+        """A whole message on a stream of its own, which holds up no other."""
+        if not self.is_closed:
+            stream = self.connection.get_next_available_stream_id(is_unidirectional=True)
+            self.connection.send_stream_data(stream, data, end_stream=True)
             self._is_dirty = True
 
     def ping(self) -> None:
@@ -258,6 +285,8 @@ class Link:
             if isinstance(event, events.StreamDataReceived):
                 if event.stream_id == CONTROL_STREAM:
                     self._stream(event.data, now)
+                elif self.aside is not None and event.stream_id & 2:
+                    self.aside(event.stream_id, event.data, event.end_stream)
                 else:
                     connection.stop_stream(event.stream_id, frames.CLOSED)
             elif isinstance(event, events.HandshakeCompleted):
@@ -289,8 +318,6 @@ class Link:
         """A server takes no early data any more once the client has proven that it is there."""
         connection = self.connection
         if not connection._is_client:
-            from aioquic import tls
-
             early = connection._cryptos[tls.Epoch.ZERO_RTT].recv
             if early.is_valid():
                 early.teardown()

@@ -69,11 +69,11 @@ class PeerRow:
 
     @property
     def path(self) -> str:
-        """`direct 1.2.3.4:5`, `relay CODE`, `idle` or `offline`."""
+        """`direct 1.2.3.4:5`, `quic 1.2.3.4:5`, `relay CODE`, `idle` or `offline`."""
         if self.raw.get("Online") is False:
             return "offline"
         if address := self.raw.get("CurAddr"):
-            return f"direct {address}"
+            return f"{'quic' if self.raw.get('Transport') == 'quic' else 'direct'} {address}"
         if relay := self.raw.get("Relay"):
             return f"relay {relay}" if self.raw.get("Active") else "idle"
         return "idle"

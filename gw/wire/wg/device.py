@@ -136,6 +136,13 @@ class Device:
         peer = self._peers.get(key)
         return peer is not None and peer.pending is not None
 
+    def unanswered_s(self, key: bytes, now: float) -> float:
+        """For how long initiations have had no answer, in seconds; 0 where none is under way."""
+        peer = self._peers.get(key)
+        if peer is None or peer.pending is None:
+            return 0.0
+        return now - peer.initiated_at + peer.attempts * REKEY_TIMEOUT_S
+
     def reset(self, key: bytes) -> list[Output]:
         """Forget the sessions of a peer, whose other end is known to be gone; the next packet begins anew."""
         peer = self._peers.get(key)

@@ -209,6 +209,34 @@ def test_who_is_refused_a_connection_is_told() -> None:
         planes.close()
 
 
+def test_quic_goes_to_the_engine_by_the_train_and_all_else_one_by_one() -> None:
+    """RFC 9443: told by the first byte; disco's first lies among QUIC's."""
+    planes = Planes()
+    try:
+        disco = b"TS\xf0\x9f\x92\xac" + bytes(66)
+        short, odd, long = b"\x43" + bytes(71), b"\x54\x11" + bytes(70), b"\xc3" + bytes(71)
+        stun = b"\x01\x01\0\0" + bytes(68)
+        planes.inbound.receive(short + odd + disco + long + stun + short[:30], 72, SOURCE, time.monotonic_ns())
+        assert planes.inbound.quic == [(short + odd, 72, SOURCE), (long, 72, SOURCE), (short[:30], 72, SOURCE)]
+        assert planes.inbound.foreign == [(disco, SOURCE), (stun, SOURCE)]
+    finally:
+        planes.close()
+
+
+def test_packets_that_came_without_a_relay_are_counted_copies_too() -> None:
+    """What heartbeats tell the other side of: a probe sends each packet both ways."""
+    planes = Planes()
+    try:
+        packet = b"\x45\0\0\x1c\0\0\0\0\x40\x01\0\0" + ONE + TWO + b"\x08\0" + bytes(6)
+        for source in (None, SOURCE, SOURCE):
+            data = sealed(packet, 5)
+            planes.inbound.receive(data, len(data), source, time.monotonic_ns())
+        planes.inbound.receive(sealed(b"", 6), 32, SOURCE, time.monotonic_ns())  # a keepalive says nothing
+        assert planes.inbound.peers[0].tally.counter == 2
+    finally:
+        planes.close()
+
+
 def test_a_session_of_another_lane_is_handed_over() -> None:
     """The kernel steers a whole train by its first datagram."""
     planes = Planes(lane=0, lanes=2)

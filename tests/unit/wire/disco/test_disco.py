@@ -19,7 +19,9 @@ ENDPOINTS = st.builds(lambda address, port: AddrPort.of(str(address), port), st.
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Ping, st.just(TX), st.none()),
     st.builds(Ping, st.just(TX), st.just(NODE), st.integers(0, 1300)),
+    st.builds(Ping, st.just(TX), st.just(NODE), st.integers(0, 1300), st.integers(0, 2**64 - 1)),
     st.builds(Pong, st.just(TX), ENDPOINTS),
+    st.builds(Pong, st.just(TX), ENDPOINTS, st.integers(0, 2**64 - 1)),
     st.builds(CallMeMaybe, st.lists(ENDPOINTS, min_size=1, max_size=20)),
 )
 
@@ -41,6 +43,14 @@ def test_newer_peers_may_append() -> None:
     pong = messages.encode(Pong(TX, AddrPort("1.2.3.4", 5)))
     assert messages.decode(pong + b"more") == Pong(TX, AddrPort("1.2.3.4", 5))
     assert messages.decode(b"\x09\x00whatever") is None
+
+
+def test_counts_look_like_padding_to_who_does_not_know_them() -> None:
+    """A stock peer reads the transaction, the node key, and how many bytes follow."""
+    plain, counting = messages.encode(Ping(TX, NODE)), messages.encode(Ping(TX, NODE, sent=7))
+    assert counting.startswith(plain)
+    assert messages.decode(plain + bytes(12)) == Ping(TX, NODE, 12)
+    assert messages.decode(counting[:-1]) == Ping(TX, NODE, 11)
 
 
 def test_a_strange_call_me_maybe_is_an_empty_one() -> None:

@@ -1,0 +1,365 @@
+"""One QUIC connection with a peer: who it is, its queues, heartbeats, and what both sides tell each other.
+
+    a send is queued          priority: WireGuard's handshakes       data: the oldest gives way
+    a flush hands on          control stream, priority, data, then reports when nothing else waits
+
+Ref: spec quic §9, §11, §13
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol, final
+
+from gw.errors import WireError
+from gw.model.addresses import AddrPort
+from gw.model.keys import NodeKey, NodeSecret
+from gw.quic.link import Link
+from gw.wire.derp import frames as derp
+from gw.wire.quic import frames, peering
+from gw.wire.quic.auth import ANSWERER, DIALER, NONCE_BYTES, Claim, open_claim, seal_claim
+from gw.wire.quic.datagrams import HEARTBEAT
+from gw.wire.quic.frames import AUTH_S
+from gw.wire.quic.peering import PING_BYTES, Heartbeat, Messages, Network, Report, Routes
+
+QUEUE_PACKETS: Final = 256
+QUEUE_BYTES: Final = 512 << 10
+PRIORITY_PACKETS: Final = 32
+HAND_OVER: Final = 96  # datagrams that may wait in the link; the rest waits here, where the oldest gives way
+BEAT_S: Final = 1.0
+IDLE_BEAT_S: Final = 15.0
+ACTIVE_S: Final = 5.0  # after the last message beats are quick
+REPORT_S: Final = 5.0
+SILENT_S: Final = 3.0
+IDLE_CLOSE_S: Final = 300.0  # without a message either way
+TRANSPORT: Final = 4  # WireGuard's bulk; lower types are its handshakes
+MAX_STREAMS: Final = 8  # reports that are not whole yet
+
+
+class Owner(Protocol):
+    """What a connection needs of the whole."""
+
+    secret: NodeSecret
+    node: NodeKey
+    new_nonce: Callable[[int], bytes]
+    routes: Routes
+
+    def wall_ms(self) -> int:
+        """UTC milliseconds since 1970."""
+
+    def may(self, key: NodeKey) -> bool:
+        """Whether this key may have a connection."""
+
+    def proven(self, line: PeerLine, now: float) -> bool:
+        """The other side is who it says. False where another connection with it stays instead."""
+
+    def messages(self, line: PeerLine, batch: list[bytes]) -> None: ...
+
+    def ponged(self, line: PeerLine, data: bytes) -> None: ...
+
+    def told_routes(self, line: PeerLine) -> None: ...
+
+    def ended(self, line: PeerLine, code: int, reason: str) -> None: ...
+
+
+@final
+class PeerLine:
+    """key: whom a dialer wants, or who an answerer has found the other side to be."""
+
+    link: Link
+
+    def __init__(self, owner: Owner, key: NodeKey | None, address: AddrPort, now: float, *, is_dialer: bool) -> None:
+        self._owner = owner
+        self.key = key
+        self.address = address  # where our packets go
+        self.source: AddrPort | None = None  # where its newest packet came from
+        self.is_dialer: Final = is_dialer
+        self.is_proven = False
+        self.is_over = False
+        self.cids: list[bytes] = []
+        self.tickets: list[Any] = []  # of this connection, until we know whose they are
+        self.proven_at = 0.0
+        self.routes: tuple[Network, ...] = ()  # what the peer serves
+        self.report: Report | None = None  # what the peer counts
+        self.sent = self.received = self.dropped = 0
+        self.jitter_s = 0.0
+        self.rtt_s = 0.0
+        self.used_at = now
+        self._now = now
+        self._began = now
+        self._reader = peering.peer_reader()
+        self._inbox = Messages()
+        self._priority: deque[bytes] = deque()
+        self._data: deque[bytes] = deque()
+        self._data_bytes = 0
+        self._part = 0
+        self._beat_at = float("inf")
+        self._beat = 0
+        self._beats: dict[int, float] = {}  # sequence -> when it was sent
+        self._theirs: tuple[int, float] | None = None  # newest heartbeat of the peer, and when it came
+        self._report_at = float("inf")
+        self._told: Report | None = None
+        self._routes_seen = -1
+        self._routes_told = -1
+        self._streams: dict[int, bytes] = {}
+
+    def attach(self, link: Link) -> None:
+        self.link = link
+        link.aside = self._aside
+
+    # What the owner asks
+
+    @property
+    def waiting(self) -> int:
+        return len(self._priority) + len(self._data)
+
+    @property
+    def is_usable(self) -> bool:
+        return self.is_proven and not self.is_over
+
+    def is_silent(self, now: float) -> bool:
+        """Nothing came although something should have."""
+        return now - self.link.heard_at > SILENT_S and self._is_active(now)
+
+    def _is_active(self, now: float) -> bool:
+        return now - self.used_at < ACTIVE_S
+
+    def deadline(self) -> float:
+        due = min(self.link.deadline(), self._beat_at, self._report_at)
+        return due if self.is_proven else min(due, self._began + AUTH_S)
+
+    # What the owner wants
+
+    def send(self, datagrams: list[bytes], now: float) -> None:
+        """Queue WireGuard messages."""
+        was_active, self.used_at = self._is_active(now), now
+        if not was_active and self.is_proven:
+            self._beat_at = min(self._beat_at, now)
+        for datagram in datagrams:
+            if datagram[:1] != b"\x04":
+                self._priority.append(datagram)
+                if len(self._priority) > PRIORITY_PACKETS:
+                    self._priority.popleft()
+                    self.dropped += 1
+                continue
+            self._data.append(datagram)
+            self._data_bytes += len(datagram)
+            while len(self._data) > QUEUE_PACKETS or self._data_bytes > QUEUE_BYTES:
+                self._data_bytes -= len(self._data.popleft())
+                self.dropped += 1
+
+    def ping(self, data: bytes) -> None:
+        """8 bytes that come back on the control stream."""
+        self.link.send_stream(peering.encode_ping(data))
+
+    def tell_routes(self) -> None:
+        """Tell what we serve, if the peer does not know it yet."""
+        routes = self._owner.routes
+        if self.is_usable and self.link.is_up and routes.version > self._routes_told:
+            self._routes_told = routes.version
+            self.link.send_stream(peering.encode_routes(routes))
+
+    def close(self, code: int, reason: str) -> None:
+        self.link.close(code, reason)
+
+    def poll(self, now: float) -> list[bytes]:
+        """Packets to send. Control first, then handshakes, then data, reports when nothing waits."""
+        self._now = now
+        if not self.is_proven and now - self._began > AUTH_S:
+            self.close(frames.NO_AUTH, "no proof of the node key in time")
+        elif self.is_usable:
+            self._keep_time(now)
+        out = [packet for packet, _ in self.link.poll(now)]
+        if self.is_usable:
+            while self.waiting and self.link.waiting < HAND_OVER:
+                self._hand_over()
+                out += [packet for packet, _ in self.link.poll(now)]
+        return out
+
+    def _hand_over(self) -> None:
+        limit = self.link.limit
+        batch: list[bytes] = []
+        room = HAND_OVER - self.link.waiting
+        while len(batch) < room:
+            if self._priority:
+                datagram = self._priority.popleft()
+            elif self._data:
+                datagram = self._data.popleft()
+                self._data_bytes -= len(datagram)
+            else:
+                break
+            if len(datagram) < limit:
+                batch.append(b"0\x10" + datagram)
+            else:
+                self._part += 1
+                parts = peering.encode_message(datagram, limit, self._part)
+                if not parts:
+                    self.dropped += 1
+                batch += [b"0" + part for part in parts]
+            self.sent += 1
+        self.link.send_frames(batch)
+
+    def _keep_time(self, now: float) -> None:
+        if now - self.used_at > IDLE_CLOSE_S:
+            self.close(frames.CLOSED, "idle")
+            return
+        if now >= self._beat_at:
+            self._beat += 1
+            echo, since = self._theirs or (0, now)
+            beat = Heartbeat(self._beat, int(now * 1e6), echo, int((now - since) * 1e6))
+            self.link.send(peering.encode_heartbeat(beat))
+            self._beats[self._beat & 0xFFFFFFFF] = now
+            while len(self._beats) > 32:
+                del self._beats[next(iter(self._beats))]
+            self._beat_at = now + (BEAT_S if self._is_active(now) else IDLE_BEAT_S)
+        if now >= self._report_at:
+            self._report_at = now + REPORT_S
+            report = Report(
+                sent=self.sent, received=self.received, dropped=self.dropped,
+                rtt_ms=round(self.rtt_s * 1e3, 3), jitter_ms=round(self.jitter_s * 1e3, 3),
+            )  # fmt: skip
+            if report != self._told and not self.waiting and self.link.is_up:
+                self._told = report
+                self.link.send_aside(peering.encode_report(report))
+
+    # LinkHandler
+
+    def up(self) -> None:
+        if self.link.is_resumed and self.key is not None:
+            self._prove()
+            return
+        self.is_proven = False  # a ticket that was not taken proves nothing
+        if not self.is_dialer:
+            self.key = None
+        elif self.key is not None:
+            self.link.send_stream(frames.encode_auth(self._owner.node.raw, self._claim(DIALER)))
+
+    def datagrams(self, batch: list[bytes], now: float) -> None:
+        """Messages only of who has proven itself; a resumed one has, by its ticket."""
+        if not self.is_usable:
+            return
+        found: list[bytes] = []
+        for frame in batch:
+            if frame[1:2] == b"\x10":
+                found.append(frame[2:])
+                continue
+            try:
+                if frame[1:2] == bytes([HEARTBEAT]):
+                    self._on_heartbeat(peering.decode_heartbeat(frame[1:]), now)
+                else:
+                    message = self._inbox.feed(frame[1:], now)
+                    if message is not None:
+                        found.append(message)
+            except WireError:
+                continue
+        found = [message for message in found if message]
+        if found:
+            self.received += len(found)
+            was_active, self.used_at = self._is_active(now), now
+            if not was_active:
+                self._beat_at = min(self._beat_at, now)
+            self._owner.messages(self, found)
+
+    def stream(self, data: bytes, now: float) -> None:
+        for kind, body in self._reader.feed(data):
+            if kind == frames.AUTH:
+                self._on_auth(body)
+            elif kind == frames.AUTH_OK:
+                self._on_auth_ok(body)
+            elif not self.is_usable:
+                raise WireError("a word before the proof of the node key")
+            elif kind == derp.PING:
+                self.link.send_stream(peering.answer_to(body))
+            elif kind == derp.PONG:
+                self._owner.ponged(self, body[:PING_BYTES])
+            elif kind == frames.ROUTES:
+                self._on_routes(peering.decode_routes(body))
+            elif kind == frames.ROUTES_ACK:
+                peering.decode_routes_ack(body)
+
+    def moved(self, address: object) -> None:
+        """Never: to aioquic the peer is always at the same place. Where it is, disco finds out."""
+
+    def closed(self, code: int, reason: str) -> None:
+        if not self.is_over:
+            self.is_over = True
+            self._owner.ended(self, code, reason)
+
+    # Inside
+
+    def _claim(self, role: str) -> bytes:
+        assert self.key is not None
+        owner = self._owner
+        claim = Claim(role=role, bind=self.link.bind.hex(), at=owner.wall_ms())
+        return seal_claim(owner.secret.raw, self.key.raw, owner.new_nonce(NONCE_BYTES), claim)
+
+    def _on_auth(self, body: bytes) -> None:
+        if self.is_dialer or self.is_proven:
+            raise WireError("a proof that nobody asked for")
+        raw, sealed = frames.decode_auth(body)
+        key = NodeKey(raw)
+        owner = self._owner
+        if not owner.may(key):
+            self.close(frames.NOT_ALLOWED, "not a peer of this node")
+            return
+        open_claim(owner.secret.raw, raw, sealed, role=DIALER, bind=self.link.bind, now_ms=owner.wall_ms())
+        self.key = key
+        self.link.send_stream(derp.encode(frames.AUTH_OK, self._claim(ANSWERER)))
+        self._prove()
+
+    def _on_auth_ok(self, body: bytes) -> None:
+        if not self.is_dialer or self.key is None:
+            raise WireError("an answer to nothing")
+        if self.is_proven:
+            return
+        owner = self._owner
+        open_claim(owner.secret.raw, self.key.raw, body, role=ANSWERER, bind=self.link.bind, now_ms=owner.wall_ms())
+        self._prove()
+
+    def prove_early(self) -> None:
+        """A ticket stands for the proof: messages may pass before the handshake is over."""
+        self.is_proven = True
+
+    def _prove(self) -> None:
+        self.is_proven = True
+        self.proven_at = self._now
+        self._beat_at = self._now
+        self._report_at = self._now + REPORT_S
+        if self._owner.proven(self, self._now):
+            self.tell_routes()
+        else:
+            self.close(frames.CLOSED, "another connection stays")
+
+    def _on_heartbeat(self, beat: Heartbeat, now: float) -> None:
+        if self._theirs is None or (beat.sequence - self._theirs[0]) & 0xFFFFFFFF < 1 << 31:
+            self._theirs = beat.sequence, now
+        sent = self._beats.pop(beat.echo, None)
+        if sent is not None:
+            rtt = max(now - sent - beat.held_us / 1e6, 0.0)
+            if self.rtt_s:
+                self.jitter_s += (abs(rtt - self.rtt_s) - self.jitter_s) / 8
+                self.rtt_s += (rtt - self.rtt_s) / 8
+            else:
+                self.rtt_s = rtt
+
+    def _on_routes(self, routes: Routes) -> None:
+        self.link.send_stream(peering.encode_routes_ack(routes.version))
+        if routes.version > self._routes_seen:
+            self._routes_seen, self.routes = routes.version, routes.prefixes
+            self._owner.told_routes(self)
+
+    def _aside(self, stream: int, data: bytes, is_end: bool) -> None:
+        """Part of a report; the newest whole one counts."""
+        whole = self._streams.pop(stream, b"") + data
+        if len(whole) > peering.MAX_REPORT_BYTES or not self.is_usable:
+            return
+        if not is_end:
+            self._streams[stream] = whole
+            while len(self._streams) > MAX_STREAMS:
+                del self._streams[next(iter(self._streams))]
+            return
+        try:
+            self.report = peering.decode_report(whole)
+        except WireError:
+            return
