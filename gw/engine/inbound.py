@@ -33,7 +33,6 @@ from gw.native.inbound import Inbound
 from gw.native.prefixes import PrefixMap
 from gw.native.rules import RuleSet
 
-ROUNDS: Final = 8  # reads of a socket before the engine is listened to again
 FOREIGN_BATCH: Final = 64
 QUIC_BYTES: Final = 96 << 10  # of a message; the train that passes it is the last
 
@@ -47,39 +46,27 @@ class InboundPlane:
         table = FlowTable(flows)
         self.sender = Sender(link)
         self._link = link
-        self._sockets = [
-            sock
-            for descriptor, family in ((setup.udp4, socket.AF_INET), (setup.udp6, socket.AF_INET6))
-            if (sock := udp_socket(descriptor, family)) is not None
-        ]
-        self._core = Inbound(
+        self.core = Inbound(
             counters,
             Filter(RuleSet(), PrefixMap(), table),
             Coalescer(setup.tun, setup.tcp_offload, setup.udp_offload),
             setup.lane,
             setup.lanes,
         )
+        for descriptor, family in ((setup.udp4, socket.AF_INET), (setup.udp6, socket.AF_INET6)):
+            sock = udp_socket(descriptor, family)
+            if sock is not None:
+                self.core.sockets[sock.fileno()] = sock
         self._cipher = cipher.named(setup.cipher)
-        self._core.numbered = self._cipher.numbered
-        self._core.invalid_tag = self._cipher.refused
+        self.core.numbered = self._cipher.numbered
+        self.core.invalid_tag = self._cipher.refused
         self._rules = _Rules(table)
 
     def descriptors(self) -> list[int]:
-        return [sock.fileno() for sock in self._sockets]
-
-    def turn(self, ready: set[int]) -> None:
-        core = self._core
-        for sock in self._sockets:
-            if sock.fileno() in ready:
-                core.pump(sock, ROUNDS)
-        if core.early:  # of a session that the engine may be just telling of
-            listen(self._link, self)
-            core.retry()
-        core.flush()
-        self._tell()
+        return list(self.core.sockets)
 
     def apply(self, message: ToWorker) -> None:
-        core = self._core
+        core = self.core
         match message:
             case Relayed(datagrams, host, port):
                 now_ns = time.monotonic_ns()
@@ -106,8 +93,12 @@ class InboundPlane:
             case _:
                 raise ValueError(f"not for the inbound plane: {type(message).__name__}")
 
-    def _tell(self) -> None:
-        core, sender = self._core, self.sender
+    def tell(self) -> None:
+        core, sender = self.core, self.sender
+        if core.early:  # of a session that the engine may be just telling of
+            listen(self._link, self)
+            core.retry()
+        core.flush()  # of those, and of what came by way of the engine
         sender.flush()
         if core.notes:
             for kind, slot, detail in core.notes:

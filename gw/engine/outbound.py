@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from typing import Final, final
 
 from gw.engine import cipher
@@ -26,9 +25,7 @@ from gw.engine.worker import Setup, share, udp_socket
 from gw.native.flows import FlowTable
 from gw.native.outbound import Outbound
 
-ROUNDS: Final = 16  # reads of the TUN before the engine is listened to again
 RELAY_BATCH: Final = 48  # datagrams a message
-IDLE_S: Final = 0.001
 
 
 @final
@@ -41,20 +38,15 @@ class OutboundPlane:
         self._tun = setup.tun
         self._v4 = udp_socket(setup.udp4, socket.AF_INET)
         self._v6 = udp_socket(setup.udp6, socket.AF_INET6)
-        self._core = Outbound(setup.tun, counters, FlowTable(flows), setup.mtu, setup.gso, setup.lane, setup.lanes)
+        self.core = Outbound(setup.tun, counters, FlowTable(flows), setup.mtu, setup.gso, setup.lane, setup.lanes)
         self._cipher = cipher.named(setup.cipher)
-        self._core.numbered = self._cipher.numbered
+        self.core.numbered = self._cipher.numbered
 
     def descriptors(self) -> list[int]:
         return [self._tun]
 
-    def turn(self, ready: set[int]) -> None:
-        if self._tun in ready and self._core.pump(ROUNDS) == 0:
-            time.sleep(IDLE_S)  # an interface that is down reports ready: do not spin on it
-        self._tell()
-
     def apply(self, message: ToWorker) -> None:
-        core = self._core
+        core = self.core
         match message:
             case AddPeer(slot):
                 core.add_peer(slot)
@@ -78,8 +70,8 @@ class OutboundPlane:
             case _:
                 raise ValueError(f"not for the outbound plane: {type(message).__name__}")
 
-    def _tell(self) -> None:
-        core, sender = self._core, self.sender
+    def tell(self) -> None:
+        core, sender = self.core, self.sender
         sender.flush()
         if core.notes:
             for kind, slot, detail in core.notes:

@@ -48,7 +48,7 @@ from gw.engine.pathtotals import QUIC, RELAY, PathTotals, Total
 from gw.engine.tallies import Tallies
 from gw.engine.worker import Setup
 from gw.engine.workers import SharedTables, Workers, usual_lanes
-from gw.errors import GwError, StateError, UsageError, WireError
+from gw.errors import GwError, UsageError, WireError
 from gw.model.addresses import TAILNET_MTU, AddrPort
 from gw.model.filterrule import FilterRule
 from gw.model.keys import NodeKey, NodeSecret
@@ -182,6 +182,7 @@ class Tunnel:
         self._by_raw: dict[bytes, _Peer] = {}
         self._slots: dict[int, _Peer] = {}
         self._free_slots: list[int] = []
+        self._is_full = False  # a peer was refused
         self._active: dict[int, float] = {}  # slot -> when it was last known to have traffic
         self._filter: list[FilterRules] = []
         self._stir = asyncio.Event()
@@ -254,10 +255,17 @@ class Tunnel:
     # Configuration
 
     def set_peer(self, key: NodeKey, allowed_ips: Iterable[Network]) -> None:
-        """Let a peer in, with the inner addresses that are its own. Again: change them; sessions stay."""
+        """Let a peer in, with the inner addresses that are its own. Again: change them; sessions stay. One beyond the
+        most that a tunnel has is refused, with one line in the log."""
         peer = self._by_key.get(key)
         if peer is None:
-            peer = _Peer(key, self._take_slot())
+            slot = self._take_slot()
+            if slot is None:
+                if not self._is_full:
+                    log.error("no room for peer %s and any further: a tunnel has at most %d", key.short(), MAX_PEERS)
+                self._is_full = True
+                return
+            peer = _Peer(key, slot)
             self._by_key[key] = self._by_raw[key.raw] = self._slots[peer.slot] = peer
             self._device.add_peer(key.raw)
             self._tell(AddPeer(peer.slot))
@@ -287,6 +295,7 @@ class Tunnel:
         self._active.pop(peer.slot, None)
         self._tallies.clear(peer.slot)
         self._free_slots.append(peer.slot)
+        self._is_full = False
 
     def set_plan(self, key: NodeKey, plan: SendPlan) -> None:
         """Send the peer's datagrams this way from now on. A waiting handshake uses a new path at once."""
@@ -656,12 +665,11 @@ class Tunnel:
                 del self._active[slot]
         self._do(self._device.poll(now), None)
 
-    def _take_slot(self) -> int:
+    def _take_slot(self) -> int | None:
+        """The place of a new peer; None where all are taken."""
         if self._free_slots:
             return self._free_slots.pop()
-        if len(self._slots) >= MAX_PEERS:
-            raise StateError(f"more than {MAX_PEERS} peers")
-        return len(self._slots)
+        return len(self._slots) if len(self._slots) < MAX_PEERS else None
 
 
 def _prefixes(networks: Iterable[Network]) -> list[tuple[bytes, int]]:

@@ -23,6 +23,9 @@ import msgspec
 
 from gw.engine.link import MESSAGE_BYTES, Sender, ToWorker, read_to_worker
 from gw.native import counters, flows
+from gw.native.inbound import Inbound
+from gw.native.loop import carry
+from gw.native.outbound import Outbound
 
 COUNTER_BYTES: Final = counters.SHARED_BYTES
 FLOW_BYTES: Final = flows.SHARED_BYTES
@@ -70,8 +73,8 @@ class Plane(Protocol):
     def apply(self, message: ToWorker) -> None:
         """Do what the engine says."""
 
-    def turn(self, ready: set[int]) -> None:
-        """Move the packets that are there, then tell the engine what it should know."""
+    def tell(self) -> None:
+        """Tell the engine what it should know."""
 
 
 def main() -> None:
@@ -87,33 +90,37 @@ def main() -> None:
             os.sched_setaffinity(0, {setup.core})
         except OSError:
             pass  # a core that was taken from us since
-    planes: list[tuple[socket.socket, Plane]] = []
+    planes: dict[int, tuple[socket.socket, Plane]] = {}
+    outbound = inbound = None
     if setup.outbound >= 0:
         link = socket.socket(fileno=setup.outbound)
-        planes.append((link, OutboundPlane(setup, link)))
+        outbound = OutboundPlane(setup, link)
+        planes[setup.outbound] = (link, outbound)
     if setup.inbound >= 0:
         link = socket.socket(fileno=setup.inbound)
-        planes.append((link, InboundPlane(setup, link)))
+        inbound = InboundPlane(setup, link)
+        planes[setup.inbound] = (link, inbound)
     gc.freeze()
     gc.disable()  # packets make no cycles, and a collection would make them wait
-    run(planes)
+    run(planes, outbound.core if outbound is not None else None, inbound.core if inbound is not None else None)
 
 
-def run(planes: list[tuple[socket.socket, Plane]]) -> None:
-    """Until the engine is gone."""
+def run(planes: dict[int, tuple[socket.socket, Plane]], outbound: Outbound | None, inbound: Inbound | None) -> None:
+    """Until the engine is gone. planes: by the descriptors of their links; the cores are theirs."""
     poller = select.poll()
-    for link, plane in planes:
+    links = list(planes)
+    for link, plane in planes.values():
         poller.register(link, select.POLLIN)
         for descriptor in plane.descriptors():
             poller.register(descriptor, select.POLLIN)
     while True:
-        is_behind = any(plane.sender.is_behind for _, plane in planes)
-        ready = {descriptor for descriptor, _events in poller.poll(BEHIND_MS if is_behind else None)}
-        for link, plane in planes:
-            # the engine first: a packet may be waiting for what it has to say
-            if link.fileno() in ready and not listen(link, plane):
+        is_behind = any(plane.sender.is_behind for _, plane in planes.values())
+        for descriptor in carry(poller.poll, BEHIND_MS if is_behind else None, links, outbound, inbound):
+            link, plane = planes[descriptor]
+            if not listen(link, plane):
                 return
-            plane.turn(ready)
+        for _, plane in planes.values():
+            plane.tell()
 
 
 def listen(link: socket.socket, plane: Plane) -> bool:

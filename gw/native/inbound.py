@@ -29,7 +29,7 @@ from gw.native.counters import (
     region_at,
 )
 from gw.native.filter import ACCEPT, TCP, TSMP_PACKET, Filter
-from gw.native.outbound import ACTIVE, ACTIVE_NOTE_NS, CONFIRMED, MAX_COUNTER, TWO_64
+from gw.native.outbound import ACTIVE, ACTIVE_NOTE_NS, CONFIRMED, LARGE, MAX_COUNTER, QUIET_NS, TWO_64
 from gw.native.prefixes import PrefixMap
 from gw.native.replay import ReplayWindow
 from gw.native.rules import RuleSet
@@ -96,6 +96,8 @@ class Inbound:
         self.routes: PrefixMap = PrefixMap()
         self.peers: dict[int, InPeer] = {}
         self.sessions: dict[int, InSession] = {}
+        self.sockets: dict[int, Any] = {}  # by descriptor
+        self.last_ns: i64 = 0  # when a socket last brought something
         self.notes: list[tuple[int, int, int]] = []
         self.heard: list[tuple[int, Any]] = []  # slot, source: the peer's datagrams now come from there
         self.foreign: list[tuple[bytes, Any]] = []  # datagram, source
@@ -139,7 +141,8 @@ class Inbound:
     # Packets
 
     def pump(self, sock: Any, rounds: int) -> int:
-        """Read a socket until it is empty, at most `rounds` times; returns how many reads brought something."""
+        """Read a socket until it is empty, at most `rounds` times; returns how many reads brought something. A datagram
+        that comes alone is not followed by a look for the next."""
         done = 0
         while done < rounds:
             try:
@@ -157,15 +160,33 @@ class Inbound:
             for level, kind, value in ancillary:
                 if level == SOL_UDP and kind == UDP_GRO:
                     size = int.from_bytes(value[:4], "little")
+            now_ns: i64 = time.monotonic_ns()
             if size > 0:
-                self.receive(data, int(size), source, time.monotonic_ns())
+                self.receive(data, int(size), source, now_ns)
+            is_alone = done == 1 and now_ns - self.last_ns > QUIET_NS and len(data) <= LARGE
+            self.last_ns = now_ns
+            if is_alone:
+                return done
         return done
+
+    def has_word(self) -> bool:
+        """True where the engine is to be told something, or asked about early datagrams."""
+        return (
+            len(self.notes) > 0
+            or len(self.foreign) > 0
+            or len(self.early) > 0
+            or len(self.heard) > 0
+            or len(self.tsmp) > 0
+            or len(self.rejected) > 0
+        )
 
     def receive(self, data: bytes, step: int, source: Any, now_ns: i64) -> None:
         """Datagrams of `step` bytes each (the last may be shorter) from one source; None: a relay brought them."""
         size: i64 = len(data)
         at: i64 = 0
         touched: InPeer | None = None
+        session: InSession | None = None
+        last_index: i64 = -1
         while at < size:
             end: i64 = at + i64(step)
             if end > size:
@@ -186,7 +207,9 @@ class Inbound:
                 continue
             index: i64 = i64(read_i32_le(data, at + 4)) & 0xFFFFFFFF
             counter: i64 = read_i64_le(data, at + 8)
-            session = self.sessions.get(int(index))
+            if index != last_index or session is None:
+                session = self.sessions.get(int(index))
+                last_index = index
             body: i64 = at + 16
             at = end
             if session is None:

@@ -47,6 +47,8 @@ READ_BYTES: Final = 65546  # ten bytes of virtio_net_hdr and the largest IP pack
 MAX_STAGED: Final = 128
 MAX_SEGMENTS: Final = 64
 MAX_TRAIN: Final = 65000
+QUIET_NS: Final = 100_000  # a packet that comes this long after the one before is alone
+LARGE: Final = 2048  # bytes of a read that takes so long to seal that what is small leaves before
 MAX_COUNTER: Final = 1 << 60
 BLOCK: Final = 64  # counters that a lane uses before it skips those of the others
 MAX_LAG: Final = 1024  # of 8128 that a receiver's replay window has
@@ -93,6 +95,7 @@ class OutPeer:
         self.relay: bool = False
         self.wake: bool = False
         self.staged: list[bytes] = []
+        self.pieces: list[bytes] = []  # sealed in this round and not yet sent: header, body, header, body
         self.wanted_ns: i64 = 0
         self.noted_ns: i64 = 0
         self.failed_ns: i64 = 0
@@ -122,6 +125,8 @@ class Outbound:
         self.peers: dict[int, OutPeer] = {}
         self.notes: list[tuple[int, int, int]] = []  # what, slot, detail
         self.relayed: dict[int, list[bytes]] = {}
+        self.departing: list[OutPeer] = []  # those with pieces
+        self.last_ns: i64 = 0  # when the TUN was last read
 
     # What the engine says
 
@@ -160,7 +165,9 @@ class Outbound:
         if peer.staged:
             waiting = peer.staged
             peer.staged = []
-            self._send(peer, waiting, True, time.monotonic_ns())
+            now_ns: i64 = time.monotonic_ns()
+            self._send(peer, waiting, True, now_ns)
+            self._depart(now_ns)
 
     def end_session(self, slot: int, session: int) -> None:
         peer = self.peers.get(slot)
@@ -176,33 +183,56 @@ class Outbound:
     def keepalive(self, slot: int) -> None:
         peer = self.peers.get(slot)
         if peer is not None and peer.seal is not None:
-            self._send(peer, [b""], False, time.monotonic_ns())
+            now_ns: i64 = time.monotonic_ns()
+            self._send(peer, [b""], False, now_ns)
+            self._depart(now_ns)
 
     def inject(self, slot: int, packet: bytes) -> None:
         """Send one inner packet of the engine's own (TSMP)."""
         peer = self.peers.get(slot)
         if peer is not None:
-            self._send(peer, [packet], True, time.monotonic_ns())
+            now_ns: i64 = time.monotonic_ns()
+            self._send(peer, [packet], True, now_ns)
+            self._depart(now_ns)
 
     # Packets
 
     def pump(self, rounds: int) -> int:
-        """Read the TUN until it is empty, at most `rounds` times; returns how many reads brought something."""
+        """Read the TUN until it is empty, at most `rounds` times; returns how many reads brought something.
+
+        Packets of several reads leave as one train where they can. None waits for more than is there already, and
+        small ones do not wait for large reads. One that comes alone leaves before there is a look for the next: the
+        answer that there is none takes as long as all the rest.
+        """
         done = 0
+        now_ns: i64 = 0
         while done < rounds:
             try:
                 read: bytes = os.read(self.tun, READ_BYTES)
             except BlockingIOError:
-                return done
+                break
             except OSError:
-                return done  # the interface is down
+                break  # the interface is down
             done += 1
+            now_ns = time.monotonic_ns()
+            if self.departing and len(read) > LARGE:
+                self._depart_small(now_ns)
             found = packets(read)
             if not found:
                 self.drops.add(DROP_MALFORMED)
                 continue
-            self._route(found, time.monotonic_ns())
+            self._route(found, now_ns)
+            if done == 1 and now_ns - self.last_ns > QUIET_NS and len(read) <= LARGE:
+                break
+        if done > 0:
+            self.last_ns = now_ns
+        if self.departing:
+            self._depart(now_ns)
         return done
+
+    def has_word(self) -> bool:
+        """True where the engine is to be told something."""
+        return len(self.notes) > 0 or len(self.relayed) > 0
 
     def _route(self, found: list[bytes], now_ns: i64) -> None:
         """Packets of one read: one flow, so one destination."""
@@ -253,6 +283,10 @@ class Outbound:
             if data:
                 self._stage(peer, found, now_ns)
             return
+        if peer.address is None and not peer.relay:  # no way to it is known; the engine was woken to look for one
+            if data:
+                self._drop(peer, DROP_UNREACHABLE, len(found))
+            return
         if self.lanes > 1:
             self._keep_up(peer)
         heads = self._heads(peer, len(found))
@@ -284,7 +318,13 @@ class Outbound:
             tally.size += size
         tally.store()
         if peer.address is not None:
-            self._transmit(peer, pieces, now_ns)
+            if peer.pieces:
+                peer.pieces.extend(pieces)
+            else:
+                peer.pieces = pieces
+                self.departing.append(peer)
+            if len(peer.pieces) >= 2 * MAX_SEGMENTS or size > LARGE:
+                self._transmit(peer, True, now_ns)
         if peer.relay:
             waiting = self.relayed.get(peer.slot)
             if waiting is None:
@@ -340,23 +380,43 @@ class Outbound:
             peer.wanted_ns = now_ns
             self.notes.append((NEED_SESSION, peer.slot, 0))
 
-    def _transmit(self, peer: OutPeer, pieces: list[bytes], now_ns: i64) -> None:
-        """Send header and body pairs, as trains of equal size where there are several."""
+    def _depart(self, now_ns: i64) -> None:
+        """Send all that was sealed."""
+        for peer in self.departing:
+            if peer.pieces:
+                self._transmit(peer, False, now_ns)
+        self.departing = []
+
+    def _depart_small(self, now_ns: i64) -> None:
+        """Send all but the ends of bulk, which the next read may go on with."""
+        for peer in self.departing:
+            if peer.pieces and len(peer.pieces[0]) + len(peer.pieces[1]) < LARGE // 2:
+                self._transmit(peer, False, now_ns)
+
+    def _transmit(self, peer: OutPeer, more: bool, now_ns: i64) -> None:
+        """Send what was sealed, as trains of equal size where there are several; with `more`, keep a last train that
+        is not full."""
+        pieces = peer.pieces
+        peer.pieces = []
         count = len(pieces)
         at = 0
         while at < count:
             size: i64 = 16 + len(pieces[at + 1])
             end = at + 2
-            total: i64 = size
             if self.gso and peer.trains:
-                while end < count and end - at < 2 * MAX_SEGMENTS:
+                total: i64 = size
+                is_open = True
+                while is_open and end < count:
                     next_size: i64 = 16 + len(pieces[end + 1])
-                    if next_size > size or total + next_size > MAX_TRAIN:
-                        break
-                    total += next_size
-                    end += 2
-                    if next_size < size:
-                        break
+                    if next_size > size or end - at == 2 * MAX_SEGMENTS or total + next_size > MAX_TRAIN:
+                        is_open = False
+                    else:
+                        total += next_size
+                        end += 2
+                        is_open = next_size == size
+                if more and is_open and end - at < 2 * MAX_SEGMENTS and total + size <= MAX_TRAIN:
+                    peer.pieces = pieces[at:]
+                    return
             self._sendmsg(peer, pieces[at:end], end - at > 2, int(size), now_ns)
             at = end
 
@@ -379,7 +439,10 @@ class Outbound:
                     if code == EIO:
                         self.gso = False
                     peer.trains = False
-                    self._transmit(peer, train, now_ns)
+                    at = 0
+                    while at < len(train):
+                        self._sendmsg(peer, train[at : at + 2], False, size, now_ns)
+                        at += 2
                     return
                 self._drop(peer, DROP_SEND, len(train) // 2)
                 if now_ns - peer.failed_ns > SECOND_NS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from mmap import mmap
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gw.engine import cipher
-from gw.native import counters, flows
+from gw.native import counters, flows, outbound
 from gw.native.coalesce import Coalescer
 from gw.native.filter import Filter
 from gw.native.flows import FlowTable
@@ -32,8 +33,10 @@ SOURCE = ("192.0.2.1", 41641)
 class Wire:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
+        self.trains: list[int] = []  # datagrams in each send
 
     def sendmsg(self, pieces: list[bytes], ancillary: object, flags: int, to: object) -> None:
+        self.trains.append(len(pieces) // 2)
         self.sent += [pieces[at] + pieces[at + 1] for at in range(0, len(pieces), 2)]
 
 
@@ -63,6 +66,10 @@ class Planes:
         self.outbound.set_plan(0, self.wire, SOURCE, False, False)
         self.outbound.set_session(0, 1, made.seal(KEY), 6, FOR_EVER)
         self.inbound.add_session(0, 6, made.unseal(KEY), FOR_EVER, False)
+
+    def dropped(self, plane: int) -> tuple[int, ...]:
+        """Packets dropped by a plane, by reason."""
+        return struct.unpack_from(f"<{counters.REASONS}q", self._memory[0], counters.region_at(plane, 0))
 
     def close(self) -> None:
         for end in (self.tun, self._inside):
@@ -248,3 +255,73 @@ def test_a_session_of_another_lane_is_handed_over() -> None:
         assert planes.inbound.foreign == [(other, SOURCE)]
     finally:
         planes.close()
+
+
+def echo(size: int = 28) -> bytes:
+    return b"\x45\0" + size.to_bytes(2, "big") + b"\0\0\0\0\x40\x01\0\0" + ONE + TWO + b"\x08\0" + bytes(size - 22)
+
+
+def super_packet(segments: int) -> bytes:
+    """What a read of the TUN brings of a TCP flow: so many segments of 1,240 bytes."""
+    size = 40 + 1240 * segments
+    ip = b"\x45\0" + size.to_bytes(2, "big") + b"\0\0\x40\0\x40\x06\0\0" + ONE + TWO
+    tcp = b"\x13\x89\x14\x51" + bytes(8) + b"\x50\x10\x02\0" + bytes(4)
+    return b"\1\1\x28\0\xd8\x04\x14\0\x10\0" + ip + tcp + bytes(1240 * segments)
+
+
+@pytest.fixture
+def busy() -> Iterator[Planes]:
+    """Planes whose TUN was read just now: more may be there."""
+    planes = Planes()
+    planes.outbound.last_ns = planes.inbound.last_ns = time.monotonic_ns() + 10**12
+    yield planes
+    planes.close()
+
+
+def test_bulk_of_several_reads_leaves_in_full_trains(busy: Planes) -> None:
+    """52 segments a read, 49 in a train: what is left goes with the next read's."""
+    for _ in range(3):
+        busy.tun.send(super_packet(52))
+    assert busy.outbound.pump(16) == 3
+    assert busy.wire.trains == [49, 49, 49, 9]
+    counters_ = [int.from_bytes(each[8:16], "little") for each in busy.wire.sent]
+    assert counters_ == list(range(156))
+
+
+def test_small_packets_leave_together_and_before_bulk(busy: Planes) -> None:
+    for packet in (echo(), echo(), echo()):
+        busy.tun.send(bytes(10) + packet)
+    busy.tun.send(super_packet(10))
+    busy.tun.send(bytes(10) + echo())
+    assert busy.outbound.pump(16) == 5
+    assert busy.wire.trains == [3, 11]  # a train may end with a shorter datagram
+    assert [len(each) for each in busy.wire.sent] == [64] * 3 + [1312] * 10 + [64]
+
+
+def test_without_gso_nothing_waits(busy: Planes) -> None:
+    busy.outbound.gso = False
+    busy.tun.send(bytes(10) + echo())
+    busy.tun.send(super_packet(3))
+    assert busy.outbound.pump(16) == 2
+    assert busy.wire.trains == [1] * 4
+
+
+def test_a_lone_packet_leaves_before_the_tun_is_read_again() -> None:
+    planes = Planes()
+    try:
+        for _ in range(2):
+            planes.tun.send(bytes(10) + echo())
+        assert planes.outbound.pump(16) == 1
+        assert planes.wire.trains == [1]
+        assert planes.outbound.pump(16) == 1  # there was one right before: this looks for more
+    finally:
+        planes.close()
+
+
+def test_a_packet_without_a_way_is_counted_as_dropped_not_as_sent(busy: Planes) -> None:
+    busy.outbound.set_plan(0, None, None, False, True)
+    busy.tun.send(bytes(10) + echo())
+    busy.outbound.pump(16)
+    assert busy.outbound.peers[0].tally.packets == 0
+    assert busy.dropped(counters.OUTBOUND)[counters.DROP_UNREACHABLE] == 1
+    assert busy.outbound.notes[0][0] == outbound.WAKE
