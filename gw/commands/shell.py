@@ -16,11 +16,10 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
+from gw import logs
 from gw.commands import arguments
 from gw.errors import EXIT_BUG, EXIT_INTERRUPTED, GwError, UsageError
 
-LOG_LEVELS: Final = ("error", "warning", "info", "debug")
-LOG_FORMATS: Final = ("text", "json")
 STOP_TIMEOUT_S: Final = 5.0
 _VALUE_FLAGS: Final = ("--state-dir", "--log-level", "--log-format")
 
@@ -115,10 +114,10 @@ def hoist(argv: list[str]) -> tuple[Settings, bool, list[str]]:
             version = True
         else:
             rest.append(word)
-    if found.log_level not in LOG_LEVELS:
-        raise UsageError(f"unknown log level: `{found.log_level}`", hint=f"one of {', '.join(LOG_LEVELS)}")
-    if found.log_format not in LOG_FORMATS:
-        raise UsageError(f"unknown log format: `{found.log_format}`", hint=f"one of {', '.join(LOG_FORMATS)}")
+    if found.log_level not in logs.LEVELS:
+        raise UsageError(f"unknown log level: `{found.log_level}`", hint=f"one of {', '.join(logs.LEVELS)}")
+    if found.log_format not in logs.FORMATS:
+        raise UsageError(f"unknown log format: `{found.log_format}`", hint=f"one of {', '.join(logs.FORMATS)}")
     return found, version, rest
 
 
@@ -139,7 +138,7 @@ def run(app: typer.Typer, script: str) -> NoReturn:
         if version:
             say(version_line(script))
             sys.exit(0)
-        start_logging(_settings)
+        logs.start(_settings.log_level, _settings.log_format)
         code = app(args=rest, prog_name=script, standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
@@ -229,45 +228,6 @@ def version_line(script: str) -> str:
 
     core = "compiled core" if COMPILED else "interpreted core"
     return f"{script} {__version__} ({core}, Python {sys.version.split()[0]})"
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ts (unix seconds), level, logger, message, and what came by `extra=`."""
-
-    _standard: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        import json
-
-        line: dict[str, Any] = {
-            "ts": round(record.created, 3),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line.update({key: value for key, value in vars(record).items() if key not in self._standard})
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
-
-
-class TextFormatter(logging.Formatter):
-    """`12:31:07 warning control: text`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        name = record.name.removeprefix("gw.")
-        text = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname.lower()} {name}: {record.getMessage()}"
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
-
-
-def start_logging(chosen: Settings) -> None:
-    """Send the root logger to stderr at the chosen level and format."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if chosen.log_format == "json" else TextFormatter())
-    logging.root.handlers[:] = [handler]
-    logging.root.setLevel(chosen.log_level.upper())
-    for chatty in ("uvicorn", "asyncio", "watchfiles", "hpack", "h2", "pyroute2", "pyroute2.netlink.core"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 @dataclass

@@ -32,6 +32,7 @@ class Pool:
 
     def __init__(self, network: IPv4Network | IPv6Network) -> None:
         self.network: Final = network
+        self.version: Final = network.version
         self._first = int(network.network_address) + (1 if network.num_addresses > 1 else 0)
         self._last = int(network.broadcast_address) - (1 if network.version == 4 and network.num_addresses > 2 else 0)
         self._reserved = [span for span in _RESERVED[network.version] if span[1] >= self._first]
@@ -96,9 +97,9 @@ class Allocator:
         taken: list[str] = []
         try:
             for pool in self._pools:
-                if pool.network.version not in families:
+                if pool.version not in families:
                     continue
-                taken.append(address_text(pool.take() + (V6 if pool.network.version == 6 else 0)))
+                taken.append(address_text(pool.take() + (V6 if pool.version == 6 else 0)))
         except Conflict:
             self.release(taken)
             raise
@@ -114,7 +115,7 @@ class Allocator:
                 raise UsageError(
                     f"not an address: `{text[:80]}`", hint="write `100.64.0.7` or `fd7a:115c:a1e0::7`"
                 ) from None
-            pool = next((each for each in self._pools if each.network.version == address.version), None)
+            pool = next((each for each in self._pools if each.version == address.version), None)
             if pool is None or not pool.may_give(int(address)):
                 pools = " or ".join(str(each.network) for each in self._pools)
                 raise UsageError(
@@ -128,7 +129,7 @@ class Allocator:
     @property
     def families(self) -> list[int]:
         """The families of the pools: 4, 6 or both."""
-        return [pool.network.version for pool in self._pools]
+        return [pool.version for pool in self._pools]
 
     def claim(self, address: str) -> bool:
         """Mark an address as in use; False if another node has it."""
@@ -153,6 +154,6 @@ class Allocator:
         place = number(address)
         version, value = (6, place - V6) if is_v6(place) else (4, place)
         for pool in self._pools:
-            if version == pool.network.version and value in pool:
+            if version == pool.version and value in pool:
                 return pool, value
         return None, 0

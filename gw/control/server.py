@@ -18,6 +18,7 @@ from uvicorn import Config as WebConfig
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from gw import logs
 from gw.control import events
 from gw.control.admin_socket import admin_socket
 from gw.control.api.http import Observe
@@ -218,6 +219,8 @@ async def with_workers(
             os.umask(mask)
         relayed = await loop.create_unix_server(lambda: WebDoor(make_web), sock=inner)
 
+        level, form = logs.chosen()
+
         def settings(number: int) -> WorkerSettings:
             return WorkerSettings(
                 number=number,
@@ -225,7 +228,8 @@ async def with_workers(
                 web_socket=str(web_socket),
                 tls_cert_file=tls.holder.cert_file if tls.holder is not None else "",
                 tls_key_file=tls.holder.key_file if tls.holder is not None else "",
-                log_level=logging.getLogger().level,
+                log_level=level,
+                log_format=form,
             )
 
         listener.listen(BACKLOG)

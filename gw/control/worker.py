@@ -17,6 +17,7 @@ from typing import final
 
 import msgspec
 
+from gw import logs
 from gw.control.channel import Poller
 from gw.control.connection import ControlSocket
 from gw.control.edge import Switchboard
@@ -41,7 +42,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     web_socket: str
     tls_cert_file: str = ""
     tls_key_file: str = ""
-    log_level: int = logging.INFO
+    log_level: str = "info"
+    log_format: str = "text"
 
 
 async def work(link: socket.socket, listener: socket.socket) -> None:
@@ -63,7 +65,7 @@ async def work(link: socket.socket, listener: socket.socket) -> None:
 
     await loop.create_connection(lambda: desk.frames, sock=link)
     settings = msgspec.json.decode(await told, type=WorkerSettings)
-    logging.getLogger().setLevel(settings.log_level)
+    logs.start(settings.log_level, settings.log_format)
     key = MachineSecret(bytes.fromhex(settings.key))
     switchboard = Switchboard(desk)
     desk.edge = switchboard
@@ -96,7 +98,7 @@ async def work(link: socket.socket, listener: socket.socket) -> None:
 
 def main() -> None:
     link_fd, listener_fd = map(int, sys.argv[1:3])
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logs.start("info", "text")  # until the server says which
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # meant for the server, which ends the link
         signal.signal(number, signal.SIG_IGN)
     link, listener = socket.socket(fileno=link_fd), socket.socket(fileno=listener_fd)

@@ -21,7 +21,7 @@ from typing import Final, final
 from gw.errors import Conflict, GwError, StateError
 from gw.state.changes import Change, Ident, Put
 from gw.state.codec import encode, rewrite
-from gw.state.documents import AnyDocument, Key, Kind
+from gw.state.documents import AnyDocument, Key, Kind, file_name
 from gw.state.journal import Entry, Journal, Record, encode_record, fingerprint, remove_segments
 from gw.state.settling import Check, Loss, document_path, read_document, settle
 
@@ -121,10 +121,10 @@ class Committer:
         for change in changes:
             if isinstance(change, Put):
                 ident = (change.document.kind, change.document.key)
-                document_path(self._root, *ident)
+                file_name(ident[1])
                 prepared.append((ident, change.document, encode(change.document)))
             else:
-                document_path(self._root, change.kind, change.key)
+                file_name(change.key)
                 prepared.append(((change.kind, change.key), None, None))
         waiting = _Waiting(prepared, Future())
         with self._wake:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,10 +27,10 @@ def workers_of(server: subprocess.Popen[str]) -> list[int]:
 
 
 @contextmanager
-def serving(state: Path, port: int, count: int) -> Iterator[subprocess.Popen[str]]:
+def serving(state: Path, port: int, count: int, *flags: str) -> Iterator[subprocess.Popen[str]]:
     """The server, once all its workers take connections."""
     server = subprocess.Popen(
-        [str(BIN / "gwctl"), "serve", "--workers", str(count)],
+        [str(BIN / "gwctl"), "serve", "--workers", str(count), *flags],
         text=True,
         cwd="/",
         stderr=subprocess.PIPE,
@@ -160,3 +162,19 @@ def test_a_reader_that_stops_harms_nobody_and_gets_a_whole_map_later(state: Path
             peers = [*(message.get("Peers") or []), *(message.get("PeersChanged") or [])]
             if any(peer.get("Endpoints") == [last] for peer in peers):
                 break
+
+
+def test_workers_write_their_log_as_the_server_does(state: Path, port: int) -> None:
+    with serving(state, port, 1, "--log-level", "debug", "--log-format", "json") as server:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/ts2021",
+            b"",
+            {"Upgrade": "tailscale-control-protocol", "X-Tailscale-Handshake": "bm90IG9uZQ=="},
+        )
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(request, timeout=10)
+        assert server.stderr is not None
+        told = {}
+        while told.get("logger") != "gw.control.frontdoor":  # written by the worker alone
+            told = json.loads(server.stderr.readline())
+        assert told["message"].startswith("handshake refused")

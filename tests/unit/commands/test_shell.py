@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from gw import logs
 from gw.commands import shell
 from gw.errors import ConfigError, GwError, NotRunning, UsageError
 
@@ -72,5 +73,5 @@ def test_the_first_error_of_a_group_is_the_one_for_people() -> None:
 def test_json_log_lines_carry_extra_fields() -> None:
     record = logging.LogRecord("gw.node", logging.INFO, "f", 1, "hello %s", ("x",), None)
     record.peer = "[abcde]"
-    line = json.loads(shell.JsonFormatter().format(record))
+    line = json.loads(logs.JsonFormatter().format(record))
     assert (line["message"], line["level"], line["peer"]) == ("hello x", "info", "[abcde]")
