@@ -34,10 +34,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Waiting:
-    """One commit on its way. texts: canonical, None = delete."""
+    """One commit on its way. texts: canonical, None = delete. done: of a thread, or of the event loop `loop`."""
 
     changes: list[tuple[Ident, AnyDocument | None, bytes | None]]
-    done: Future[None]
+    done: Future[None] | asyncio.Future[None]
+    loop: asyncio.AbstractEventLoop | None = None
     error: GwError | None = None
 
 
@@ -117,16 +118,22 @@ class Committer:
 
         Raises UsageError for a document that cannot be written, StateError after `stop`.
         """
-        prepared: list[tuple[Ident, AnyDocument | None, bytes | None]] = []
-        for change in changes:
-            if isinstance(change, Put):
-                ident = (change.document.kind, change.document.key)
-                file_name(ident[1])
-                prepared.append((ident, change.document, encode(change.document)))
-            else:
-                file_name(change.key)
-                prepared.append(((change.kind, change.key), None, None))
-        waiting = _Waiting(prepared, Future())
+        done: Future[None] = Future()
+        self._queue_up(_Waiting(_prepared(changes), done))
+        return done
+
+    async def commit(self, changes: Sequence[Change]) -> None:
+        """The same on an event loop; returns when they are durable. Cancelling it leaves the commit on its way.
+
+        All of a group that wait on one loop are woken by one call: waking costs a system call and the interpreter's
+        lock, each.
+        """
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        self._queue_up(_Waiting(_prepared(changes), done, loop))
+        await done
+
+    def _queue_up(self, waiting: _Waiting) -> None:
         with self._wake:
             if self._stopping:
                 raise StateError("commit to a closed store")
@@ -134,7 +141,6 @@ class Committer:
                 self._start()
             self._queue.append(waiting)
             self._wake.notify()
-        return waiting.done
 
     def _start(self) -> None:
         for name, work in (("gw-commit", self._commit_loop), ("gw-settle", self._settle_loop)):
@@ -299,16 +305,42 @@ class Committer:
         return True
 
 
-def _finish(group: list[_Waiting]) -> None:
-    for waiting in group:
-        if waiting.done.cancelled():
-            continue
-        if waiting.error is not None:
-            waiting.done.set_exception(waiting.error)
+def _prepared(changes: Sequence[Change]) -> list[tuple[Ident, AnyDocument | None, bytes | None]]:
+    """Raises UsageError for a key that no file can be named after, and for a document that cannot be written."""
+    prepared: list[tuple[Ident, AnyDocument | None, bytes | None]] = []
+    for change in changes:
+        if isinstance(change, Put):
+            file_name(change.document.key)
+            prepared.append(((change.document.kind, change.document.key), change.document, encode(change.document)))
         else:
-            waiting.done.set_result(None)
+            file_name(change.key)
+            prepared.append(((change.kind, change.key), None, None))
+    return prepared
 
 
-async def wait_for(done: Future[None]) -> None:
-    """Wait on the loop. Cancelling the caller leaves the commit on its way."""
-    await asyncio.shield(asyncio.wrap_future(done))
+def _finish(group: list[_Waiting]) -> None:
+    on_loops: dict[asyncio.AbstractEventLoop, list[_Waiting]] = {}
+    for waiting in group:
+        if waiting.loop is not None:
+            on_loops.setdefault(waiting.loop, []).append(waiting)
+        else:
+            _tell(waiting)
+    for loop, several in on_loops.items():
+        try:
+            loop.call_soon_threadsafe(_tell_all, several)
+        except RuntimeError:
+            log.debug("nobody waits for %d commits any more: their loop is closed", len(several))
+
+
+def _tell_all(group: list[_Waiting]) -> None:
+    for waiting in group:
+        _tell(waiting)
+
+
+def _tell(waiting: _Waiting) -> None:
+    if waiting.done.done():
+        return  # cancelled
+    if waiting.error is not None:
+        waiting.done.set_exception(waiting.error)
+    else:
+        waiting.done.set_result(None)

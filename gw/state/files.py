@@ -17,6 +17,7 @@ from gw.errors import GwError, NotFound, PermissionNeeded
 
 TEMPORARY_PREFIX: Final = ".tmp-"
 SECRET_MODE: Final = 0o600
+Owner = tuple[int, int]  # user, group
 _serial: Final = count()
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -55,13 +56,18 @@ def read_secret(path: Path) -> bytes:
         raise translate(error, "read", path) from error
 
 
-def write_temporary(path: Path, raw: bytes, mode: int = 0o644, *, durable: bool) -> Path:
-    """Write `raw` beside `path` under a temporary name and return that name. Raises OSError and leaves nothing."""
+def write_temporary(
+    path: Path, raw: bytes, mode: int = 0o644, *, durable: bool, owners: dict[Path, Owner] | None = None
+) -> Path:
+    """Write `raw` beside `path` under a temporary name and return that name. Raises OSError and leaves nothing.
+
+    owners: of folders, as far as they are known by now; a batch asks once for each.
+    """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{next(_serial)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, SECRET_MODE)
     try:
         try:
-            inherit_owner(descriptor, path.parent)
+            inherit_owner(descriptor, path.parent, owners)
             os.fchmod(descriptor, mode)
             left = memoryview(raw)
             while left:
@@ -98,12 +104,18 @@ def _adopt(folder: Path, mode: int) -> None:
         os.close(descriptor)
 
 
-def inherit_owner(descriptor: int, parent: Path) -> None:
+def inherit_owner(descriptor: int, parent: Path, owners: dict[Path, Owner] | None = None) -> None:
     """As root, give an open file or folder the owner and group of the folder it lies in. Raises OSError."""
-    if os.geteuid() == 0:
-        owner = parent.stat()
-        if owner.st_uid != 0 or owner.st_gid != 0:
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    if os.geteuid() != 0:
+        return
+    owner = owners.get(parent) if owners is not None else None
+    if owner is None:
+        status = parent.stat()
+        owner = status.st_uid, status.st_gid
+        if owners is not None:
+            owners[parent] = owner
+    if owner != (0, 0):
+        os.fchown(descriptor, *owner)
 
 
 def sync_folder(path: Path) -> None:

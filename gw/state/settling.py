@@ -25,7 +25,7 @@ from typing import Final
 from gw.errors import ConfigError
 from gw.state.changes import Ident
 from gw.state.documents import PLACES, Key, Kind, file_name
-from gw.state.files import sync_folder, write_temporary
+from gw.state.files import Owner, sync_folder, write_temporary
 from gw.state.journal import Entry, fingerprint
 from gw.state.tomltext import MAX_FILE_BYTES
 
@@ -114,7 +114,7 @@ def _decide(root: Path, ident: Ident, chain: list[Entry], check: Check, losses: 
     last = run[-1]
     seen = _stamp(path)
     try:
-        current = read_document(path)
+        current = read_document(path) if seen is not None else None
     except ConfigError:
         return _Step(path, last, _set_aside(path, ident, losses))
     found = fingerprint(current)
@@ -174,12 +174,13 @@ def _apply(root: Path, steps: list[_Step]) -> list[Ident]:
     """Steps 2 to 5. Returns the documents whose files were edited meanwhile; they are untouched."""
     late: list[Ident] = []
     temporary: dict[Path, Path] = {}
+    owners: dict[Path, Owner] = {}
     try:
         for step in steps:
             if step.entry.text is not None:
                 mode = PLACES[step.entry.kind].mode
                 durable = len(steps) <= FEW
-                temporary[step.path] = write_temporary(step.path, step.entry.text, mode, durable=durable)
+                temporary[step.path] = write_temporary(step.path, step.entry.text, mode, durable=durable, owners=owners)
         if len(steps) > FEW:
             sync_file_system(root)
         for step in steps:

@@ -23,7 +23,7 @@ from gw.errors import GwError, StateError
 from gw.state.backup import Manifest, write_backup
 from gw.state.changes import Change, Delete, ExternalChange, Ident, Put, WatchedKind
 from gw.state.codec import decode
-from gw.state.committing import SETTLE_DELAY_S, Committer, Heads, wait_for
+from gw.state.committing import SETTLE_DELAY_S, Committer, Heads
 from gw.state.documents import (
     PLACES,
     SCHEMA,
@@ -225,7 +225,7 @@ class DirectoryStore:
 
     async def commit(self, changes: Sequence[Change]) -> None:
         """Make all of the changes durable, or none; returns only then. See `Store.commit`."""
-        await wait_for(self._writer().submit(changes))
+        await self._writer().commit(changes)
 
     def commit_sync(self, changes: Sequence[Change]) -> None:
         """The same, blocking."""
