@@ -23,7 +23,7 @@ Next: gw up --login-server URL --auth-key file:PATH
 """
 VERBS: Final = (
     "init", "serve", "users", "nodes", "preauthkeys", "apikeys", "auth", "routes", "policy", "config", "events",
-    "undo", "backup", "restore", "import", "health", "version",
+    "webhooks", "undo", "backup", "restore", "import", "health", "version",
 )  # fmt: skip
 ALIASES: Final = {
     "user": "users", "namespace": "users", "namespaces": "users", "node": "nodes", "machine": "nodes",

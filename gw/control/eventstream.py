@@ -13,6 +13,7 @@ from typing import Any, Final, final
 
 import msgspec
 
+from gw.state.heads import Head
 from gw.state.trail import Trail
 from gw.state.trailreading import TrailReader
 
@@ -79,6 +80,11 @@ class EventStream:
     def last(self) -> int:
         """The number of the newest event."""
         return self._trail.last
+
+    @property
+    def head(self) -> Head | None:
+        """The newest signed head, once there is one."""
+        return self._trail.head
 
     async def batches(self, after: int) -> AsyncGenerator[list[tuple[int, bytes]], None]:
         """Numbers and lines behind number `after`, for ever; an empty list when nothing came for 15 s."""

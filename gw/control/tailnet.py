@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from gw.control.certificates import Publisher
     from gw.control.eventstream import EventStream
     from gw.control.undo import Undo
+    from gw.control.webhooks import Webhook
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ class Tailnet:
         self._tasks: asyncio.TaskGroup | None = None
         self.undo: Undo | None = None
         self.events: EventStream | None = None  # of a running server
+        self.webhooks: dict[str, Webhook] = {}  # those that run
         self.publisher: Publisher | None = None  # the DNS backend for certificates
 
     @classmethod

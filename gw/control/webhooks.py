@@ -8,6 +8,9 @@ The form is Tailscale's, so that receivers written for it work; `data` holds our
 trail is the queue: each webhook remembers the number of the last event that was taken (`events/webhooks/<name>`), tries
 again with growing pauses while the receiver does not answer 2xx, and goes on after a restart where it stopped. An event
 comes at least once: `data.seq` tells a receiver whether it has it already.
+
+A webhook whose `events` name `trail-head` also gets the newest signed head of the trail (`gw.state.heads`) whenever it
+is another one, at most once a minute: what the receiver keeps proves later that nobody rewrote the trail on this box.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from gw.control.tailnet import Tailnet
 from gw.errors import GwError
 from gw.state.config import WebhookSettings
 from gw.state.files import make_folder, read_secret, write_atomic
+from gw.state.heads import Head
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,8 @@ POST_TIMEOUT_S: Final = 10.0
 MAX_EVENTS: Final = 100  # in one request
 FIRST_RETRY_S: Final = 1.0
 LAST_RETRY_S: Final = 600.0
+HEAD: Final = "trail-head"
+HEAD_EVERY_S: Final = 60.0
 LOOK_S: Final = 1.0  # how soon changed settings are noticed
 TYPES: Final = {
     "node-registered": "nodeCreated", "node-added": "nodeCreated", "node-deleted": "nodeDeleted",
@@ -95,6 +101,18 @@ def shape(line: bytes, tailnet: str) -> dict[str, Any]:
     }
 
 
+def head_shape(head: Head, tailnet: str) -> dict[str, Any]:
+    """A signed head in the same form; `data`, kept in a file, is what `gwctl events verify --head` reads."""
+    return {
+        "timestamp": head.time,
+        "version": 1,
+        "type": "trailHead",
+        "tailnet": tailnet,
+        "message": f"event trail: {head.seq} events, signed",
+        "data": head,
+    }
+
+
 @final
 class Webhook:
     """One receiver. state: where the number of the last event that it took is kept."""
@@ -108,20 +126,58 @@ class Webhook:
         self._tailnet = tailnet
         self._send = send
         self.problem = ""  # of the last try; "" = it was taken
+        self.problem_since: datetime | None = None
+        self.taken = 0  # number of the last event that was taken
+        self.head = 0  # number of the event that the last head taken is about
+        self._wants_heads = HEAD in settings.events
+        self._head_due = 0.0
+
+    @property
+    def settings(self) -> WebhookSettings:
+        return self._settings
+
+    @property
+    def waiting(self) -> int:
+        """Events of the trail that it has not been through yet."""
+        return max(0, self._stream.last - self.taken)
 
     async def run(self) -> None:
         """Deliver until cancelled. A new webhook begins with what happens from now on."""
-        cursor = await asyncio.to_thread(self._read_cursor)
+        cursor = self.taken = await asyncio.to_thread(self._read_cursor)
         async with contextlib.aclosing(self._stream.batches(cursor)) as batches:
             async for batch in batches:
                 for start in range(0, len(batch), MAX_EVENTS):
                     await self._take(batch[start : start + MAX_EVENTS])
+                if self._wants_heads:
+                    await self._send_head()
 
     async def _take(self, part: list[tuple[int, bytes]]) -> None:
         wanted = [line for _, line in part if fits(told(line), self._settings.events)]
         if wanted:
             await self._deliver(wanted)
-        await asyncio.to_thread(self._write_cursor, part[-1][0])
+        self.taken = part[-1][0]
+        await asyncio.to_thread(self._write_cursor, self.taken)
+
+    async def _send_head(self) -> None:
+        """Once; where it is not taken, a newer one is sent the next time."""
+        head, now = self._stream.head, time.monotonic()
+        if head is None or head.seq <= self.head or now < self._head_due:
+            return
+        self._head_due = now + HEAD_EVERY_S
+        body = msgspec.json.encode([head_shape(head, self._tailnet)])
+        self._note(await asyncio.to_thread(self._try, body))
+        if not self.problem:
+            self.head = head.seq
+
+    def _note(self, problem: str) -> None:
+        """How the last try went."""
+        if problem and not self.problem:
+            logger.warning("webhook %s: %s; trying again", self._settings.name, problem)
+            self.problem_since = datetime.now(UTC)
+        elif self.problem and not problem:
+            logger.info("webhook %s: taken again", self._settings.name)
+            self.problem_since = None
+        self.problem = problem
 
     async def _deliver(self, lines: list[bytes]) -> None:
         """Try until they are taken, or older than the settings allow."""
@@ -129,14 +185,9 @@ class Webhook:
         pause_s = FIRST_RETRY_S
         while True:
             problem = await asyncio.to_thread(self._try, body)
+            self._note(problem)
             if not problem:
-                if self.problem:
-                    logger.info("webhook %s: taken again", self._settings.name)
-                self.problem = ""
                 return
-            if not self.problem:
-                logger.warning("webhook %s: %s; trying again", self._settings.name, problem)
-            self.problem = problem
             if self._are_old(lines):
                 logger.error("webhook %s: %d events were not taken in time", self._settings.name, len(lines))
                 return
@@ -186,11 +237,12 @@ async def run_webhooks(tailnet: Tailnet, stream: EventStream, folder: Path, send
             for name, (settings, task) in list(running.items()):
                 if wanted.get(name) != settings:
                     task.cancel()
-                    del running[name]
+                    del running[name], tailnet.webhooks[name]
             for name, settings in wanted.items():
                 if name not in running:
                     hook = Webhook(settings, stream, folder / name, tailnet.domain, send)
                     running[name] = settings, tasks.create_task(_guarded(hook, name))
+                    tailnet.webhooks[name] = hook
             await asyncio.sleep(LOOK_S)
 
 

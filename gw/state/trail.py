@@ -88,6 +88,7 @@ class Trail:
         self._is_resumed = False
         self._unsynced = self._unsealed = False
         self._lost = 0
+        self.head: Head | None = None  # the newest one that was signed
         self.listeners: list[Callable[[int, bytes], None]] = []
 
     @property
@@ -212,8 +213,10 @@ class Trail:
                     head = self._signed(wall)
                     write_atomic(self._folder / HEAD_FILE, _encode(head) + b"\n", _MODE)
                     self._unsealed = False
-                    return head
-                return self._last_head()
+                    self.head = head
+                elif self.head is None:
+                    self.head = self._last_head()
+                return self.head
             except (OSError, GwError) as error:
                 log.warning("the event trail has no new signed head: %s", error)
                 return None

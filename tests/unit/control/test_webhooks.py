@@ -10,16 +10,21 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
-from gw.control import webhooks
+from gw.control import eventstream, webhooks
+from gw.control.api import v1_webhooks
 from gw.control.eventstream import EventStream, fits, told
 from gw.control.webhooks import Webhook, shape, sign
+from gw.state import trailreading
 from gw.state.config import WebhookSettings
 from gw.state.files import write_secret
-from gw.state.trail import Trail
+from gw.state.heads import Head
+from gw.state.trail import Trail, day_files
 
 
 class Receiver:
@@ -183,3 +188,52 @@ async def test_followers_get_what_came_after_their_number_then_news(trail: Trail
 def test_filters(globs: list[str], actor: str, subject: str, wanted: bool) -> None:
     event = told(b'{"seq":1,"event":"node-renamed","actor":"root (uid 0)","subject":"node:3"}')
     assert fits(event, globs, actor, subject) is wanted
+
+
+async def test_heads_leave_the_box_where_they_are_asked_for(
+    trail: Trail, settings: WebhookSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head as it arrived proves the trail, and one cut off behind it shows."""
+    monkeypatch.setattr(webhooks, "HEAD_EVERY_S", 0.0)
+    monkeypatch.setattr(eventstream, "KEEP_ALIVE_S", 0.05)
+    settings = msgspec.structs.replace(settings, events=["trail-head"])
+    receiver = Receiver(OSError("no route to host"))
+
+    def work() -> None:
+        for number in range(3):
+            trail.append(time.time(), "node-renamed", actor="ann", subject=f"node:{number}")
+        trail.seal(time.time())
+
+    await deliver(trail, settings, receiver, tmp_path / "state", lambda: bool(receiver.taken), work)
+    (told,) = receiver.taken
+    assert (told["type"], told["data"]["seq"]) == ("trailHead", 3)
+    head = msgspec.convert(told["data"], Head)
+    assert head.is_genuine()
+    assert trailreading.verify(trail.folder, head.key, [("elsewhere", head)]).is_whole
+    (day,) = day_files(trail.folder)
+    day.write_bytes(b"".join(day.read_bytes().splitlines(keepends=True)[:2]))
+    assert not trailreading.verify(trail.folder, head.key, [("elsewhere", head)]).is_whole
+
+
+async def test_a_webhook_tells_how_it_is_doing(trail: Trail, settings: WebhookSettings, tmp_path: Path) -> None:
+    receiver = Receiver(500, 500, 204)
+    seen: list[tuple[int, str, bool]] = []
+
+    def send(url: str, body: bytes, signature: str) -> int:
+        seen.append((hook.waiting, hook.problem, hook.problem_since is not None))
+        return receiver(url, body, signature)
+
+    async with EventStream(trail).running() as stream, asyncio.TaskGroup() as tasks:
+        hook = Webhook(settings, stream, tmp_path / "state", "mesh.test", send)
+        task = tasks.create_task(hook.run())
+        async with asyncio.timeout(20):
+            await eventually((tmp_path / "state").exists)
+            trail.append(time.time(), "node-renamed", actor="ann", subject="node:1")
+            await eventually(lambda: hook.taken == 1)
+        task.cancel()
+    assert seen == [(1, "", False), (1, "the receiver answers 500", True), (1, "the receiver answers 500", True)]
+    assert (hook.waiting, hook.problem, hook.problem_since) == (0, "", None)
+    world = SimpleNamespace(tailnet=SimpleNamespace(webhooks={"x": hook}))
+    listing = await v1_webhooks.list_webhooks(world)
+    (shown,) = [listing.shape(each) for each in listing.items]
+    assert (shown.name, shown.receiver, shown.taken, shown.problem) == ("x", "https://hook.test", 1, "")
