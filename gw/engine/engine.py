@@ -20,7 +20,6 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self, final
 
@@ -130,14 +129,14 @@ class Engine:
         offloads: Offloads = ALL,
         tickets: Tickets | None = None,
         transport: Mode = Mode.AUTO,
-        folder: Path | None = None,
+        peer_tickets: Tickets | None = None,
     ) -> None:
-        """lanes, offloads: as `Tunnel` takes them. tickets: as `RelayPool` does. folder: where those of peers are."""
+        """lanes, offloads: as `Tunnel` takes them. tickets: of relays, peer_tickets: of peers, kept over restarts."""
         self._events = events
         self._interfaces = interfaces
         self._tunnel = Tunnel(secret, tun_name, port, self, lanes=lanes, offloads=offloads)
         self._paths = PathFinder(disco, node, os.urandom, self._tunnel.direct_counts)
-        self._quic = QuicPeers(secret, node, self, mode=transport, folder=folder)
+        self._quic = QuicPeers(secret, node, self, mode=transport, tickets=peer_tickets)
         self._plans: dict[NodeKey, SendPlan] = {}  # the path finder's
         self._sent_plans: dict[NodeKey, SendPlan] = {}  # the tunnel's
         self._relays = RelayPool(secret, self, tickets)

@@ -79,7 +79,6 @@ class PeerLine:
         self.is_over = False
         self.cids: list[bytes] = []
         self.tickets: list[Any] = []  # of this connection, until we know whose they are
-        self.proven_at = 0.0
         self.routes: tuple[Network, ...] = ()  # what the peer serves
         self.report: Report | None = None  # what the peer counts
         self.sent = self.received = self.dropped = 0
@@ -87,7 +86,7 @@ class PeerLine:
         self.rtt_s = 0.0
         self.used_at = now
         self._now = now
-        self._began = now
+        self.began = now
         self._reader = peering.peer_reader()
         self._inbox = Messages()
         self._priority: deque[bytes] = deque()
@@ -127,7 +126,7 @@ class PeerLine:
 
     def deadline(self) -> float:
         due = min(self.link.deadline(), self._beat_at, self._report_at)
-        return due if self.is_proven else min(due, self._began + AUTH_S)
+        return due if self.is_proven else min(due, self.began + AUTH_S)
 
     # What the owner wants
 
@@ -166,7 +165,7 @@ class PeerLine:
     def poll(self, now: float) -> list[bytes]:
         """Packets to send. Control first, then handshakes, then data, reports when nothing waits."""
         self._now = now
-        if not self.is_proven and now - self._began > AUTH_S:
+        if not self.is_proven and now - self.began > AUTH_S:
             self.close(frames.NO_AUTH, "no proof of the node key in time")
         elif self.is_usable:
             self._keep_time(now)
@@ -323,7 +322,6 @@ class PeerLine:
 
     def _prove(self) -> None:
         self.is_proven = True
-        self.proven_at = self._now
         self._beat_at = self._now
         self._report_at = self._now + REPORT_S
         if self._owner.proven(self, self._now):

@@ -38,6 +38,7 @@ HANDSHAKES_PER_S: Final = 20.0
 HANDSHAKES_BURST: Final = 40.0
 RESETS_PER_S: Final = 10.0
 STALE_S: Final = 2.0  # a connection that was silent for this long gives way to a new one
+FRESH_S: Final = 1.0  # one that is being dialled for longer does
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +183,12 @@ class PeerLines:
         if line is not None:
             line.close(code, reason)
 
+    def restarted(self, peer: NodeKey, now: float) -> None:
+        """The peer is another process than before. What was heard just now is of the new one."""
+        line = self._lines.get(peer)
+        if line is not None and line.link.is_up and now - line.link.heard_at > FRESH_S:
+            line.close(frames.CLOSED, "the peer was restarted")
+
     def set_secret(self, secret: NodeSecret, node: NodeKey) -> None:
         """Our node key was rotated: whom we are was proven with the old one."""
         self.secret, self.node = secret, node
@@ -314,7 +321,7 @@ class PeerLines:
         assert line.key is not None
         other = self._lines.get(line.key)
         if other is not None and other is not line:
-            is_alive = now - max(other.link.heard_at, other.proven_at) < STALE_S or not other.link.is_up
+            is_alive = now - max(other.link.heard_at, other.began) < (STALE_S if other.link.is_up else FRESH_S)
             ours_stays = self.node.raw < line.key.raw
             if is_alive and other.is_dialer != line.is_dialer and other.is_dialer == ours_stays:
                 return False

@@ -15,16 +15,14 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, assert_never, final
 
 from gw.engine.filterrules import Network
+from gw.engine.relayclient import Tickets
 from gw.engine.transport import Chooser, Mode, Way
-from gw.errors import GwError
 from gw.model.addresses import AddrPort
 from gw.model.keys import NodeKey, NodeSecret
 from gw.model.sendplan import SendPlan
-from gw.state.files import make_folder, write_atomic
 
 if TYPE_CHECKING:
     from gw.engine.peerlines import Event, LineView, PeerLines
@@ -35,7 +33,6 @@ MAX_EARLY: Final = 16  # trains that wait for the first load
 MIN_WAIT_S: Final = 0.0005
 PING_BYTES: Final = 8
 INITIATION: Final = 1
-TICKET_FOLDER: Final = "quic"
 
 
 class Host(Protocol):
@@ -73,12 +70,12 @@ class QuicView:
 class QuicPeers:
     """Run `run()` beside it."""
 
-    def __init__(self, secret: NodeSecret, node: NodeKey, host: Host, *, mode: Mode, folder: Path | None) -> None:
-        """folder: where tickets are kept over restarts; None: nowhere."""
+    def __init__(self, secret: NodeSecret, node: NodeKey, host: Host, *, mode: Mode, tickets: Tickets | None) -> None:
+        """tickets: where they are kept over restarts; None: nowhere."""
         self._secret, self._node = secret, node
         self._host = host
         self._chooser = Chooser(mode)
-        self._tickets = _TicketFolder(folder / TICKET_FOLDER if folder is not None else None)
+        self._tickets = _PeerTickets(tickets)
         self._able: set[NodeKey] = set()
         self._served: tuple[Network, ...] = ()
         self._lines: PeerLines | None = None
@@ -194,7 +191,7 @@ class QuicPeers:
     def restarted(self, peer: NodeKey) -> None:
         """The peer is another process than before: the connection with the old one is over."""
         if self._lines is not None:
-            self._lines.drop(peer, "the peer was restarted")
+            self._lines.restarted(peer, time.monotonic())
             self._stir()
 
     def network_changed(self) -> None:
@@ -347,16 +344,15 @@ class QuicPeers:
                     ", first messages in the first flight" if early else "",
                 )  # fmt: skip
                 self._silent.discard(peer)
-                self._chooser.line(peer, now, is_up=True)
+                changed = self._chooser.line(peer, now, is_up=True)
                 best = self._host.best_endpoint(peer)
                 if best is not None and self._lines is not None:
                     self._lines.set_address(peer, best, now)
-                self._host.replan(peer)
+                self._changed(peer, changed)
             case peerlines.Down(peer, reason):
                 log.info("%s: QUIC connection is gone: %s", peer.short(), reason)
                 self._silent.discard(peer)
-                self._chooser.line(peer, now, is_up=False)
-                self._host.replan(peer)
+                self._changed(peer, self._chooser.line(peer, now, is_up=False))
             case peerlines.Ponged(_, data):
                 future = self._pings.get(data)
                 if future is not None and not future.done():
@@ -368,31 +364,18 @@ class QuicPeers:
 
 
 @final
-class _TicketFolder:
-    """Tickets as files of their own (0600), each taken once."""
+class _PeerTickets:
+    """Tickets by peer."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, kept: Tickets | None) -> None:
+        self._kept = kept
 
     def take(self, peer: NodeKey) -> bytes | None:
-        if self._folder is None:
-            return None
-        path = self._folder / f"{peer.raw.hex()}.ticket"
-        try:
-            raw = path.read_bytes()
-            path.unlink()
-        except OSError:
-            return None
-        return raw
+        return self._kept.take(str(peer)) if self._kept is not None else None
 
     def keep(self, peer: NodeKey, ticket: bytes) -> None:
-        if self._folder is None:
-            return
-        try:
-            make_folder(self._folder, 0o700)
-            write_atomic(self._folder / f"{peer.raw.hex()}.ticket", ticket, 0o600)
-        except GwError as error:  # the next connection takes a round trip more
-            log.debug("a session ticket is not kept: %s", error.message)
+        if self._kept is not None:
+            self._kept.keep(str(peer), ticket)
 
 
 def _prepare() -> tuple[type[PeerLines], bool, tuple[bytes, bytes]]:

@@ -7,7 +7,7 @@ What UDP delivers is known from heartbeats: our ping tells how many data packets
            ──5 % lost, twice in a row───▶ lossy ───┘              │     └──── UDP still loses ──────────┤
                                                                   │                                     │
            ◀── UDP delivers ◀─────────────────────────────────────┼─────────────────────────────────────┘
-           ◀── QUIC delivers no more than UDP did (6 s) ◀─────────┘  lossy alone
+           ◀── QUIC delivers no more than UDP did (9 s) ◀─────────┘  lossy alone
 
 Until the connection is there, data of a blocked or stalled peer goes by relay too. Only peers with something to tell
 have a record here. No I/O, no clock.
@@ -29,6 +29,7 @@ LOSSY_SHARE: Final = 0.05
 LOSSY_PACKETS: Final = 40  # of a sample that says something
 LOSSY_SAMPLES: Final = 2
 FAST_BYTES_S: Final = 25e6  # what UDP delivers at this rate QUIC will not better
+SETTLE_S: Final = 3.0  # until flows inside have found the new way's pace
 TRIAL_S: Final = 6.0
 TRIAL_GAIN: Final = 1.2
 PROBE_S: Final = 3.0
@@ -78,7 +79,7 @@ class _Record:
     lossy: int = 0  # samples in a row
     udp_rate: float = 0.0  # bytes a second that arrived in the last lossy sample
     is_up: bool = False
-    trial: tuple[float, int] | None = None  # when it began, bytes that QUIC had delivered by then
+    trial: tuple[float, int] | None = None  # when it begins, bytes that QUIC had delivered by then; -inf: it is over
     is_probing: bool = False
     probe_at: float = float("-inf")  # that is, some time after QUIC was taken
     probe_began: float = 0.0
@@ -205,8 +206,10 @@ class Chooser:
         before = self.way(peer)
         if record.reason == "lossy":
             if record.trial is None:
-                record.trial = now, quic_bytes
+                record.trial = now + SETTLE_S, quic_bytes
             began, bytes_then = record.trial
+            if now <= began:
+                record.trial = began, quic_bytes
             if began > float("-inf") and now - began >= TRIAL_S:
                 rate = max(quic_bytes - bytes_then, 0) / (now - began)
                 if rate < TRIAL_GAIN * record.udp_rate:

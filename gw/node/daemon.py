@@ -46,8 +46,8 @@ from gw.node.hostinfo import gather
 from gw.node.identity import Identity
 from gw.node.netmap import Netmap, NetmapChange
 from gw.node.prefs import edited, load_prefs, save_prefs
-from gw.node.relaytickets import RelayTickets
 from gw.node.session import ControlSession, State
+from gw.node.tickets import TicketFolder
 from gw.state.files import write_atomic
 from gw.state.lock import DirectoryLock
 from gw.state.paths import StatePaths
@@ -127,9 +127,9 @@ class _EngineEntry:
                 port=port,
                 lanes=self._options.workers,
                 offloads=self._options.offloads,
-                tickets=RelayTickets(self._tickets),
+                tickets=TicketFolder(self._tickets),
                 transport=Mode(self._daemon.prefs().transport),
-                folder=self._file.parent,
+                peer_tickets=TicketFolder(self._tickets.with_name("peertickets")),
             )
             try:
                 self._engine = await engine.__aenter__()

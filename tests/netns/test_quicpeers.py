@@ -1,22 +1,34 @@
 """QUIC between two real nodes: asked for, chosen where UDP fails WireGuard, left again, moved, resumed.
 
 internet ── quinn
-   └─────── rosa           nftables in rosa's namespace are the box in the middle
+   └─────── rosa           nftables in a node's namespace are the box in the middle
 """
 
 from __future__ import annotations
 
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from gw.lab import Lab, Nat, NodeSpec
+from gw.lab.demo import measure, resolve
+from gw.lab.topology import run
 
 from .namespaces import needs_namespaces
 from .test_mesh import eventually
 
 pytestmark = [needs_namespaces(), pytest.mark.timeout(240)]
+
+# the first four bytes of its messages
+WIREGUARD = "udp dport 41641 @th,64,32 { 0x01000000, 0x02000000, 0x03000000, 0x04000000 }"
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +42,22 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def lab(pair: Lab) -> Iterator[Lab]:
     """The pair as it was: transport `auto`, nothing in the middle."""
     yield pair
-    pair.run("rosa", "nft", "flush", "ruleset")
-    for name in ("quinn", "rosa"):
+    for name in ("quinn", "rosa", "hub"):
+        pair.run(name, "nft", "flush", "ruleset")
+    for name in ("quinn", "rosa"):  # by way of `udp`: what was measured is forgotten
+        pair.run(name, "gw", "set", "--transport", "udp")
         pair.run(name, "gw", "set", "--transport", "auto")
-    eventually(lambda: ping(pair, 1) and peer(pair)["Transport"] == "udp", 60)
+    eventually(lambda: ping(pair, 1) and transports(pair) == ("udp", "udp"), 60)
 
 
 def peer(lab: Lab, name: str = "quinn") -> dict[str, Any]:
     """What the node tells of the other one."""
     peers: dict[str, dict[str, Any]] = lab.status(name)["Peer"]  # type: ignore[assignment]
     return next(iter(peers.values()))
+
+
+def transports(lab: Lab) -> tuple[str, str]:
+    return peer(lab)["Transport"], peer(lab, "rosa")["Transport"]
 
 
 def ping(lab: Lab, count: int = 5) -> bool:
@@ -52,9 +70,49 @@ def set_both(lab: Lab, transport: str) -> None:
         lab.run(name, "gw", "set", "--transport", transport)
 
 
+def in_the_middle(lab: Lab, name: str, *rules: str) -> None:
+    """Drop what the rules say of what comes to the node."""
+    lines = "\n".join(f"{rule} drop" for rule in rules)
+    text = f"table inet middle {{\nchain in {{\ntype filter hook input priority 0\n{lines}\n}}\n}}\n"
+    run(lab.argv(name, "nft", "-f", "-"), text=text)
+
+
+@contextmanager
+def flow(lab: Lab, seconds: float) -> Iterator[subprocess.Popen[str]]:
+    """One TCP flow from quinn to rosa; its end reports on the process's stdout."""
+    module = [sys.executable, "-P", "-m", "gw.lab.throughput"]
+    address = resolve(lab, "quinn", "rosa")
+    with subprocess.Popen(
+        lab.argv("rosa", *module, "serve", address), env=lab.environment("rosa"), stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        client = subprocess.Popen(
+            lab.argv("quinn", *module, "send", address, str(seconds)), env=lab.environment("quinn")
+        )
+        try:
+            yield server
+        finally:
+            client.terminate()
+            client.wait()
+            server.terminate()
+
+
+@contextmanager
+def pings(lab: Lab) -> Iterator[None]:
+    """Some traffic all the while."""
+    with subprocess.Popen(
+        lab.argv("quinn", "ping", "-n", "-i", "0.2", resolve(lab, "quinn", "rosa")), stdout=subprocess.DEVNULL
+    ) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
 def test_who_asks_for_quic_gets_it_and_sees_it_everywhere(lab: Lab) -> None:
     set_both(lab, "quic")
-    eventually(lambda: ping(lab, 1) and peer(lab)["Transport"] == peer(lab, "rosa")["Transport"] == "quic")
+    eventually(lambda: ping(lab, 1) and transports(lab) == ("quic", "quic"))
     before = peer(lab)
     assert ping(lab, 10)
     after = peer(lab)
@@ -65,15 +123,11 @@ def test_who_asks_for_quic_gets_it_and_sees_it_everywhere(lab: Lab) -> None:
     assert "via quic 198.51.100." in lab.run("quinn", "gw", "ping", "-c", "1", "rosa")
     metrics = lab.run("quinn", "gw", "metrics")
     assert 'ghostwire_active_peers{path="quic"} 1' in metrics
-    sent = next(
-        line for line in metrics.splitlines() if line.startswith('tailscaled_outbound_packets_total{path="quic"}')
-    )
-    assert float(sent.split()[-1]) >= 10
+    series = 'tailscaled_outbound_packets_total{path="quic"}'
+    assert float(next(line for line in metrics.splitlines() if line.startswith(series)).split()[-1]) >= 10
 
 
-def test_bulk_arrives_whole_inside_quic(lab: Lab) -> None:
-    from gw.lab.demo import measure
-
+def test_bulk_arrives_inside_quic(lab: Lab) -> None:
     set_both(lab, "quic")
     eventually(lambda: ping(lab, 1) and peer(lab)["Transport"] == "quic")
     assert measure(lab, "quinn", "rosa") > 0.0
@@ -85,6 +139,103 @@ def test_who_asks_for_udp_neither_dials_nor_answers(lab: Lab) -> None:
     lab.run("rosa", "gw", "set", "--transport", "udp")
     lab.run("quinn", "gw", "set", "--transport", "quic")
     assert ping(lab, 15)
-    assert peer(lab)["Transport"] == "udp"
-    assert peer(lab, "rosa")["Transport"] == "udp"
+    assert transports(lab) == ("udp", "udp")
     assert peer(lab, "rosa")["QUIC"] is None
+
+
+def test_quic_is_taken_where_wireguard_does_not_get_through_and_left_when_it_does(lab: Lab) -> None:
+    """Disco and QUIC pass the box, WireGuard does not. A real connection lives through both changes."""
+    with flow(lab, 100), pings(lab):
+        eventually(lambda: peer(lab)["Transport"] == "udp" and peer(lab)["RxPackets"] > 50)
+        in_the_middle(lab, "rosa", WIREGUARD)
+        in_the_middle(lab, "quinn", WIREGUARD)
+        eventually(lambda: transports(lab) == ("quic", "quic"), 60)
+        assert peer(lab)["TransportReason"] in ("blocked", "stalled", "peer")
+        moved = peer(lab)["RxPackets"], peer(lab)["TxPackets"]
+        eventually(lambda: peer(lab)["RxPackets"] > moved[0] + 20 and peer(lab)["TxPackets"] > moved[1] + 20)
+        for name in ("quinn", "rosa"):
+            lab.run(name, "nft", "flush", "ruleset")
+        eventually(lambda: transports(lab) == ("udp", "udp"), 120)
+        assert ping(lab)
+
+
+def test_a_session_begins_inside_quic_where_no_handshake_gets_through(lab: Lab) -> None:
+    """Path found, nothing inside: both ends of the cable are fine, the first byte is not."""
+    in_the_middle(lab, "rosa", WIREGUARD)
+    process = lab._running["gwd-quinn"]
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=10)
+    in_the_middle(lab, "hub", "tcp dport 443", "udp dport { 443, 3478 }")  # no relay either
+    restart(lab)
+    eventually(lambda: ping(lab, 1), 60)
+    assert peer(lab)["Transport"] == "quic"
+
+
+def test_quic_is_taken_where_wireguard_is_throttled(lab: Lab) -> None:
+    """By bytes, as providers do it. The throughput before and after is what decides."""
+    in_the_middle(lab, "rosa", "udp dport 41641 @th,64,32 0x04000000 limit rate over 40 kbytes/second burst 40 kbytes")
+    with flow(lab, 60):
+        eventually(lambda: peer(lab)["TransportReason"] == "lossy" and peer(lab)["Transport"] == "quic", 40)
+        time.sleep(12)  # longer than the trial
+        assert peer(lab)["TransportReason"] == "lossy"
+        assert peer(lab)["Transport"] == "quic"
+
+
+@pytest.mark.parametrize(("mover", "old", "new"), [("quinn", 11, 55), ("rosa", 12, 66)])
+def test_a_connection_inside_lives_on_when_a_node_gets_another_address(
+    lab: Lab, mover: str, old: int, new: int
+) -> None:
+    """Without a handshake: nothing is lost beyond what was under way."""
+    set_both(lab, "quic")
+    eventually(lambda: ping(lab, 1) and transports(lab) == ("quic", "quic"))
+    namespace = lab._record().namespace(mover)
+
+    def change(before: int, after: int) -> None:
+        run(["ip", "-n", namespace, "addr", "del", f"198.51.100.{before}/24", "dev", "eth0"])
+        run(["ip", "-n", namespace, "addr", "add", f"198.51.100.{after}/24", "dev", "eth0"])
+
+    ups = up_count(lab)
+    try:
+        with flow(lab, 10) as server:
+            time.sleep(3)
+            change(old, new)
+            assert server.stdout is not None
+            report = json.loads(server.stdout.readline())
+        assert report["seconds"] > 9.5
+        other = "rosa" if mover == "quinn" else "quinn"
+        assert peer(lab, other)["CurAddr"] == f"198.51.100.{new}:41641"
+        assert transports(lab) == ("quic", "quic")
+        assert up_count(lab) == ups
+    finally:
+        change(new, old)
+
+
+def test_a_node_that_restarts_resumes_in_the_first_flight(lab: Lab) -> None:
+    set_both(lab, "quic")
+    eventually(lambda: ping(lab, 1) and transports(lab) == ("quic", "quic"))
+    dialer = "quinn" if peer(lab)["QUIC"]["Dialer"] else "rosa"
+    lab.run("rosa" if dialer == "quinn" else "quinn", "gw", "set", "--transport", "auto")  # it only answers
+    folder = lab.state(dialer) / "node" / "peertickets"
+    eventually(lambda: list(folder.iterdir()))
+    assert all(each.stat().st_mode & 0o77 == 0 for each in folder.iterdir())
+    process = lab._running[f"gwd-{dialer}"]
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=10)
+    restart(lab, dialer)
+    eventually(lambda: ping(lab, 1) and peer(lab, dialer)["Transport"] == "quic")
+    assert peer(lab, dialer)["QUIC"]["Resumed"]
+    assert "QUIC connection is up, resumed, first messages in the first flight" in log(lab, dialer)
+
+
+def restart(lab: Lab, name: str = "quinn") -> None:
+    (lab.folder / f"gwd-{name}.log").write_text("")
+    lab.start(name, f"gwd-{name}", "gwd", "run")
+    lab.await_ready(f"gwd-{name}")
+
+
+def log(lab: Lab, name: str) -> str:
+    return (lab.folder / f"gwd-{name}.log").read_text()
+
+
+def up_count(lab: Lab) -> int:
+    return sum(len(re.findall("QUIC connection is up", log(lab, name))) for name in ("quinn", "rosa"))

@@ -1,6 +1,7 @@
-"""Session tickets of relays over QUIC, a file each (0600): after a restart the first packets go with the handshake.
+"""Session tickets over QUIC, a file each (0600): after a restart the first packets go with the handshake.
 
-A ticket is worth the node key towards one relay for two hours, once. It is gone from the disk before it is used.
+A ticket is worth the node key towards one relay or peer, for two hours, once. It is gone from the disk before it is
+used.
 """
 
 from __future__ import annotations
@@ -19,30 +20,30 @@ MAX_BYTES: Final = 16 << 10
 
 
 @final
-class RelayTickets:
+class TicketFolder:
     """Implements the engine's `Tickets`. Without a disk to write to there is a full handshake, and nothing else."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def take(self, relay: str) -> bytes | None:
-        path = self._path(relay)
+    def take(self, whose: str) -> bytes | None:
+        path = self._path(whose)
         try:
             if not path.exists():
                 return None
             raw = read_secret(path)
             path.unlink()
         except (OSError, GwError) as error:
-            log.debug("no session ticket for `%s`: %s", relay, error)
+            log.debug("no session ticket for `%s`: %s", whose, error)
             return None
         return raw if len(raw) <= MAX_BYTES else None
 
-    def keep(self, relay: str, ticket: bytes) -> None:
+    def keep(self, whose: str, ticket: bytes) -> None:
         try:
             make_folder(self._folder, 0o700)
-            write_secret(self._path(relay), ticket)
+            write_secret(self._path(whose), ticket)
         except (OSError, GwError) as error:
-            log.debug("session ticket for `%s` not kept: %s", relay, error)
+            log.debug("session ticket for `%s` not kept: %s", whose, error)
 
-    def _path(self, relay: str) -> Path:
-        return self._folder / hashlib.sha256(relay.encode()).hexdigest()[:32]
+    def _path(self, whose: str) -> Path:
+        return self._folder / hashlib.sha256(whose.encode()).hexdigest()[:32]
