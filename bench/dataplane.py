@@ -3,6 +3,7 @@
 Hosts on one bridge, in namespaces, in pairs:
 
     gwd              two nodes of a lab, a policy of 100 rules in force
+    gwd inside QUIC  two more of them, which send all data inside QUIC
     wireguard-go     the one on PATH (apt's)
     $WIREGUARD_GO    another build of it, the newest perhaps
     $TAILSCALED      two stock nodes of the same lab ($TAILSCALE is its command line), under the same policy
@@ -93,6 +94,20 @@ def start_wireguard(lab: Lab, pair: Pair, program: str, net: int) -> None:
     pair.address = inner[pair.two]
 
 
+def start_quic(lab: Lab, pair: Pair) -> None:
+    """Has each find the other and use QUIC before anything is measured."""
+    pair.address = lab.run(pair.two, "gw", "ip", "-4").strip()
+    for name in (pair.one, pair.two):
+        lab.run(name, "gw", "set", "--transport", "quic")
+    for _ in range(100):
+        lab.run(pair.one, "ping", "-n", "-c", "1", "-W", "5", pair.address)
+        peers: Any = lab.status(pair.one)["Peer"]
+        if any(peer["Transport"] == "quic" for peer in peers.values()):
+            return
+        time.sleep(0.1)
+    raise GwError(f"{pair.one} does not reach {pair.two} by QUIC")
+
+
 def start_tailscaled(lab: Lab, pair: Pair, daemon: str, client: str) -> None:
     for name in (pair.one, pair.two):
         folder = lab.state(name)
@@ -128,6 +143,7 @@ def rivals() -> tuple[list[tuple[Pair, Callable[[Lab, Pair], None]]], list[NodeS
     if daemon and client:
         found.append((Pair("tailscaled", "tsa", "tsb"), lambda lab, pair: start_tailscaled(lab, pair, daemon, client)))
     nodes = [NodeSpec(name, daemon=False) for pair, _ in found for name in (pair.one, pair.two)]
+    found.insert(0, (Pair("gwd inside QUIC", "quinn", "rosa"), start_quic))
     return found, nodes
 
 
@@ -258,7 +274,7 @@ def main() -> None:
     if os.geteuid() != 0 or shutil.which("iperf3") is None:
         sys.exit("error: needs root and iperf3")
     others, bare = rivals()
-    nodes = [NodeSpec("ann"), NodeSpec("bob"), *bare]
+    nodes = [NodeSpec("ann"), NodeSpec("bob"), NodeSpec("quinn"), NodeSpec("rosa"), *bare]
     with tempfile.TemporaryDirectory(prefix="gw-bench-") as folder, Lab(nodes, folder=Path(folder) / "lab") as lab:
         text = lab.folder / "policy.hujson"
         text.write_text(policy(RULES))

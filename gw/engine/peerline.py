@@ -31,6 +31,7 @@ BEAT_S: Final = 1.0
 IDLE_BEAT_S: Final = 15.0
 ACTIVE_S: Final = 5.0  # after the last message beats are quick
 REPORT_S: Final = 5.0
+LATE_REPORT_S: Final = 30.0  # also beside data that waits
 SILENT_S: Final = 3.0
 IDLE_CLOSE_S: Final = 300.0  # without a message either way
 TRANSPORT: Final = 4  # WireGuard's bulk; lower types are its handshakes
@@ -99,6 +100,7 @@ class PeerLine:
         self._theirs: tuple[int, float] | None = None  # newest heartbeat of the peer, and when it came
         self._report_at = float("inf")
         self._told: Report | None = None
+        self._told_at = now
         self._routes_seen = -1
         self._routes_told = -1
         self._streams: dict[int, bytes] = {}
@@ -218,8 +220,9 @@ class PeerLine:
                 sent=self.sent, received=self.received, dropped=self.dropped,
                 rtt_ms=round(self.rtt_s * 1e3, 3), jitter_ms=round(self.jitter_s * 1e3, 3),
             )  # fmt: skip
-            if report != self._told and not self.waiting and self.link.is_up:
-                self._told = report
+            is_free = not self.waiting or now - self._told_at > LATE_REPORT_S
+            if report != self._told and is_free and self.link.is_up:
+                self._told, self._told_at = report, now
                 self.link.send_aside(peering.encode_report(report))
 
     # LinkHandler
