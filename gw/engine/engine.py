@@ -410,6 +410,10 @@ class Engine:
     def best_endpoint(self, peer: NodeKey) -> AddrPort | None:
         return self._paths.best(peer)
 
+    def is_active(self, peer: NodeKey) -> bool:
+        plan = self._plans.get(peer)
+        return plan is not None and not plan.wake
+
     def peer_at(self, source: AddrPort) -> NodeKey | None:
         return self._paths.found_at(source, time.monotonic())
 
@@ -471,7 +475,7 @@ class Engine:
                 case PlanChanged(peer, plan):
                     before, self._plans[peer] = self._plans.get(peer), plan
                     self.replan(peer)
-                    if before is None or before.udp != plan.udp:
+                    if before is None or (before.udp, before.wake) != (plan.udp, plan.wake):
                         self._quic.path_changed(peer)
                 case Delivered(peer, sent, received):
                     self._quic.delivered(peer, sent, received, self._tunnel.direct_counts(peer)[2])

@@ -245,7 +245,7 @@ class PeerLines:
 
     def is_silent(self, peer: NodeKey, now: float) -> bool:
         line = self._lines.get(peer)
-        return line is not None and line.is_silent(now)
+        return line is not None and line.link.is_up and line.is_silent(now)
 
     def delivered(self, peer: NodeKey) -> int:
         """Bytes of its packets that the peer has acknowledged, since the path is what it is; 0 without a connection."""

@@ -48,6 +48,9 @@ class Host(Protocol):
 
     def best_endpoint(self, peer: NodeKey) -> AddrPort | None: ...
 
+    def is_active(self, peer: NodeKey) -> bool:
+        """Whether data was sent to the peer lately."""
+
     def peer_at(self, source: AddrPort) -> NodeKey | None:
         """Whom a round trip has lately found there."""
 
@@ -293,7 +296,7 @@ class QuicPeers:
     def _seek(self, peer: NodeKey) -> None:
         """Dial where a connection is wanted and there is somewhere to dial."""
         address = self._host.best_endpoint(peer)
-        if address is None or peer not in self._able:
+        if address is None or peer not in self._able or not self._host.is_active(peer):
             return
         now = time.monotonic()
         if self._lines is None:

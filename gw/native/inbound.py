@@ -174,6 +174,7 @@ class Inbound:
         return (
             len(self.notes) > 0
             or len(self.foreign) > 0
+            or len(self.quic) > 0
             or len(self.early) > 0
             or len(self.heard) > 0
             or len(self.tsmp) > 0

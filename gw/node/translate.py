@@ -118,7 +118,7 @@ def keep_known(new: PeerConfig, old: PeerConfig | None) -> PeerConfig:
         new.allowed,
         new.addresses,
         new.jailed,
-        new.quic,
+        new.quic or (old.quic and new.disco is None),
     )
 
 

@@ -226,6 +226,8 @@ def test_quic_goes_to_the_engine_by_the_train_and_all_else_one_by_one() -> None:
         planes.inbound.receive(short + odd + disco + long + stun + short[:30], 72, SOURCE, time.monotonic_ns())
         assert planes.inbound.quic == [(short + odd, 72, SOURCE), (long, 72, SOURCE), (short[:30], 72, SOURCE)]
         assert planes.inbound.foreign == [(disco, SOURCE), (stun, SOURCE)]
+        planes.inbound.foreign.clear()
+        assert planes.inbound.has_word()
     finally:
         planes.close()
 
