@@ -45,10 +45,10 @@ def initialise(state: Path, port: int) -> None:
 
 
 @contextmanager
-def serving(state: Path, port: int) -> Iterator[subprocess.Popen[str]]:
+def serving(state: Path, port: int, *flags: str) -> Iterator[subprocess.Popen[str]]:
     """`gwctl serve` until the block ends."""
     server = subprocess.Popen(
-        [str(BIN / "gwctl"), "serve"],
+        [str(BIN / "gwctl"), "serve", *flags],
         stderr=subprocess.PIPE,
         text=True,
         cwd="/",

