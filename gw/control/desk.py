@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Final, final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, final
 
-from gw.control import liveness
+from gw.control import liveness, sshchecks
 from gw.control.certificates import NoBackend, read_set_dns, set_dns
 from gw.control.edge import Edge
 from gw.control.fanout import Fanout, Session
@@ -58,11 +58,9 @@ class FrontDesk:
             self._guard(edge, connection, request.stream, path, lambda: self._map(edge, connection, machine, request))
         elif path in ("/machine/register", "/machine/set-dns") and request.method == "POST":
             answer = self._register if path == "/machine/register" else self._set_dns
-            task = asyncio.get_running_loop().create_task(answer(edge, connection, machine, request))
-            place = edge, connection
-            self._waiting.setdefault(place, {})[request.stream] = task
-            self._spawn(task)
-            task.add_done_callback(lambda _: self._forget(place, request.stream))
+            self._begin(edge, connection, request.stream, answer(edge, connection, machine, request))
+        elif path.startswith(sshchecks.PATH) and request.method == "GET":
+            self._begin(edge, connection, request.stream, self._ssh_action(edge, connection, machine, request))
         elif path == liveness.PATH:
             known = self.pinged(request.path.partition("?id=")[2])
             edge.reply(connection, request.stream, 200 if known else 404, b"", TEXT)
@@ -103,6 +101,14 @@ class FrontDesk:
 
     # Requests
 
+    def _begin(self, edge: Edge, connection: int, stream: int, work: Coroutine[Any, Any, None]) -> None:
+        """Answer in a task of its own, which ends with the client's interest in it."""
+        task = asyncio.get_running_loop().create_task(work)
+        place = edge, connection
+        self._waiting.setdefault(place, {})[stream] = task
+        self._spawn(task)
+        task.add_done_callback(lambda _: self._forget(place, stream))
+
     def _forget(self, place: _Place, stream: int) -> None:
         waiting = self._waiting.get(place)
         if waiting is not None:
@@ -131,6 +137,18 @@ class FrontDesk:
             edge.reply(connection, request.stream, 400, b"bad request", TEXT)
         except Exception:
             logger.exception("register request failed")
+            edge.reply(connection, request.stream, 500, b"internal error", TEXT)
+
+    async def _ssh_action(self, edge: Edge, connection: int, machine: str, request: Request) -> None:
+        try:
+            action = await self._tailnet.ssh_checks.answer(machine, request.path)
+            edge.reply(connection, request.stream, 200, encode(action), JSON)
+        except GwError as error:
+            edge.reply(connection, request.stream, _STATUS.get(type(error), 500), error.message.encode(), TEXT)
+        except ValueError:
+            edge.reply(connection, request.stream, 400, b"bad request", TEXT)
+        except Exception:
+            logger.exception("an SSH check failed")
             edge.reply(connection, request.stream, 500, b"internal error", TEXT)
 
     async def _set_dns(self, edge: Edge, connection: int, machine: str, request: Request) -> None:

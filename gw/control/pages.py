@@ -45,6 +45,16 @@ def register(auth_id: str) -> str:
     return PAGE.format(title="One more step", body=body)
 
 
+def ssh_check(auth_id: str) -> str:
+    """What to do about an SSH connection that has to be confirmed. auth_id: as it stands in the address."""
+    body = (
+        "<p>An SSH connection waits to be confirmed. Whoever runs the control server does so by typing</p>"
+        f"<p><code>gwctl auth approve {html.escape(auth_id)}</code></p>"
+        "<p>The connection goes on by itself within a second.</p>"
+    )
+    return PAGE.format(title="One more step", body=body)
+
+
 def waiting() -> str:
     """Where clients send people while their device waits for approval."""
     body = (

@@ -17,6 +17,7 @@ from gw.control.apikeys import FORMS
 from gw.control.authkeys import KEY_PREFIX
 from gw.control.pending import PendingLogin
 from gw.control.records import NodeRecord
+from gw.control.sshchecks import SshCheck
 from gw.control.tailnet import Tailnet
 from gw.model.addresses import EXIT_ROUTES
 from gw.model.keys import DiscoKey
@@ -225,6 +226,18 @@ def api_key_shape(key: ApiKeyDoc) -> ApiKeyShape:
         role=key.role,
         description=key.description,
         tags=key.tags,
+    )
+
+
+def check_shape(check: SshCheck) -> LoginShape:
+    """An SSH connection that waits for a person, among the logins that do."""
+    return LoginShape(
+        auth_id=check.auth_id,
+        hostname=f"{check.source.doc.given_name}: ssh {check.local_user}@{check.destination.doc.given_name}",
+        os=check.source.hostinfo.os,
+        machine_key=check.source.doc.machine_key,
+        node_key=check.source.doc.node_key,
+        expires_at=time_shape(datetime.fromtimestamp(check.deadline, UTC)),
     )
 
 

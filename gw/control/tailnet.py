@@ -42,6 +42,7 @@ from gw.control.roster import Roster
 from gw.control.routes import Routes
 from gw.control.rules import Rules
 from gw.control.spelling import check_node_key, check_tag
+from gw.control.sshchecks import SshChecks
 from gw.control.upkeep import Upkeep
 from gw.control.userindex import UserIndex, policy_user
 from gw.errors import Conflict, NotFound, UsageError
@@ -122,6 +123,7 @@ class Tailnet:
         self.rules = Rules(self)
         self.reports = Reports(self)
         self.upkeep = Upkeep(self)
+        self.ssh_checks = SshChecks(self)
         self._record = record
         self._subscribers: list[Subscriber] = []
         self._tasks: asyncio.TaskGroup | None = None

@@ -20,6 +20,7 @@ class SSHAction(_Lower):
     accept: bool = False
     reject: bool = False
     hold_and_delegate: str = ""
+    message: str = ""  # shown to who connects
     allow_agent_forwarding: bool = False
     allow_local_port_forwarding: bool = False
     allow_remote_port_forwarding: bool = False

@@ -131,6 +131,12 @@ class PolicyEngine(Generic[N]):
     def ssh_for(self, node: N) -> list[SSHRule]:
         return self.ssh.rules_for(self.view, node) if self.knows(node) else []
 
+    def ssh_check_period(self, source: N, destination: N) -> float | None:
+        """Seconds that an approval of an SSH connection lasts; None where no rule asks for one."""
+        if not (self.knows(source) and self.knows(destination)):
+            return None
+        return self.ssh.check_period(self.view.entries[source.id], self.view.entries[destination.id])
+
     def attributes_of(self, node: N, *, is_mac: bool = False) -> dict[str, list[str] | None]:
         """Name -> values as JSON texts."""
         if not self.knows(node):

@@ -17,6 +17,9 @@ from gw.policy.view import Entry, PolicyNode, PolicyView
 
 N = TypeVar("N", bound=PolicyNode)
 
+ACCEPT: Final = SSHAction(
+    accept=True, allow_agent_forwarding=True, allow_local_port_forwarding=True, allow_remote_port_forwarding=True
+)
 HOLD: Final = "https://unused/machine/ssh/action/$SRC_NODE_ID/to/$DST_NODE_ID?local_user=$LOCAL_USER"
 LOCALPART: Final = "localpart:*@"
 
@@ -39,6 +42,13 @@ class SshSection(Generic[N]):
         for rule in self._rules:
             (accepts if rule.rule.check_period_s is None else checks).extend(rule.compiled_for(view, entry))
         return [*checks, *accepts]
+
+    def check_period(self, source: Entry[N], destination: Entry[N]) -> float | None:
+        """Seconds that an approval of this way lasts, by the first check in the file that opens it; None = none."""
+        for rule in self._rules:
+            if rule.rule.check_period_s is not None and rule.leads(source, destination):
+                return rule.rule.check_period_s
+        return None
 
     def touched(self, view: PolicyView[N], entry: Entry[N]) -> list[N]:
         """The nodes whose rules are other ones because this one came, went, or was so until now."""
@@ -79,6 +89,14 @@ class _Rule(Generic[N]):
         return is_meant(self.sources, entry, self._compiled) and (
             not postures or not entry.facts.postures.isdisjoint(postures)
         )
+
+    def leads(self, source: Entry[N], destination: Entry[N]) -> bool:
+        """Whether it lets the one in at the other."""
+        if not self.counts(source):
+            return False
+        owner = source.facts.owner
+        is_own = self.own and bool(owner) and owner == destination.facts.owner
+        return is_own or is_meant(self.destinations, destination, self._compiled)
 
     def compiled_for(self, view: PolicyView[N], entry: Entry[N]) -> list[SSHRule]:
         owner = entry.facts.owner
@@ -140,6 +158,4 @@ def _logins(users: Iterable[str]) -> dict[str, str]:
 def _action(rule: SshRule) -> SSHAction:
     if rule.check_period_s is not None:
         return SSHAction(hold_and_delegate=HOLD)
-    return SSHAction(
-        accept=True, allow_agent_forwarding=True, allow_local_port_forwarding=True, allow_remote_port_forwarding=True
-    )
+    return ACCEPT

@@ -88,8 +88,8 @@ class Node:
         if out:
             self.socket.sendall(out)
 
-    def call(self, path: str, body: bytes) -> tuple[int, bytes]:
-        stream = self.http.request(path, body, authority="x")
+    def call(self, path: str, body: bytes, method: str = "POST") -> tuple[int, bytes]:
+        stream = self.http.request(path, body, authority="x", method=method)
         self.socket.sendall(self.http.data_to_send())
         while stream not in self.ended:
             self._take(self._receive())

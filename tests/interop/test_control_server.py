@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
+import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -108,6 +110,33 @@ def test_a_node_key_of_another_machine_opens_nothing(state: Path, port: int) -> 
         assert thief.call("/machine/map", b"{not json")[0] == 400
         assert thief.call("/machine/set-dns", b"{}")[0] == 404
         assert thief.call("/elsewhere", b"{}")[0] == 404
+
+
+def test_an_ssh_connection_goes_on_when_it_is_confirmed(state: Path, port: int) -> None:
+    """The conversation of a client whose SSH rule says `check`: hold, ask again, wait for the verdict."""
+    (state / "policy.hujson").write_text(
+        '{"ssh": [{"action": "check", "src": ["autogroup:member"], "dst": ["autogroup:self"], "users": ["root"]}]}'
+    )
+    with serving(state, port):
+        auth = key(state, "--reusable")
+        laptop, box = Node(port, "laptop"), Node(port, "box")
+        assert laptop.register(auth)["MachineAuthorized"]
+        assert box.register(auth)["MachineAuthorized"]
+        place = "/machine/ssh/action/1/to/2?local_user=root"
+        assert laptop.call(place, b"", "GET")[0] == 403
+        status, body = box.call(place, b"", "GET")
+        first = json.loads(body)
+        assert (status, set(first)) == (200, {"message", "holdAndDelegate"})
+        auth_id = first["holdAndDelegate"].rpartition("=")[2]
+        assert auth_id in urllib.request.urlopen(f"http://127.0.0.1:{port}/auth/{auth_id}", timeout=10).read().decode()
+        (waiting,) = json.loads(run("gwctl", "auth", "list", "-o", "json", state=state).stdout)
+        assert (waiting["authId"], waiting["hostname"]) == (auth_id, "laptop: ssh root@box")
+        approving = threading.Timer(0.5, run, ("gwctl", "auth", "approve", auth_id), {"state": state})
+        approving.start()
+        status, body = box.call(f"{place}&auth_id={auth_id}", b"", "GET")
+        approving.join()
+        assert (status, json.loads(body)["accept"]) == (200, True)
+        assert json.loads(box.call(place, b"", "GET")[1])["accept"]
 
 
 def test_without_a_policy_nobody_is_seen(state: Path, port: int) -> None:

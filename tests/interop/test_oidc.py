@@ -172,15 +172,18 @@ def test_a_login_goes_through_connection_workers(state: Path, port: int, provide
     """The pages are answered by the state's owner, the node's streams by a worker."""
     mesh = f"http://127.0.0.1:{port}"
     configure(state, provider_port)
-    with providing(provider_port, mesh), serving(state, port, "--workers", "2"):
-        with stock_client(tmp_path / "stock", mesh) as log:
-            url = auth_url(log)
-            browser = eventually(lambda: attempt if (attempt := log_in(url, "ann")).status == 200 else None, 60)
-            assert isinstance(browser, Browser)
-            assert "Connected" in browser.text
-            node = eventually(lambda: [each for each in nodes(state) if each["online"]], 60)
-            assert isinstance(node, list)
-            assert node[0]["user"]["email"] == "ann@example.org"
+    with (
+        providing(provider_port, mesh),
+        serving(state, port, "--workers", "2"),
+        stock_client(tmp_path / "stock", mesh) as log,
+    ):
+        url = auth_url(log)
+        browser = eventually(lambda: attempt if (attempt := log_in(url, "ann")).status == 200 else None, 60)
+        assert isinstance(browser, Browser)
+        assert "Connected" in browser.text
+        node = eventually(lambda: [each for each in nodes(state) if each["online"]], 60)
+        assert isinstance(node, list)
+        assert node[0]["user"]["email"] == "ann@example.org"
 
 
 @needs_namespaces()

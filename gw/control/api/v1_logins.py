@@ -12,9 +12,11 @@ from gw.control import accounts, enrolment
 from gw.control.api.calls import Answer, Call, Listing, Operation, reading
 from gw.control.claims import clean_hostinfo
 from gw.control.names import label_of
-from gw.control.pending import ID_PREFIX
+from gw.control.pending import ID_PREFIX, PendingLogin
 from gw.control.records import NodeRecord
-from gw.control.shapes import LoginShape, NodeAnswer, Nothing, login_shape, node_shape
+from gw.control.shapes import LoginShape, NodeAnswer, Nothing, check_shape, login_shape, node_shape
+from gw.control.sshchecks import ID_PREFIX as CHECK_PREFIX
+from gw.control.sshchecks import SshCheck
 from gw.control.tailnet import Tailnet
 from gw.errors import UsageError
 from gw.model.hostinfo import Hostinfo
@@ -40,8 +42,14 @@ class TrialNode(msgspec.Struct):
 
 
 async def list_logins(call: Call) -> Answer:
-    logins = call.tailnet.logins.waiting(call.tailnet.clock().timestamp())
-    return Listing("pending", logins, login_shape)
+    """SSH connections that have to be confirmed wait among them."""
+    tailnet = call.tailnet
+    found = [*tailnet.logins.waiting(tailnet.clock().timestamp()), *tailnet.ssh_checks.waiting()]
+    return Listing("pending", found, _waiting_shape)
+
+
+def _waiting_shape(each: PendingLogin | SshCheck) -> LoginShape:
+    return check_shape(each) if isinstance(each, SshCheck) else login_shape(each)
 
 
 async def approve(call: Call) -> Answer:
@@ -50,7 +58,11 @@ async def approve(call: Call) -> Answer:
 
 
 async def approve_login(tailnet: Tailnet, auth_id: str, user: str) -> NodeAnswer:
-    """Let a waiting login in. Raises NotFound, UsageError, AuthRequired."""
+    """Let a waiting login, or SSH connection, in. Raises NotFound, UsageError, AuthRequired."""
+    if auth_id.startswith(CHECK_PREFIX):
+        check = tailnet.ssh_checks.require(auth_id)
+        tailnet.ssh_checks.decide(check, approved=True)
+        return NodeAnswer(node_shape(tailnet, check.source))
     node = await enrolment.approve(tailnet, auth_id, _user_for_login(tailnet, user))
     return NodeAnswer(node_shape(tailnet, node))
 
@@ -66,7 +78,11 @@ def _user_for_login(tailnet: Tailnet, text: str) -> UserDoc:
 
 
 async def reject(call: Call) -> Answer:
-    enrolment.reject(call.tailnet, call.read(Auth).auth_id)
+    auth_id, checks = call.read(Auth).auth_id, call.tailnet.ssh_checks
+    if auth_id.startswith(CHECK_PREFIX):
+        checks.decide(checks.require(auth_id), approved=False)
+    else:
+        enrolment.reject(call.tailnet, auth_id)
     return Nothing()
 
 

@@ -1,6 +1,7 @@
-"""The three addresses of a login by browser, and the watch over the provider.
+"""The addresses of a login by browser, and the watch over the provider.
 
     GET  /register/{auth_id}           to the provider
+    GET  /auth/{auth_id}               the same for an SSH connection that has to be confirmed
     GET  /oidc/callback                back from it: who is this, and whose device is that?
     POST /register/confirm/{auth_id}   the person's answer
 
@@ -32,6 +33,8 @@ from gw.control.oidc.people import settle_user
 from gw.control.oidc.provider import Fetch, Provider
 from gw.control.oidc.refusals import LoginRefused, ProviderFailed
 from gw.control.pending import PendingLogin
+from gw.control.sshchecks import ID_PREFIX as CHECK_PREFIX
+from gw.control.sshchecks import SshCheck
 from gw.control.tailnet import Tailnet
 from gw.errors import ConfigError, GwError, NotFound
 from gw.net.fetch import fetch
@@ -102,6 +105,7 @@ class BrowserLogins:
     def routes(self) -> list[Route]:
         return [
             Route("/register/{auth_id:str}", self.begin),
+            Route("/auth/{auth_id:str}", self.begin),
             Route(CALLBACK, self.come_back),
             Route("/register/confirm/{auth_id:str}", self.confirm, methods=["POST"]),
         ]
@@ -111,11 +115,12 @@ class BrowserLogins:
     async def begin(self, request: Request) -> Response:
         auth_id = request.path_params["auth_id"]
         if not self.is_on:
-            return HTMLResponse(pages.register(auth_id))
+            is_check = request.url.path.startswith("/auth/")
+            return HTMLResponse(pages.ssh_check(auth_id) if is_check else pages.register(auth_id))
         if request.method != "GET":
             return PlainTextResponse("")
         try:
-            self._login(auth_id)
+            self._waits(auth_id)
             attempt = Attempt(auth_id, secrets.token_urlsafe(RANDOM_BYTES), secrets.token_urlsafe(RANDOM_BYTES))
             provider = self.provider()
             await provider.metadata()  # before a ticket is issued: a dead provider fills no table
@@ -139,11 +144,16 @@ class BrowserLogins:
                     "this login is over, or was begun in another browser", detail="state", status=400, hint=AGAIN
                 )
             identity = await self._identity(attempt, asked.get("iss"), asked.get("error"), asked.get("code", ""))
-            login = self._login(attempt.auth_id)
+            login = self._waits(attempt.auth_id)
+            if isinstance(login, SshCheck):
+                self._check_owner(login, identity)
         except GwError as error:
             return self._failed(error, attempt.auth_id if attempt is not None else "", is_known=attempt is not None)
         ticket = self._confirmations.issue(Confirmation(attempt.auth_id, identity))
-        answer: Response = self._question(login, identity, ticket)
+        if isinstance(login, SshCheck):
+            answer: Response = self._connection_question(login, identity, ticket)
+        else:
+            answer = self._question(login, identity, ticket)
         answer.delete_cookie(self._cookie_name(state), path="/", secure=self._is_secure, httponly=True, samesite="lax")
         self._give_cookie(answer, ticket, "strict")
         return answer
@@ -156,6 +166,8 @@ class BrowserLogins:
         try:
             if waiting is None or waiting.auth_id != auth_id or not self.is_on:
                 raise LoginRefused("this login is over", detail="confirmation", status=400, hint=AGAIN)
+            if auth_id.startswith(CHECK_PREFIX):
+                return self._decide(waiting, approved=form.get("answer") == "yes")
             if form.get("answer") != "yes":
                 with acting_as(f"oidc {waiting.identity.shown}"):
                     enrolment.reject(self._tailnet, auth_id)
@@ -196,6 +208,38 @@ class BrowserLogins:
         until = self._tailnet.clock() + timedelta(seconds=seconds) if seconds else None
         return Lifetime(by_settings=False, until=until)
 
+    def _decide(self, waiting: Confirmation, *, approved: bool) -> Response:
+        """The verdict on an SSH connection. Raises LoginRefused."""
+        check = self._waits(waiting.auth_id)
+        assert isinstance(check, SshCheck)
+        self._check_owner(check, waiting.identity)
+        with acting_as(f"oidc {waiting.identity.shown}"):
+            self._tailnet.ssh_checks.decide(check, approved=approved)
+        if approved:
+            return page("Confirmed", "<p>The connection goes on. You can close this page.</p>")
+        return page("Not confirmed", "<p>The connection was turned away. You can close this page.</p>")
+
+    def _check_owner(self, check: SshCheck, identity: Identity) -> None:
+        """Only who owns the device that connects may confirm it; a tagged one is nobody's. Raises LoginRefused."""
+        user = self._tailnet.people.of_identity(identity.provider_id)
+        if user is None or check.source.tags or check.source.user != user.name:
+            raise LoginRefused(
+                f"`{check.source.doc.given_name}`, which connects, is not your device", detail="ssh check",
+                hint="an administrator may type `gwctl auth approve`",
+            )  # fmt: skip
+
+    def _waits(self, auth_id: str) -> PendingLogin | SshCheck:
+        """The device or the connection that waits. Raises LoginRefused."""
+        if not auth_id.startswith(CHECK_PREFIX):
+            return self._login(auth_id)
+        try:
+            return self._tailnet.ssh_checks.require(auth_id)
+        except NotFound:
+            raise LoginRefused(
+                "no connection waits for this: it is older than 15 minutes, or was decided already",
+                status=404, hint="Connect again and open the new address.",
+            ) from None  # fmt: skip
+
     def _login(self, auth_id: str) -> PendingLogin:
         """The device that waits. Raises LoginRefused."""
         try:
@@ -226,6 +270,23 @@ class BrowserLogins:
             '<button name="answer" value="no">It is not mine</button></form>'
         )
         return page("Is this your device?", body)
+
+    def _connection_question(self, check: SshCheck, identity: Identity, ticket: Ticket) -> Response:
+        rows = {
+            "From": check.source.doc.given_name,
+            "To": f"{check.local_user}@{check.destination.doc.given_name}",
+            "You": identity.shown,
+        }
+        table = "".join(f"<tr><th>{name}<td>{shown(value)}" for name, value in rows.items())
+        action = f"{self._base}/register/confirm/{check.auth_id}"
+        body = (
+            f"<table>{table}</table><p>Confirm it only if you just began this SSH connection yourself.</p>"
+            f'<form method="post" action="{shown(action, 2000)}">'
+            f'<input type="hidden" name="token" value="{ticket.token}">'
+            '<button name="answer" value="yes">Let it in</button>'
+            '<button name="answer" value="no">It is not mine</button></form>'
+        )
+        return page("Is this your connection?", body)
 
     def _failed(self, error: GwError, auth_id: str, *, is_known: bool = False) -> Response:
         """is_known: a browser with a good cookie came back, so that strangers cannot fill the event trail."""

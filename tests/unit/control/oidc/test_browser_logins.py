@@ -439,3 +439,43 @@ async def test_without_a_provider_the_page_tells_what_an_administrator_types(mak
     scene.world.tailnet.config = msgspec.structs.replace(scene.world.tailnet.config, oidc=OidcSettings())
     assert await scene.browser.open("GET", "/register/<script>") == 200
     assert "gwctl auth approve &lt;script&gt;" in scene.browser.text
+
+
+async def ssh_check(scene: Any, source: Any) -> str:
+    """A connection from this node to a server, begun; its id."""
+    server = await scene.world.node("", hostname="web", tags=["tag:web"])
+    target = f"/machine/ssh/action/{source.id}/to/{server.id}?local_user=root"
+    first = await scene.world.tailnet.ssh_checks.answer(server.doc.machine_key, target)
+    return str(first.hold_and_delegate.rpartition("=")[2])
+
+
+@pytest.fixture
+def checked(make_scene: Any) -> Any:
+    return make_scene(
+        read_policy(b"""{"tagOwners": {"tag:web": []}, "ssh": [
+        {"action": "check", "src": ["autogroup:member"], "dst": ["tag:web"], "users": ["root"]}]}""")
+    )
+
+
+@pytest.mark.parametrize(("answer", "approved"), [("yes", True), ("no", False)])
+async def test_the_owner_of_a_device_decides_on_its_ssh_connection(checked: Any, answer: str, approved: bool) -> None:
+    auth_id = await ssh_check(checked, await checked.log_in(hostname="laptop"))
+    assert await checked.browser.open("GET", f"/auth/{auth_id}") == 302
+    checked.provider.nonce = checked.browser.sent_to["nonce"]
+    assert await checked.back(checked.browser.sent_to["state"]) == 200
+    assert "root@web" in checked.browser.text
+    check = checked.world.tailnet.ssh_checks.require(auth_id)
+    assert await checked.answer(auth_id, answer) == 200
+    assert (check.settled.is_set(), check.approved) == (True, approved)
+    assert checked.world.events[-1].actor == "oidc ann@example.org"
+    assert await checked.browser.open("GET", f"/auth/{auth_id}") == 404
+
+
+async def test_nobody_confirms_the_connection_of_anothers_device(checked: Any) -> None:
+    await checked.log_in(hostname="laptop")
+    auth_id = await ssh_check(checked, await checked.world.node("ben", hostname="ben"))
+    await checked.browser.open("GET", f"/auth/{auth_id}")
+    checked.provider.nonce = checked.browser.sent_to["nonce"]
+    assert await checked.back(checked.browser.sent_to["state"]) == 403
+    assert "not your device" in checked.browser.text
+    assert not checked.world.tailnet.ssh_checks.require(auth_id).approved
