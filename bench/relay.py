@@ -1,6 +1,7 @@
 """The relay under load: throughput, CPU a packet, latency, fairness, idle clients; beside `$DERPER` in the same run.
 
     clients (one light process) ──TLS──▶ relay ──TLS──▶ clients, all on loopback
+    the same over QUIC, at the same relay: rows that end in "over QUIC"; the rival is derper over TLS there too
 
 Each figure is measured at one relay, then at the other, in turn, round after round. A ratio is the median of the
 rounds' ratios, a value the median of the values. CPU is that of the relay's processes alone, user and system.
@@ -32,8 +33,11 @@ from gw.native import COMPILED
 HERE: Final = Path(__file__).resolve().parent
 OUT: Final = HERE / "out"
 LOAD: Final = HERE / "loadgen" / "derpclients.py"
+QUIC_LOAD: Final = HERE / "loadgen" / "quicclients.py"
+MAX_QUIC_CLIENTS: Final = 1000  # a handshake costs both ends a millisecond and more
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 START_S: Final = 30.0
+QUIC: Final = "gwrelay over QUIC"
 GWRELAY: Final = "from gw.commands.gwrelay import main; main()"
 
 
@@ -44,6 +48,7 @@ class Relay:
     name: str
     port: int
     process: subprocess.Popen[bytes]
+    load: Path = LOAD
 
     def members(self) -> list[int]:
         """Its process and the processes below it."""
@@ -101,12 +106,13 @@ def running(name: str, command: list[str], port: int, folder: Path) -> Iterator[
 
 def relays(stack: ExitStack, folder: Path, workers: int) -> list[Relay]:
     """Ours, and the rival where there is one."""
-    port = free_port()
+    port, udp = free_port(), free_port()
     ours = [
-        sys.executable, "-P", "-c", GWRELAY, "serve", "--listen", f"127.0.0.1:{port}", "--self-signed", "--stun", "off",
-        "--admit", "all", "--hostname", "127.0.0.1", "--workers", str(workers),
+        sys.executable, "-P", "-c", GWRELAY, "serve", "--listen", f"127.0.0.1:{port}", "--self-signed",
+        "--stun", f"127.0.0.1:{udp}", "--admit", "all", "--hostname", "127.0.0.1", "--workers", str(workers),
     ]  # fmt: skip
     found = [stack.enter_context(running("gwrelay", ours, port, folder))]
+    found.append(Relay(QUIC, udp, found[0].process, QUIC_LOAD))
     if os.environ.get("DERPER"):
         port = free_port()
         theirs = [
@@ -120,7 +126,7 @@ def relays(stack: ExitStack, folder: Path, workers: int) -> list[Relay]:
 def load(relay: Relay, *words: str) -> dict[str, float]:
     """Run the load; what it printed, and the relay's CPU a packet in `cpu_us`."""
     process = subprocess.Popen(
-        [sys.executable, "-P", str(LOAD), *words, "--port", str(relay.port)],
+        [sys.executable, "-P", str(relay.load), *words, "--port", str(relay.port)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -173,16 +179,26 @@ def measure(chosen: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             is_heavy = words[0] == "idle" or "16384" in words
             for _ in range(1 if is_heavy else chosen.rounds):
                 for end in ends:
+                    fitting = fit_quic(words) if end.name == QUIC else words
                     before = end.memory()
-                    result = load(end, *words)
+                    result = load(end, *fitting)
                     if words[0] == "idle":
-                        result["client_kb"] = (result["memory"] - before) / chosen.idle / 1024
+                        count = int(fitting[fitting.index("--connected") + 1])
+                        result["client_kb"] = (result["memory"] - before) / count / 1024
                     found[end.name].append(result)
-        for figure, unit, better in wanted:
-            ours = [each[figure] for each in found["gwrelay"]]
+        for figure, unit, better, kind in [(*each, kind) for kind in ("gwrelay", QUIC) for each in wanted]:
+            ours = [each[figure] for each in found[kind]]
+            suffix = ", over QUIC" if kind == QUIC else ""
             row: dict[str, Any] = {
-                "name": f"{name}: {figure}", "unit": unit, "ours": statistics.median(ours), "better": better,
+                "name": f"{name}{suffix}: {figure}", "unit": unit, "ours": statistics.median(ours), "better": better,
             }  # fmt: skip
+            if kind == QUIC and "derper" not in found:
+                theirs = [each[figure] for each in found["gwrelay"]]
+                ratios = [one / other for one, other in zip(ours, theirs, strict=True) if other]
+                row |= {
+                    "rival": "gwrelay over TLS", "rival_value": statistics.median(theirs),
+                    "ratio": statistics.median(ratios or [0.0]),
+                }  # fmt: skip
             if "derper" in found:
                 theirs = [each[figure] for each in found["derper"]]
                 ratios = [one / other for one, other in zip(ours, theirs, strict=True) if other]
@@ -191,9 +207,19 @@ def measure(chosen: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                     "ratio": statistics.median(ratios or [0.0]),
                 }  # fmt: skip
             rows.append(row)
-            rival = f"  derper {row['rival_value']:.4g}  ratio {row['ratio']:.2f}" if "rival" in row else ""
+            rival = f"  {row['rival']} {row['rival_value']:.4g}  ratio {row['ratio']:.2f}" if "rival" in row else ""
             print(f"{row['name']:<42} {row['ours']:.4g} {unit}{rival}", flush=True)
     return rows
+
+
+def fit_quic(words: list[str]) -> list[str]:
+    """The same for fewer clients, and packets of the size that a tunnel sends."""
+    words = list(words)
+    for flag, most in (("--connected", MAX_QUIC_CLIENTS), ("--active", MAX_QUIC_CLIENTS // 2)):
+        if flag in words:
+            place = words.index(flag) + 1
+            words[place] = str(min(int(words[place]), most))
+    return words
 
 
 def main() -> None:

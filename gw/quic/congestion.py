@@ -29,6 +29,7 @@ MIN_SCALE: Final = 0.5
 REGAIN: Final = 1.05
 MIN_WINDOW_PACKETS: Final = 10
 SPARE_PACKETS: Final = 4
+ACK_SLACK_S: Final = 0.010  # that acknowledgments gather, and wait for a turn on a busy host
 
 
 @final
@@ -148,7 +149,7 @@ class RateControl(QuicCongestionControl):
         if self._min_rtt is None or not self._rates:
             return
         gain = START_GAIN if self._is_starting else HEADROOM * CYCLE[self._round % len(CYCLE)]
-        product = self._rates[0][1] * max(self._min_rtt, 0.001)
+        product = self._rates[0][1] * (self._min_rtt + ACK_SLACK_S)
         window = int(gain * self._scale * product) + SPARE_PACKETS * self._size
         self.congestion_window = max(MIN_WINDOW_PACKETS * self._size, window)
 

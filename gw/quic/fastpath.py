@@ -31,8 +31,10 @@ from gw.quic.congestion import Sent
 
 BATCH: Final = 48
 RESERVE_PACKETS: Final = 4  # of the window, for control
+RESERVE_SHARE: Final = 10  # but not more than this part of it
 UPDATE_AFTER: Final = 1 << 22  # AES-GCM: packets under one key, of 2^23 allowed
 OLD_KEYS_PTOS: Final = 3
+ACK_AFTER: Final = 32  # packets: acknowledged at once, fewer within a millisecond
 NEEDED: Final = (
     "_packet_number", "_peer_cid", "_host_cids", "host_cid", "_network_paths", "_cryptos", "_spaces", "_loss",
     "_close_at", "_idle_timeout", "_ack_delay", "_handshake_confirmed", "_close_pending", "_state",
@@ -67,6 +69,7 @@ class FastPath:
         self._ledger = Ledger()
         self._window = self._take_window()
         self._sent_under_key = 0
+        self._unacked = 0  # packets received since the acknowledgment that is due was the first
         self._sealing, self._send_secret = _keys(self._pair.send, sealing=True), self._pair.send.secret
         self._opening, self._receive_secret = _keys(self._pair.recv, sealing=False), self._pair.recv.secret
         self._older: Keys | None = None
@@ -107,7 +110,9 @@ class FastPath:
     def room(self) -> int:
         """Bytes of UDP payload that the congestion window has left."""
         cc = self._cc
-        return int(cc.congestion_window - cc.bytes_in_flight - RESERVE_PACKETS * self._connection._max_datagram_size)
+        window = cc.congestion_window
+        reserve = min(RESERVE_PACKETS * self._connection._max_datagram_size, window // RESERVE_SHARE)
+        return int(window - cc.bytes_in_flight - reserve)
 
     def seal(self, frames: list[bytes], now: float) -> list[bytes]:
         """Packets of at most BATCH frames (0x30 and payload each), booked as sent."""
@@ -192,6 +197,10 @@ class FastPath:
             queue.shift()
         if space.ack_at is None:
             space.ack_at = now + connection._ack_delay
+            self._unacked = 0
+        self._unacked += len(frames)
+        if self._unacked >= ACK_AFTER:
+            space.ack_at = now
         connection._close_at = now + connection._idle_timeout()
         connection._ack_eliciting_sent_since_receipt = False
         return frames, others
