@@ -24,7 +24,7 @@ import msgspec
 from gw.engine.link import MESSAGE_BYTES, Sender, ToWorker, read_to_worker
 from gw.native import counters, flows
 from gw.native.inbound import Inbound
-from gw.native.loop import carry
+from gw.native.loop import Home, carry
 from gw.native.outbound import Outbound
 
 COUNTER_BYTES: Final = counters.SHARED_BYTES
@@ -37,7 +37,8 @@ class Setup(msgspec.Struct, frozen=True):
     """Descriptors by number, and how the device and sockets may be used.
 
     outbound, inbound: links of the planes that this process serves, -1 for one that it does not. lane: which of the
-    `lanes` workers of its plane it is; tun, udp4 and udp6 are that lane's. core: CPU to be pinned to, -1 for any.
+    `lanes` workers of its plane it is; tun, udp4 and udp6 are that lane's. core: CPU to keep to when
+    busy, -1 for any.
     cipher: as in `gw.engine.cipher`.
     """
 
@@ -85,11 +86,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the engine ends us in order
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if setup.core >= 0:
-        try:
-            os.sched_setaffinity(0, {setup.core})
-        except OSError:
-            pass  # a core that was taken from us since
     planes: dict[int, tuple[socket.socket, Plane]] = {}
     outbound = inbound = None
     if setup.outbound >= 0:
@@ -102,10 +98,13 @@ def main() -> None:
         planes[setup.inbound] = (link, inbound)
     gc.freeze()
     gc.disable()  # packets make no cycles, and a collection would make them wait
-    run(planes, outbound.core if outbound is not None else None, inbound.core if inbound is not None else None)
+    cores = (outbound.core if outbound is not None else None, inbound.core if inbound is not None else None)
+    run(planes, *cores, Home(setup.core))
 
 
-def run(planes: dict[int, tuple[socket.socket, Plane]], outbound: Outbound | None, inbound: Inbound | None) -> None:
+def run(
+    planes: dict[int, tuple[socket.socket, Plane]], outbound: Outbound | None, inbound: Inbound | None, home: Home
+) -> None:
     """Until the engine is gone. planes: by the descriptors of their links; the cores are theirs."""
     poller = select.poll()
     links = list(planes)
@@ -115,7 +114,7 @@ def run(planes: dict[int, tuple[socket.socket, Plane]], outbound: Outbound | Non
             poller.register(descriptor, select.POLLIN)
     while True:
         is_behind = any(plane.sender.is_behind for _, plane in planes.values())
-        for descriptor in carry(poller.poll, BEHIND_MS if is_behind else None, links, outbound, inbound):
+        for descriptor in carry(poller.poll, BEHIND_MS if is_behind else None, links, outbound, inbound, home):
             link, plane = planes[descriptor]
             if not listen(link, plane):
                 return

@@ -1,7 +1,7 @@
 """The packet workers as processes: started, listened to, noticed when they die.
 
     one core             one process that serves both planes
-    two or three         one process for each plane, pinned to a core of its own
+    two or three         one process for each plane, with a core that it keeps to while it is busy
     four; eight or more  two, or four, of each plane: "lanes", with a TUN queue and a UDP socket each
 
 Outbound lanes share every keypair and split its counters (`gw.native.outbound`); the kernel spreads flows over TUN

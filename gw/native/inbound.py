@@ -98,6 +98,7 @@ class Inbound:
         self.sessions: dict[int, InSession] = {}
         self.sockets: dict[int, Any] = {}  # by descriptor
         self.last_ns: i64 = 0  # when a socket last brought something
+        self.bulk: bool = False  # that was a train, or as many datagrams as it might
         self.notes: list[tuple[int, int, int]] = []
         self.heard: list[tuple[int, Any]] = []  # slot, source: the peer's datagrams now come from there
         self.foreign: list[tuple[bytes, Any]] = []  # datagram, source
@@ -144,6 +145,7 @@ class Inbound:
         """Read a socket until it is empty, at most `rounds` times; returns how many reads brought something. A datagram
         that comes alone is not followed by a look for the next."""
         done = 0
+        self.bulk = False
         while done < rounds:
             try:
                 data, ancillary, flags, source = sock.recvmsg(RECEIVE_BYTES, ANCILLARY_BYTES)
@@ -163,10 +165,13 @@ class Inbound:
             now_ns: i64 = time.monotonic_ns()
             if size > 0:
                 self.receive(data, int(size), source, now_ns)
-            is_alone = done == 1 and now_ns - self.last_ns > QUIET_NS and len(data) <= LARGE
+            if len(data) > LARGE:
+                self.bulk = True
+            is_alone = done == 1 and now_ns - self.last_ns > QUIET_NS and not self.bulk
             self.last_ns = now_ns
             if is_alone:
                 return done
+        self.bulk = True
         return done
 
     def has_word(self) -> bool:

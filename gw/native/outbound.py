@@ -127,6 +127,7 @@ class Outbound:
         self.relayed: dict[int, list[bytes]] = {}
         self.departing: list[OutPeer] = []  # those with pieces
         self.last_ns: i64 = 0  # when the TUN was last read
+        self.bulk: bool = False  # that brought a super-packet, or as many packets as it might
 
     # What the engine says
 
@@ -206,6 +207,7 @@ class Outbound:
         """
         done = 0
         now_ns: i64 = 0
+        self.bulk = False
         while done < rounds:
             try:
                 read: bytes = os.read(self.tun, READ_BYTES)
@@ -215,8 +217,10 @@ class Outbound:
                 break  # the interface is down
             done += 1
             now_ns = time.monotonic_ns()
-            if self.departing and len(read) > LARGE:
-                self._depart_small(now_ns)
+            if len(read) > LARGE:
+                self.bulk = True
+                if self.departing:
+                    self._depart_small(now_ns)
             found = packets(read)
             if not found:
                 self.drops.add(DROP_MALFORMED)
@@ -226,6 +230,8 @@ class Outbound:
                 break
         if done > 0:
             self.last_ns = now_ns
+        if done == rounds:
+            self.bulk = True
         if self.departing:
             self._depart(now_ns)
         return done
