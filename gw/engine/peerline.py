@@ -35,6 +35,7 @@ LATE_REPORT_S: Final = 30.0  # also beside data that waits
 SILENT_S: Final = 3.0
 IDLE_CLOSE_S: Final = 300.0  # without a message either way
 TRANSPORT: Final = 4  # WireGuard's bulk; lower types are its handshakes
+MAX_EARLY_BYTES: Final = 4096
 MAX_STREAMS: Final = 8  # reports that are not whole yet
 
 
@@ -104,6 +105,7 @@ class PeerLine:
         self._routes_seen = -1
         self._routes_told = -1
         self._streams: dict[int, bytes] = {}
+        self._early = b""  # control that came before the handshake was over
 
     def attach(self, link: Link) -> None:
         self.link = link
@@ -228,8 +230,16 @@ class PeerLine:
     # LinkHandler
 
     def up(self) -> None:
+        try:
+            self._up()
+        except WireError as error:
+            self.close(frames.BROKEN, str(error))
+
+    def _up(self) -> None:
+        early, self._early = self._early, b""
         if self.link.is_resumed and self.key is not None:
             self._prove()
+            self.stream(early, self._now)
             return
         self.is_proven = False  # a ticket that was not taken proves nothing
         if not self.is_dialer:
@@ -264,6 +274,11 @@ class PeerLine:
             self._owner.messages(self, found)
 
     def stream(self, data: bytes, now: float) -> None:
+        if not self.link.is_up:  # early data: it may be a repetition, and waits for the proof that it is none
+            self._early += data
+            if len(self._early) > MAX_EARLY_BYTES:
+                raise WireError("too much control before the handshake")
+            return
         for kind, body in self._reader.feed(data):
             if kind == frames.AUTH:
                 self._on_auth(body)

@@ -32,6 +32,7 @@ log: Final = logging.getLogger(__name__)
 MAX_EARLY: Final = 16  # trains that wait for the first load
 MIN_WAIT_S: Final = 0.0005
 PING_BYTES: Final = 8
+PING_S: Final = 2.0
 INITIATION: Final = 1
 
 
@@ -268,7 +269,7 @@ class QuicPeers:
         return QuicView(self._chooser.way(peer), self._chooser.reason(peer), line)
 
     async def ping(self, peer: NodeKey) -> float | None:
-        """Seconds of a round trip on the control stream; None where there is no connection."""
+        """Seconds of a round trip on the control stream; None where no answer comes in time."""
         data = os.urandom(PING_BYTES)
         if self._lines is None or not self._lines.ping(peer, data):
             return None
@@ -277,7 +278,10 @@ class QuicPeers:
         began = time.monotonic()
         try:
             self._flush()
-            return await future - began
+            async with asyncio.timeout(PING_S):
+                return await future - began
+        except TimeoutError:
+            return None
         finally:
             del self._pings[data]
 
@@ -340,7 +344,7 @@ class QuicPeers:
             case peerlines.Bulk(peer, datagrams):
                 self._host.quic_bulk(peer, datagrams)
                 if any(datagram[0] == INITIATION for datagram in datagrams):
-                    self._changed(peer, self._chooser.brought(peer))
+                    self._changed(peer, self._chooser.brought(peer, now))
             case peerlines.Up(peer, is_resumed, early):
                 log.info(
                     "%s: QUIC connection is up%s%s", peer.short(), ", resumed" if is_resumed else "",

@@ -103,7 +103,7 @@ class Chooser:
         """What was measured is forgotten; which connections are up is not."""
         self.mode = mode
         for record in self._records.values():
-            self._to_direct(record, 0.0)
+            self._to_direct(record, float("-inf"))
             record.retry_at = record.dial_at = float("-inf")
 
     def forget(self, peer: NodeKey) -> None:
@@ -161,9 +161,15 @@ class Chooser:
             return False
         return self._suspect(peer, "stalled")
 
-    def brought(self, peer: NodeKey) -> bool:
-        """A handshake of the peer came inside QUIC: over UDP it did not get through."""
-        return self.mode is Mode.AUTO and self._suspect(peer, "peer")
+    def brought(self, peer: NodeKey, now: float) -> bool:
+        """A handshake of the peer came inside QUIC: over UDP it did not get through, or the peer wants none.
+
+        What we have measured lately ourselves counts more.
+        """
+        record = self._records.get(peer)
+        if self.mode is not Mode.AUTO or (record is not None and now - record.direct_since < STEADY_S):
+            return False
+        return self._suspect(peer, "peer")
 
     def delivered(self, peer: NodeKey, sent: int, received: int, size: int, now: float) -> bool:
         """A pong: of `sent` data packets over UDP so far, `size` bytes in all, the peer had got `received`."""

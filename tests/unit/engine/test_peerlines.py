@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from gw.engine.peerlines import PeerLines
 from gw.model.addresses import AddrPort
 from gw.model.keys import NodeKey, NodeSecret
-from gw.wire.quic import frames
+from gw.wire.quic import frames, peering
+from gw.wire.quic.peering import Routes
 from gw.wire.x25519 import clamp, public_key
 
 from .peers import Down, Moved, Net, Node, Ponged, RoutesTold, Up, transport
@@ -125,6 +126,22 @@ def test_a_dialer_that_restarts_sends_its_first_message_in_the_first_flight() ->
     net.bob.lines.send(net.ann.key, [transport(5)], net.now)
     net.run(0.3)
     assert net.ann.got == [transport(5)]
+
+
+def test_routes_in_early_data_wait_for_the_handshake() -> None:
+    """Spec quic §10: nothing that changes what is known is taken from what may be a repetition."""
+    net = Net(delay_s=0.05)
+    net.connected()
+    net.ann.start()
+    net.bob.events.clear()
+    net.dial()
+    line = net.ann.lines._lines[net.bob.key]
+    line.link.send_stream(peering.encode_routes(Routes(9, (ipaddress.ip_network("10.9.0.0/16"),))))
+    net.ann.lines.send(net.bob.key, [b"\x01\0\0\0" + bytes(144)], net.now)
+    assert net.run(1, lambda: bool(net.bob.got))
+    assert not net.bob.of(RoutesTold)
+    assert net.run(1, lambda: bool(net.bob.of(RoutesTold)))
+    assert net.bob.of(Up)
 
 
 def test_a_ticket_of_who_is_a_peer_no_longer_opens_nothing() -> None:

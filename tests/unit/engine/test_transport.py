@@ -123,8 +123,17 @@ def test_a_handshake_of_the_peer_inside_quic_says_that_udp_fails_it() -> None:
     chooser = Chooser()
     chooser.line(PEER, 1.0, is_up=True)
     assert chooser.way(PEER) is Way.DIRECT
-    assert chooser.brought(PEER)
+    assert chooser.brought(PEER, 1.0)
     assert chooser.way(PEER) is Way.QUIC
+
+
+def test_a_peer_that_only_prefers_quic_is_not_followed_where_udp_was_measured_to_deliver() -> None:
+    path = Path(Chooser(), quic_rate=100_000)
+    path.chooser.line(PEER, path.now, is_up=True)
+    assert path.chooser.brought(PEER, path.now)
+    assert path.run(60) is Way.DIRECT
+    assert not path.chooser.brought(PEER, path.now + 100)
+    assert path.chooser.brought(PEER, path.now + 1000)
 
 
 def test_a_connection_that_is_gone_leaves_what_works() -> None:
