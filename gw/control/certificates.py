@@ -11,7 +11,7 @@ Ref: control protocol §3, §9.4
 from __future__ import annotations
 
 import re
-from typing import Final, Protocol
+from typing import Final
 
 from gw.control.tailnet import Tailnet
 from gw.errors import GwError, NotFound, PermissionNeeded, UsageError
@@ -19,13 +19,6 @@ from gw.model.gojson import GoStruct, decoder
 
 CHALLENGE: Final = "_acme-challenge."
 _VALUE: Final = re.compile(r"[A-Za-z0-9_-]{16,255}", re.ASCII)
-
-
-class Publisher(Protocol):
-    """A DNS backend that can show a TXT record to the internet."""
-
-    async def publish_txt(self, name: str, value: str) -> None:
-        """Return when authoritative servers answer with it. name: without trailing dot. Raises GwError."""
 
 
 class NoBackend(GwError):

@@ -60,7 +60,7 @@ from gw.state.config import Config
 from gw.state.documents import AnyDocument, ApiKeyDoc, Kind, NodeDoc, PreauthKeyDoc, UserDoc
 
 if TYPE_CHECKING:
-    from gw.control.certificates import Publisher
+    from gw.acme.challenges import Publisher
     from gw.control.eventstream import EventStream
     from gw.control.undo import Undo
     from gw.control.webhooks import Webhook

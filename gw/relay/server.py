@@ -29,6 +29,7 @@ from gw.relay import certificates
 from gw.relay.admission import StateAdmission, UrlAdmission, allow_all
 from gw.relay.bootstrap import keep_names
 from gw.relay.forwarding import Limits, Listener, Plane
+from gw.relay.issuing import certificate_file, keep_certificate, proof_page, show_proofs
 from gw.relay.meshing import Mesh, Target
 from gw.relay.metrics import SLOT_BYTES, Metrics
 from gw.relay.presence import Presence
@@ -54,7 +55,9 @@ BACKLOG: Final = 4096
 IN_USE: Final = 98
 MAP_CHECK_S: Final = 10.0
 STOP_S: Final = 3.0
-RESTART_NEEDED: Final = ("listen", "stun", "quic", "http", "metrics", "workers", "admit", "admit_fail_open", "plain")
+RESTART_NEEDED: Final = (
+    "listen", "stun", "quic", "http", "metrics", "workers", "admit", "admit_fail_open", "plain", "acme"
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -128,6 +131,7 @@ class Relaying:
             sibling_key=self._share.sibling_key,
             metrics=self._metrics.render,
         )
+        self.reception.pages.proof = proof_page(paths)
         self.plane = Plane(self.reception, self._listeners(), Limits(Bucket(0, 0)))
         self._mesh = Mesh(self.plane, self._secret, self._share.sibling_key)
         self._apply(settings)
@@ -292,7 +296,9 @@ async def serve(
             relaying.enter_map()
 
     on_reload(reload)
-    await relaying.run(lambda: ready(status(settings)))
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(keep_certificate(paths, settings, reload))
+        await relaying.run(lambda: ready(status(settings)))
 
 
 def status(settings: Settings) -> str:
@@ -345,7 +351,9 @@ def tls(paths: StatePaths, settings: Settings, relay_key: bytes) -> tuple[ssl.SS
     if settings.plain:
         return None, ""
     pem, private, pin = certificate(paths, settings)
-    return certificates.context(paths.relay_dir, pem, private, relay_key, datetime.now(UTC)), pin
+    made = certificates.context(paths.relay_dir, pem, private, relay_key, datetime.now(UTC))
+    show_proofs(paths, settings, made)
+    return made, pin
 
 
 def certificate(paths: StatePaths, settings: Settings) -> tuple[bytes, bytes, str]:
@@ -354,8 +362,12 @@ def certificate(paths: StatePaths, settings: Settings) -> tuple[bytes, bytes, st
     if settings.tls_cert_file:
         pem = _read(settings.tls_cert_file)
         return pem, _read(settings.tls_key_file) if settings.tls_key_file else _private(pem), ""
+    if settings.acme.domains and certificate_file(paths).exists():
+        pem = _read(str(certificate_file(paths)))
+        return pem.partition(b"-----END PRIVATE KEY-----\n")[2], _private(pem).partition(b"-----BEGIN CERT")[0], ""
     pem = certificates.self_signed(paths.relay_dir / "self-signed.pem", settings.hostname, datetime.now(UTC))
-    return pem, _private(pem), certificates.pin(pem)
+    # no pin where an authority's is on its way: nodes would refuse it
+    return pem, _private(pem), "" if settings.acme.domains else certificates.pin(pem)
 
 
 def _private(pem: bytes) -> bytes:

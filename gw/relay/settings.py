@@ -6,7 +6,7 @@ import msgspec
 
 from gw.errors import ConfigError, NotFound, UsageError, WireError
 from gw.relay.meshing import Target, parse_target
-from gw.state.config import RelaySettings, load_config, split_listen
+from gw.state.config import AcmeSettings, RelaySettings, load_config, split_listen
 from gw.state.files import read_secret
 from gw.state.paths import StatePaths
 from gw.wire.derp.handshake import parse_mesh_key
@@ -58,6 +58,8 @@ def load_settings(paths: StatePaths, flags: Overrides) -> Settings:
     for name, value in msgspec.structs.asdict(flags).items():
         if value and name in values:
             values[name] = value
+    if flags.plain or flags.self_signed or flags.tls_cert_file:
+        values["acme"] = AcmeSettings()
     if flags.plain or flags.self_signed:
         values["tls_cert_file"] = values["tls_key_file"] = ""
     elif flags.tls_cert_file:

@@ -30,6 +30,7 @@ import msgspec
 from gw.errors import GwError, UsageError
 from gw.model.keys import RelaySecret
 from gw.net.udp import steer_quic
+from gw.relay.issuing import keep_certificate
 from gw.relay.metrics import SLOT_BYTES
 from gw.relay.relaymap import enter_map
 from gw.relay.server import (
@@ -115,6 +116,7 @@ async def supervise(
         started = [asyncio.Event() for _ in orders]
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(keep_certificate(paths, settings, reload))
                 for order in orders:
                     group.create_task(_keep(order, sockets[order.slot], running, started[order.slot]))
                 for event in started:

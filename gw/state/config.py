@@ -197,6 +197,7 @@ class RelaySettings(_Table, frozen=True, kw_only=True):
     max_clients_per_address: int = 0
     bootstrap_dns: list[str] = []  # names looked up for clients without DNS; become the control server and this relay
     bootstrap_dns_unpublished: list[str] = []
+    acme: AcmeSettings = AcmeSettings()  # the relay's own certificate; `dns_hook` is needed for dns-01
 
 
 class DnsServerSettings(_Table, frozen=True, kw_only=True):
@@ -247,7 +248,8 @@ def decode_config(raw: bytes, path: Path) -> Config:
     for key, message in _faults(config):
         raise fault(raw, where, key, message)
     folder = path.absolute().parent
-    relay = msgspec.structs.replace(config.relay, **_absolute(config.relay, folder))
+    relay_acme = msgspec.structs.replace(config.relay.acme, **_absolute(config.relay.acme, folder))
+    relay = msgspec.structs.replace(config.relay, acme=relay_acme, **_absolute(config.relay, folder))
     oidc = msgspec.structs.replace(config.oidc, **_absolute(config.oidc, folder))
     acme = msgspec.structs.replace(config.acme, **_absolute(config.acme, folder))
     dns = msgspec.structs.replace(config.dns, **_absolute(config.dns, folder))
@@ -345,23 +347,34 @@ def _dns(dns: DnsSettings) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _acme(config: Config) -> Iterator[tuple[KeyPath, str]]:
-    acme = config.acme
     if config.http_listen:
         yield from _listen(("http_listen",), config.http_listen)
+    relay = config.relay
+    yield from _authority((), config.acme, config.tls_cert_file, "http_listen", bool(config.http_listen))
+    yield from _authority(("relay",), relay.acme, relay.tls_cert_file, "http", relay.http != "off")
+    if relay.acme.domains and relay.acme.challenge == "dns-01" and not relay.acme.dns_hook:
+        yield ("relay", "acme", "challenge"), "dns-01 of a relay needs `dns_hook`"
+
+
+def _authority(
+    table: KeyPath, acme: AcmeSettings, tls_cert_file: str, http: str, has_http: bool
+) -> Iterator[tuple[KeyPath, str]]:
+    """table: where `acme` stands. http: the key of the plain listener there."""
     for index, domain in enumerate(acme.domains):
-        yield from _domain(("acme", "domains", index), domain.removeprefix("*."))
+        yield from _domain((*table, "acme", "domains", index), domain.removeprefix("*."))
         if domain.startswith("*.") and acme.challenge != "dns-01":
-            yield ("acme", "domains", index), 'a wildcard needs `challenge = "dns-01"`'
+            yield (*table, "acme", "domains", index), 'a wildcard needs `challenge = "dns-01"`'
     if not acme.domains:
         return
-    if config.tls_cert_file:
-        yield ("tls_cert_file",), "either a certificate of your own, or one from an authority (`acme.domains`)"
-    if acme.challenge == "http-01" and not config.http_listen:
-        yield ("acme", "domains"), "http-01 needs `http_listen`, on port 80 for the internet"
+    if tls_cert_file:
+        yield (*table, "tls_cert_file"), "either a certificate of your own, or one from an authority (`acme.domains`)"
+    if acme.challenge == "http-01" and not has_http:
+        yield (*table, "acme", "domains"), f"http-01 needs `{http}`, on port 80 for the internet"
     if urlsplit(acme.directory).scheme != "https":
-        yield ("acme", "directory"), f"not an https URL: `{acme.directory}`"
+        yield (*table, "acme", "directory"), f"not an https URL: `{acme.directory}`"
     if bool(acme.eab_kid) != bool(acme.eab_key_file):
-        yield ("acme", "eab_kid" if acme.eab_kid else "eab_key_file"), "`eab_kid` and `eab_key_file` come together"
+        key = "eab_kid" if acme.eab_kid else "eab_key_file"
+        yield (*table, "acme", key), "`eab_kid` and `eab_key_file` come together"
 
 
 def _oidc(oidc: OidcSettings) -> Iterator[tuple[KeyPath, str]]:

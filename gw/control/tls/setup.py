@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, final
 from urllib.parse import urlsplit
 
-from gw.control.certificates import Publisher
+from gw.acme.challenges import Publisher
 from gw.control.tls.holder import CertificateHolder
 from gw.errors import ConfigError, GwError
 from gw.state.config import Config
@@ -64,9 +64,9 @@ def set_up(
 def _from_authority(
     paths: StatePaths, config: Config, hostname: str, clock: Callable[[], datetime], publisher: Publisher | None
 ) -> Tls:
-    from gw.control.tls.authority import Authority, require_library
-    from gw.control.tls.challenges import AlpnChallenger, Challenger, DnsChallenger, HookPublisher, HttpChallenger
-    from gw.control.tls.renewal import Renewal
+    from gw.acme.authority import Authority, require_library
+    from gw.acme.challenges import AlpnChallenger, Challenger, DnsChallenger, HookPublisher, HttpChallenger
+    from gw.acme.renewal import Renewal
 
     require_library()
     folder = paths.keys_dir / "acme"

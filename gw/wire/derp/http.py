@@ -2,7 +2,7 @@
 
     GET /derp               Upgrade: DERP or websocket       GET /derp/probe, /derp/latency-check    timed by clients
     GET /generate_204       captive-portal challenge          GET /bootstrap-dns?q=NAME               names as JSON
-    GET /, /robots.txt
+    GET /, /robots.txt              GET /.well-known/acme-challenge/TOKEN   for an authority
 
 Ref: tailscale derp/derpserver/handler.go, cmd/derper/derper.go, cmd/derper/bootstrap_dns.go
 """
@@ -10,7 +10,7 @@ Ref: tailscale derp/derpserver/handler.go, cmd/derper/derper.go, cmd/derper/boot
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qs
@@ -20,6 +20,7 @@ from gw.wire.websocket import accept_key
 
 MAX_HEAD_BYTES: Final = 16 << 10
 MAX_CHALLENGE_CHARS: Final = 64
+PROOF_PATH: Final = "/.well-known/acme-challenge/"
 _CHALLENGE_CHARS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-")
 _NO_CACHE: Final = "Cache-Control: no-cache, no-store, must-revalidate, no-transform, max-age=0\r\n"
 HOME: Final = """\
@@ -92,10 +93,12 @@ def switching(request: Request, relay_key: bytes) -> bytes:
 class Pages:
     """What a relay answers to anything but an upgrade. home: HTML, or the URL that `/` leads to.
 
+    proof: token -> the page that a certificate authority wants to read, empty for none.
     published: names anybody gets from /bootstrap-dns; unpublished: names that one has to ask for.
     """
 
     home: str = HOME
+    proof: Callable[[str], str] = lambda _: ""
     published: dict[str, list[str]] = field(default_factory=dict)
     unpublished: dict[str, list[str]] = field(default_factory=dict)
 
@@ -119,6 +122,8 @@ class Pages:
             return f"HTTP/1.1 204 No Content\r\n{_NO_CACHE}{extra}\r\n".encode()
         if path == "/bootstrap-dns":
             body, kind, extra = self._names(request.query), "application/json", "Connection: close\r\n"
+        elif path.startswith(PROOF_PATH) and (found := self.proof(path.removeprefix(PROOF_PATH))):
+            body, kind = found, "application/octet-stream"
         elif path == "/robots.txt":
             body = "User-agent: *\nDisallow: /\n"
         elif path == "/" and self.home.startswith(("http://", "https://")):

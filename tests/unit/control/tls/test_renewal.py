@@ -12,9 +12,9 @@ import pytest
 import trustme
 from cryptography import x509
 
-from gw.control.tls.challenges import HookPublisher, HttpChallenger, Proof, alpn_context
+from gw.acme.challenges import HookPublisher, HttpChallenger, Proof, alpn_context, alpn_pem
+from gw.acme.renewal import FIRST_RETRY_S, MAX_RETRY_S, Renewal, renew_at
 from gw.control.tls.holder import CertificateHolder
-from gw.control.tls.renewal import FIRST_RETRY_S, MAX_RETRY_S, Renewal, renew_at
 from gw.errors import GwError, TimedOut
 
 START = datetime(2031, 1, 1, tzinfo=UTC)
@@ -91,9 +91,11 @@ def test_renewals_of_many_servers_are_spread() -> None:
     assert renew_at(leaf, 0.0) - renew_at(leaf, 1.0) == pytest.approx(life / 10, abs=timedelta(seconds=2))
 
 
-def test_a_name_under_proof_has_another_certificate_for_a_while() -> None:
+def test_a_name_under_proof_has_another_certificate_for_a_while(tmp_path: Path) -> None:
     holder = CertificateHolder("", "", "mesh.test", lambda: START)
-    other = alpn_context(Proof("mesh.test", "t", "t.k"), START)
+    challenge = tmp_path / "challenge.pem"
+    challenge.write_bytes(alpn_pem(Proof("mesh.test", "t", "t.k")))
+    other = alpn_context(challenge)
     holder.show("mesh.test", other)
     assert handshake_context(holder, "MESH.test") is other
     assert handshake_context(holder, "else.test") is holder.context

@@ -16,9 +16,9 @@ from typing import Final, Protocol, final
 
 from cryptography import x509
 
-from gw.control.tls.challenges import Challenger
-from gw.control.tls.holder import CertificateHolder
+from gw.acme.challenges import Challenger
 from gw.errors import GwError
+from gw.net.certificates import Certificate
 from gw.state.files import write_secret
 
 logger = logging.getLogger(__name__)
@@ -33,13 +33,25 @@ class Issuer(Protocol):
     async def issue(self, challenger: Challenger) -> bytes: ...
 
 
+class Holder(Protocol):
+    """Who has the certificate in use, from one file."""
+
+    cert_file: str
+    current: Certificate | None
+
+    def now(self) -> datetime: ...
+
+    def load(self) -> None:
+        """The file is another one: take it over. Raises GwError."""
+
+
 @final
 class Renewal:
     """Keeps the holder's file in good time. random_01: for jitter."""
 
     def __init__(
         self,
-        holder: CertificateHolder,
+        holder: Holder,
         authority: Issuer,
         challenger: Challenger,
         domains: list[str],

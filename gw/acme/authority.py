@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from gw.control.tls.challenges import Challenger, Proof
+from gw.acme.challenges import Challenger, Proof
 from gw.errors import ConfigError, GwError
 from gw.state.config import AcmeSettings
 from gw.state.files import read_secret, write_secret
@@ -151,7 +151,7 @@ class Authority:
 
 
 _HINTS: Final = {
-    "http-01": "port 80 of these names has to reach `http_listen` from the internet",
+    "http-01": "port 80 of these names has to reach the plain HTTP listener from the internet",
     "tls-alpn-01": "port 443 of these names has to reach `listen` from the internet, with no proxy in between",
     "dns-01": "the TXT record has to be served by the zone's name servers",
 }

@@ -14,7 +14,7 @@ import hashlib
 import ssl
 import tempfile
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal, Protocol, final
 
@@ -24,8 +24,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from gw.control.certificates import Publisher
-from gw.control.tls.holder import CertificateHolder
 from gw.errors import GwError, TimedOut
 from gw.net.certificates import server_context
 
@@ -52,6 +50,21 @@ class Proof:
 
         digest = hashlib.sha256(self.authorization.encode()).digest()
         return f"_acme-challenge.{self.name}", base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+class Publisher(Protocol):
+    """A DNS backend that can show a TXT record to the internet."""
+
+    async def publish_txt(self, name: str, value: str) -> None:
+        """Return when authoritative servers answer with it. name: without trailing dot. Raises GwError."""
+
+
+class Shower(Protocol):
+    """Gives handshakes for a name another certificate, from `show` to `hide`."""
+
+    def show(self, name: str, context: ssl.SSLContext) -> None: ...
+
+    def hide(self, name: str) -> None: ...
 
 
 class Challenger(Protocol):
@@ -88,11 +101,14 @@ class AlpnChallenger:
 
     kind: Kind = "tls-alpn-01"
 
-    def __init__(self, holder: CertificateHolder) -> None:
+    def __init__(self, holder: Shower) -> None:
         self._holder = holder
 
     async def show(self, proof: Proof) -> None:
-        self._holder.show(proof.name, alpn_context(proof, self._holder.now()))
+        with tempfile.TemporaryDirectory(prefix="gw-acme-") as folder:  # the ssl module reads files alone; 0700
+            path = Path(folder) / "challenge.pem"
+            path.write_bytes(alpn_pem(proof))
+            self._holder.show(proof.name, alpn_context(path))
 
     async def hide(self, proof: Proof) -> None:
         self._holder.hide(proof.name)
@@ -152,11 +168,12 @@ class HookPublisher:
             raise GwError(f"the DNS hook `{self._program}` ended with {process.returncode}: {last[0][:200]}")
 
 
-def alpn_context(proof: Proof, now: datetime) -> ssl.SSLContext:
-    """The settings for the authority's own handshake. Ref: RFC 8737 §3"""
+def alpn_pem(proof: Proof) -> bytes:
+    """Key and certificate for the authority's own handshake. Ref: RFC 8737 §3"""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "acme challenge")])
     digest = hashlib.sha256(proof.authorization.encode()).digest()
+    now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -169,11 +186,13 @@ def alpn_context(proof: Proof, now: datetime) -> ssl.SSLContext:
         .add_extension(x509.UnrecognizedExtension(ACME_IDENTIFIER, b"\x04\x20" + digest), critical=True)
         .sign(key, hashes.SHA256())
     )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return private + certificate.public_bytes(Encoding.PEM)
+
+
+def alpn_context(path: Path) -> ssl.SSLContext:
+    """The settings for that handshake. path: of the key and certificate."""
     context = server_context()
     context.set_alpn_protocols([ALPN])
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    with tempfile.TemporaryDirectory(prefix="gw-acme-") as folder:  # the ssl module reads files alone; 0700
-        path = Path(folder) / "challenge.pem"
-        path.write_bytes(pem + certificate.public_bytes(Encoding.PEM))
-        context.load_cert_chain(path)
+    context.load_cert_chain(path)
     return context
