@@ -1,10 +1,10 @@
-"""QUIC 1-RTT packets that hold one DATAGRAM frame and nothing else, sealed and opened by the train.
+"""QUIC 1-RTT packets that hold one DATAGRAM frame or one ACK and nothing else, sealed and opened by the train.
 
     0x40 | key phase << 2 | 3   8 connection id   4 packet number   sealed(0x30 | payload)   16 tag
     └──────── masked ────────┘                    └── masked ──┘
 
-What is not of this form is left to the stock connection. A payload has the frame type 0x30 before it here: sealing
-needs it there, and cutting it off costs a copy.
+Numbers of two bytes, as the stock connection writes them, are opened too. What is not of this form is left to it. A
+payload has the frame type 0x30 before it here: sealing needs it there, and cutting it off costs a copy.
 
 Ref: RFC 9000 §17.3.1; RFC 9001 §5; RFC 9221 §4
 """
@@ -25,7 +25,9 @@ OVERHEAD_BYTES: Final = 30  # header, frame type, tag
 WINDOW: Final = 4096
 DATAGRAM: Final = 0x30
 DATAGRAM_WITH_LENGTH: Final = 0x31
+ACK: Final = 0x02
 PACKET_THRESHOLD: Final = 3
+MAX_RANGES: Final = 256  # of an acknowledgment that is read here
 
 
 @final
@@ -108,14 +110,16 @@ def open_train(
     train: bytes,
     segment: i64,
     expected: int,
-) -> tuple[list[bytes], list[int], list[bytes]]:
-    """Open what is of our form: frames (0x30 and payload), their packet numbers as [start, stop, …], other packets.
+) -> tuple[list[bytes], list[int], list[list[int]], list[bytes]]:
+    """Open what is of our form: frames (0x30 and payload), packet numbers of all opened as [start, stop, …],
+    acknowledgments as `parse_ack` gives them, other packets.
 
     train: datagrams of `segment` bytes, the last may be shorter. older: keys of the phase before, while its packets
     may still be under way. expected: the next packet number. Repeated and forged packets are dropped.
     """
     frames: list[bytes] = []
     runs: list[int] = []
+    acks: list[list[int]] = []
     others: list[bytes] = []
     starts: list[int] = []
     samples: list[bytes] = []
@@ -133,7 +137,7 @@ def open_train(
             samples.append(train[at + HEADER_BYTES : at + HEADER_BYTES + SAMPLE_BYTES])
         at = end
     if not starts:
-        return frames, runs, others
+        return frames, runs, acks, others
     masks = keys.mask(b"".join(samples))
     base: int = expected
     run_start: int = -1
@@ -153,8 +157,9 @@ def open_train(
         first = train[at]
         first ^= flip & 0x1F
         chosen = keys
-        if first != keys.first:
-            if older is None or first != older.first:
+        is_short: bool = first & 3 == 1  # a number of two bytes
+        if first & 0xDC != keys.first & 0xDC or (first & 3 != 3 and not is_short):  # the spin bit may be anything
+            if older is None or first & 0xDC != older.first & 0xDC or (first & 3 != 3 and not is_short):
                 others.append(train[at:end])
                 continue
             chosen = older
@@ -169,11 +174,25 @@ def open_train(
             prefix_first = first
             prefix = bytes([int(first)]) + cid
         low: i64 = (i64(read_i32_be(train, at + 1 + CID_BYTES)) & 0xFFFFFFFF) ^ word
-        number: int = (base >> 32 << 32) | int(low)
-        if number - base > 0x80000000 and number >= 0x100000000:
-            number -= 0x100000000
-        elif base - number > 0x80000000:
-            number += 0x100000000
+        number: int
+        head: bytes
+        body: i64 = at + HEADER_BYTES
+        if is_short:
+            low >>= 16
+            body -= 2
+            number = (base >> 16 << 16) | int(low)
+            if number - base > 0x8000 and number >= 0x10000:
+                number -= 0x10000
+            elif base - number > 0x8000:
+                number += 0x10000
+            head = prefix + bytes([int(low >> 8), int(low & 0xFF)])
+        else:
+            number = (base >> 32 << 32) | int(low)
+            if number - base > 0x80000000 and number >= 0x100000000:
+                number -= 0x100000000
+            elif base - number > 0x80000000:
+                number += 0x100000000
+            head = prefix + _u32(low)
         if number != run_stop:
             if run_stop > run_start:
                 window.add_run(run_start, run_stop)
@@ -185,27 +204,107 @@ def open_train(
         elif number in window:
             continue
         try:
-            frame = chosen.crypt(
-                (chosen.iv ^ number).to_bytes(12, "big"), train[at + HEADER_BYTES : end], prefix + _u32(low)
-            )
+            frame = chosen.crypt((chosen.iv ^ number).to_bytes(12, "big"), train[body:end], head)
         except Exception:
             if older is not None:  # of another phase than its bit says
                 others.append(train[at:end])
             continue
-        if frame[0] != DATAGRAM:
+        kind: i64 = frame[0]
+        if kind == ACK:
+            ack = parse_ack(frame)
+            if not ack:
+                others.append(train[at:end])
+                continue
+            acks.append(ack)
+        elif kind != DATAGRAM:
             frame = _without_length(frame)
             if not frame:
                 others.append(train[at:end])
                 continue
+            frames.append(frame)
+        else:
+            frames.append(frame)
         if run_start < 0:
             run_start = number
         run_stop = number + 1
-        frames.append(frame)
     if run_stop > run_start:
         window.add_run(run_start, run_stop)
         runs.append(run_start)
         runs.append(run_stop)
-    return frames, runs, others
+    return frames, runs, acks, others
+
+
+def parse_ack(frame: bytes) -> list[int]:
+    """An ACK frame that is the whole packet: [delay, start, stop, …], the newest range first; else []."""
+    found: list[int] = []
+    size: i64 = len(frame)
+    at: i64 = 1
+    place: i64 = 0
+    ranges: i64 = 1
+    low: int = 0
+    while at < size:
+        width: i64 = 1 << (i64(frame[at]) >> 6)
+        if at + width > size:
+            return []
+        value: i64 = i64(frame[at]) & 0x3F
+        step: i64 = 1
+        while step < width:
+            octet: i64 = frame[at + step]
+            value = value << 8 | octet
+            step += 1
+        at += width
+        if place == 0:
+            low = int(value)
+        elif place == 1:
+            found.append(int(value))
+        elif place == 2:
+            if value > MAX_RANGES:
+                return []
+            ranges = value + 1
+        elif place % 2 == 1:  # how many before the newest of this range
+            if value > low:
+                return []
+            found.append(low - int(value))
+            found.append(low + 1)
+            low -= int(value)
+            ranges -= 1
+        else:  # packets missing between two ranges, less one
+            if ranges == 0 or value + 2 > low:
+                return []
+            low -= int(value) + 2
+        place += 1
+    if ranges != 0 or place < 4 or place % 2 == 1:
+        return []
+    return found
+
+
+def encode_ack(ranges: list[int], delay: int) -> bytes:
+    """An ACK frame of [start, stop, …], the oldest range first; delay: in the units of the connection."""
+    at: i64 = len(ranges) - 2
+    low: int = ranges[at]
+    parts: list[bytes] = [
+        b"\x02",
+        _varint(ranges[at + 1] - 1),
+        _varint(delay),
+        _varint(int(at // 2)),
+        _varint(ranges[at + 1] - 1 - low),
+    ]
+    while at > 0:
+        at -= 2
+        parts.append(_varint(low - ranges[at + 1] - 1))
+        parts.append(_varint(ranges[at + 1] - 1 - ranges[at]))
+        low = ranges[at]
+    return b"".join(parts)
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x40:
+        return bytes([value])
+    if value < 0x4000:
+        return (0x4000 | value).to_bytes(2, "big")
+    if value < 0x40000000:
+        return (0x80000000 | value).to_bytes(4, "big")
+    return (0xC000000000000000 | value).to_bytes(8, "big")
 
 
 def _without_length(frame: bytes) -> bytes:

@@ -26,7 +26,7 @@ from aioquic.tls import CipherSuite
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-from gw.native.quicpackets import SAMPLE_BYTES, Keys, Ledger, Window, open_train, seal_train
+from gw.native.quicpackets import SAMPLE_BYTES, Keys, Ledger, Window, encode_ack, open_train, seal_train
 from gw.quic.congestion import Sent
 
 BATCH: Final = 48
@@ -34,7 +34,9 @@ RESERVE_PACKETS: Final = 4  # of the window, for control
 RESERVE_SHARE: Final = 10  # but not more than this part of it
 UPDATE_AFTER: Final = 1 << 22  # AES-GCM: packets under one key, of 2^23 allowed
 OLD_KEYS_PTOS: Final = 3
-ACK_AFTER: Final = 32  # packets: acknowledged at once, fewer within a millisecond
+ACK_AFTER: Final = 64  # packets: acknowledged at once
+ACK_DELAY_S: Final = 0.002  # fewer
+TOLD_PACKETS: Final = 256
 NEEDED: Final = (
     "_packet_number", "_peer_cid", "_host_cids", "host_cid", "_network_paths", "_cryptos", "_spaces", "_loss",
     "_close_at", "_idle_timeout", "_ack_delay", "_handshake_confirmed", "_close_pending", "_state",
@@ -69,6 +71,8 @@ class FastPath:
         self._ledger = Ledger()
         self._window = self._take_window()
         self._sent_under_key = 0
+        self.look_at = float("inf")  # when the stock connection is wanted, because of an acknowledgment
+        self._told: tuple[int, int] | None = None  # an acknowledgment of ours, and up to which number it told
         self._unacked = 0  # packets received since the acknowledgment that is due was the first
         self._sealing, self._send_secret = _keys(self._pair.send, sealing=True), self._pair.send.secret
         self._opening, self._receive_secret = _keys(self._pair.recv, sealing=False), self._pair.recv.secret
@@ -117,12 +121,7 @@ class FastPath:
     def seal(self, frames: list[bytes], now: float) -> list[bytes]:
         """Packets of at most BATCH frames (0x30 and payload each), booked as sent."""
         connection = self._connection
-        if self._pair.send.secret is not self._send_secret:
-            self._sealing, self._send_secret = (
-                _keys(self._pair.send, sealing=True, mask=self._sealing.mask),
-                self._pair.send.secret,
-            )
-            self._sent_under_key = 0
+        self._renew_sealing()
         first = connection._packet_number
         packets = seal_train(self._sealing, connection._peer_cid.cid, first, frames)
         connection._packet_number = first + len(packets)
@@ -145,9 +144,23 @@ class FastPath:
             connection.request_key_update()
         return packets
 
+    def _renew_sealing(self) -> None:
+        if self._pair.send.secret is not self._send_secret:
+            self._sealing, self._send_secret = (
+                _keys(self._pair.send, sealing=True, mask=self._sealing.mask),
+                self._pair.send.secret,
+            )
+            self._sent_under_key = 0
+
     def _on_ack(self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace) -> None:
         self._settle_stock(ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space)
-        if space is not self._space or not self._ledger.batches:
+        if space is not self._space:
+            return
+        told = self._told
+        if told is not None and any(told[0] in each for each in ack_rangeset):
+            space.ack_queue.subtract(0, told[1])  # it was heard: older packets need no mention any more
+            self._told = None
+        if not self._ledger.batches:
             return
         ranges: list[int] = []
         for each in ack_rangeset:
@@ -179,11 +192,13 @@ class FastPath:
             self._receive_secret = self._pair.recv.secret
         if self._older is not None and now > self._older_until:
             self._older = None
-        frames, runs, others = open_train(
+        frames, runs, acks, others = open_train(
             self._opening, self._older, self._window, self._cids, train, segment, space.expected_packet_number
         )
         if not runs:
             return frames, others
+        if acks:
+            self._take_acks(acks, now)
         queue = space.ack_queue
         for at in range(0, len(runs), 2):
             start, stop = runs[at], runs[at + 1]
@@ -195,15 +210,48 @@ class FastPath:
                 space.expected_packet_number = stop
         while len(queue) > MAX_ACK_RANGES:
             queue.shift()
-        if space.ack_at is None:
-            space.ack_at = now + connection._ack_delay
-            self._unacked = 0
-        self._unacked += len(frames)
-        if self._unacked >= ACK_AFTER:
-            space.ack_at = now
+        if frames:
+            if space.ack_at is None:
+                space.ack_at = now + ACK_DELAY_S
+                self._unacked = 0
+            self._unacked += len(frames)
+            if self._unacked >= ACK_AFTER:
+                space.ack_at = now
         connection._close_at = now + connection._idle_timeout()
         connection._ack_eliciting_sent_since_receipt = False
         return frames, others
+
+    def _take_acks(self, acks: list[list[int]], now: float) -> None:
+        connection = self._connection
+        for ack in acks:
+            ranges = RangeSet()
+            for at in range(len(ack) - 2, 0, -2):
+                ranges.add(ack[at], ack[at + 1])
+            delay_s = (ack[0] << connection._remote_ack_delay_exponent) / 1e6
+            connection._loss.on_ack_received(ack_rangeset=ranges, ack_delay=delay_s, now=now, space=self._space)
+        loss_at = self._space.loss_time
+        if loss_at is not None:
+            self.look_at = min(self.look_at, loss_at)
+        if any(not stream.sender.buffer_is_empty for stream in connection._streams_queue):
+            self.look_at = now  # stream bytes were lost: they go again
+
+    def acknowledge(self, now: float) -> bytes:
+        """The packet that acknowledges what was received, b"" for nothing; it asks for no answer and is not booked."""
+        connection, space = self._connection, self._space
+        ranges: list[int] = []
+        for each in space.ack_queue:
+            ranges += (each.start, each.stop)
+        space.ack_at = None
+        if not ranges:
+            return b""
+        since = now - (space.largest_received_time or now)
+        frame = encode_ack(ranges, int(max(0.0, since) * 1e6) >> connection._local_ack_delay_exponent)
+        self._renew_sealing()
+        number = connection._packet_number
+        connection._packet_number = number + 1
+        if self._told is None or number - self._told[0] > TOLD_PACKETS:  # that one was lost
+            self._told = number, ranges[-1]
+        return seal_train(self._sealing, connection._peer_cid.cid, number, [frame])[0]
 
     @property
     def ack_at(self) -> float | None:

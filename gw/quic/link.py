@@ -256,6 +256,11 @@ class Link:
             got, others = fast.open(train, segment, now)
             if got:
                 self._take(got, now)
+            if fast.look_at < self._look_at:
+                self._look_at = fast.look_at
+            fast.look_at = float("inf")
+            if not others:
+                return
             for packet in others:
                 self._receive_stock(packet, address, now)
         self._drain(now)
@@ -355,12 +360,14 @@ class Link:
         fast = self._fast
         if now >= self._probe_at:
             self._probe(now, out)
-        if (
-            self._is_dirty
-            or now >= self._look_at
-            or (fast is not None and fast.ack_at is not None and fast.ack_at <= now)
-        ):
+        if self._is_dirty or now >= self._look_at:
             self._look(now, out)
+        if fast is not None and fast.ack_at is not None and fast.ack_at <= now and not self.is_closed:
+            address = self._address
+            if fast.may_send and address is not None:
+                packet = fast.acknowledge(now)
+                if packet:
+                    out.append((packet, address))
         if self._queue:
             self._flush(now, out)
         return out

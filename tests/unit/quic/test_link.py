@@ -82,6 +82,26 @@ def test_a_packet_300_places_late_is_no_duplicate() -> None:
     assert len(net.server_end.got) == 321
 
 
+def test_acknowledgments_stay_short_though_packets_are_lost_for_long() -> None:
+    """What the other side has heard of is not told again; control bytes that were lost go again meanwhile."""
+    dice = random.Random(5)
+    net = Net(lose=lambda packet, up: dice.random() < 0.03)
+    server = net.connected()
+    for turn in range(400):
+        for _ in range(6):
+            net.client.send(bytes(600))
+            server.send(bytes(600))
+        if turn % 20 == 0:
+            net.client.send_stream(b"%04d" % turn)
+        net.run(0.004)
+    net.run(2)
+    assert net.server_end.control == b"".join(b"%04d" % turn for turn in range(0, 400, 20))
+    assert len(net.client_end.got) > 0.94 * 2400
+    for link in (net.client, server):
+        assert link.connection._loss.bytes_in_flight == 0
+        assert len(link._fast._space.ack_queue) < 40  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_a_datagram_too_large_is_dropped_and_holds_up_nothing(fast: bool) -> None:
     """Trap 1."""
