@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from gw.wire.quic.auth import BIND_BYTES, EXPORTER_LABEL
 from gw.wire.quic.demux import CID_BYTES, FORBIDDEN_FIRST
 
-logging.getLogger("quic").setLevel(logging.WARNING)  # aioquic's own: several lines a connection
+logging.getLogger("quic").setLevel(logging.CRITICAL)  # aioquic's own: strangers would write to our log
 
 RESET_TOKEN_BYTES: Final = 16
 MIN_RESET_BYTES: Final = 21

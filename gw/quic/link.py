@@ -207,6 +207,10 @@ class Link:
         self.connection.close(error_code=code, reason_phrase=reason)
         self._is_dirty = True
 
+    def abandon(self, reason: str) -> None:
+        """The connection is gone at once, and the other side is not told."""
+        self._end(frames.BROKEN, reason)
+
     def move(self, now: float) -> None:
         """We send from another address now: take another connection id, and tell the other side at once.
 
@@ -269,7 +273,7 @@ class Link:
         connection = self.connection
         self._is_dirty = True
         if packet and not packet[0] & 0x80 and packet[1 : 1 + CID_BYTES] not in connection.cids:
-            if connection.is_reset(packet):
+            if connection._is_client and connection.is_reset(packet):
                 self._end(frames.CLOSED, "the other side does not know this connection any more")
             return
         try:
@@ -494,10 +498,8 @@ class Link:
         except WireError:
             return
         if self._probing is not None and sequence == self._probing[0]:
-            index = self._probing[1]
-            self._size = PROBE_SIZES[index]
+            self._size = PROBE_SIZES[self._probing[1]]
             self.connection._max_datagram_size = self._size
-            self._probing, self._probe_at = (sequence, index + 1, 0), now
+            self._probing, self._probe_at = None, now  # a second copy of the echo proves nothing
             if self._is_doubting:
-                self._is_doubting = False
-                self._probing, self._probe_at = None, now + REPROBE_S
+                self._is_doubting, self._probe_at = False, now + REPROBE_S

@@ -8,10 +8,13 @@ Ref: spec quic §5, §11; RFC 9443
 
 from __future__ import annotations
 
+import heapq
 import logging
 import struct
 import time
+import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, final
 
 from gw.errors import WireError
@@ -35,6 +38,8 @@ BUSY_UNPROVEN: Final = 100  # from so many on an address has to be proven first
 HANDSHAKES_A_S: Final = 200.0
 HANDSHAKE_BURST: Final = 400.0
 RESETS_A_S: Final = 100.0
+COMPLAINTS_A_S: Final = 0.1  # log lines about defects that strangers may find
+COMPLAINT_BURST: Final = 10.0
 HANDSHAKE_S: Final = 10.0
 ARM_SLACK_S: Final = 0.0005
 MIN_PAUSE_S: Final = 0.0002
@@ -63,7 +68,7 @@ class Wire(Protocol):
 class QuicClient:
     """One connection. Implements `Owner`."""
 
-    __slots__ = ("_armed", "_host", "_port", "cids", "session")
+    __slots__ = ("__weakref__", "_armed", "_host", "_port", "cids", "session")
 
     def __init__(self, port: QuicPort, newcomer: Newcomer, source: AddrPort, original: bytes, now: float) -> None:
         self._port = port
@@ -72,45 +77,74 @@ class QuicClient:
             port.reception, port.secret, newcomer, self, source, now, port.unix_ms, fast=port.fast
         )
         self.cids = {original, *newcomer.connection.cids}
-        self._armed = NEVER
+        self._armed: list[float] = []  # when `_tick` is called, a heap
 
     def receive(self, train: bytes, segment: int, address: Any, now: float) -> None:
-        self.session.receive(train, segment, address, now)
-        self._port.follow(self)
-        self._port.reception.switch.push(self.session.port, b"")  # it has something to say: at least what it heard
+        port = self._port
+        try:
+            self.session.receive(train, segment, address, now)
+            port.follow(self)
+        except Exception:
+            port.break_off(self)
+            return
+        if self.session.stage is Stage.GONE:
+            port.forget(self)
+            return
+        port.reception.switch.push(self.session.port, b"")  # it has something to say: at least what it heard
 
     def flush(self) -> None:
         session, port = self.session, self._port
         now = port.loop.now
-        session.pour()
-        packets = session.link.poll(now)
-        if packets:
-            port.send(packets)
-        session.poured()
-        port.follow(self)
+        try:
+            session.pour()
+            packets = session.link.poll(now)
+            if packets:
+                port.send(packets)
+            session.poured()
+            port.follow(self)
+        except Exception:
+            port.break_off(self)
+            return
         if session.stage is Stage.GONE:
             port.forget(self)
             return
-        self._arm(max(session.link.deadline(), now + MIN_PAUSE_S))
+        self._arm(session.link.deadline(), now)
 
     def close(self) -> None:
         self.session.link.close(frames.NOT_ALLOWED, "disconnected by the relay")
         self._port.reception.switch.push(self.session.port, b"")
 
-    def _arm(self, due: float) -> None:
-        if due < self._armed - ARM_SLACK_S:
-            self._armed = due
-            self._port.loop.arm_call(due, self._tick)
+    def _arm(self, due: float, now: float) -> None:
+        """Be called at `due`; who is called before anyway looks again then, so that no call is ordered in vain."""
+        due = max(due, now + MIN_PAUSE_S)
+        if due != NEVER and (not self._armed or due < self._armed[0] - ARM_SLACK_S):
+            heapq.heappush(self._armed, due)
+            self._port.loop.arm_call(due, partial(_tick, weakref.ref(self)))
 
-    def _tick(self) -> None:
-        self._armed = NEVER
-        if self.session.stage is not Stage.GONE:
+    def tick(self) -> None:
+        now = self._port.loop.now
+        if self._armed:
+            heapq.heappop(self._armed)
+        if self.session.stage is Stage.GONE:
+            self._port.forget(self)
+            return
+        due = self.session.link.deadline()
+        if due <= now + ARM_SLACK_S:
             self.flush()
+        else:
+            self._arm(due, now)
 
     @property
     def host(self) -> str:
         """Where it came from at first."""
         return self._host
+
+
+def _tick(client: weakref.ref[QuicClient]) -> None:
+    """A timer keeps nobody who is gone."""
+    found = client()
+    if found is not None:
+        found.tick()
 
 
 @final
@@ -143,6 +177,8 @@ class QuicPort:
         self._unproven: set[QuicClient] = set()
         self._handshakes = Bucket(HANDSHAKES_A_S, HANDSHAKE_BURST)
         self._resets = Bucket(RESETS_A_S, RESETS_A_S)
+        self._complaints = Bucket(COMPLAINTS_A_S, COMPLAINT_BURST)
+        self.broken = 0
         self.stun_requests = 0
         self.ignored = 0
         self.accepted = 0
@@ -226,12 +262,13 @@ class QuicPort:
         self._unproven.add(client)
         for cid in client.cids:
             self._clients[cid] = client
-        self.loop.arm_call(now + HANDSHAKE_S, lambda: self._give_up(client))
+        self.loop.arm_call(now + HANDSHAKE_S, partial(self._give_up, weakref.ref(client)))
         client.receive(datagram, len(datagram), source, now)
 
-    def _give_up(self, client: QuicClient) -> None:
+    def _give_up(self, newcomer: weakref.ref[QuicClient]) -> None:
         """Its node key should be proven by now."""
-        if client in self._unproven and not client.session.is_waiting:
+        client = newcomer()
+        if client is not None and client in self._unproven and not client.session.is_waiting:
             client.session.link.close(frames.NO_AUTH, "no proof of a node key")
             client.flush()
 
@@ -264,6 +301,17 @@ class QuicPort:
             self.limited += session.limited
             session.limited = 0
 
+    def break_off(self, client: QuicClient) -> None:
+        """What it sent, or what we know of it, met a defect of ours: that ends this client, not the loop."""
+        self.broken += 1
+        if self._complaints.take(1, self.loop.now):
+            logger.exception("QUIC client %s is dropped: a defect, please report it", client.session.source)
+        try:
+            client.session.link.abandon("internal error")
+        except Exception:
+            client.session.port.is_closed = True
+        self.forget(client)
+
     def forget(self, client: QuicClient) -> None:
         """It is gone."""
         if client not in self._all:
@@ -290,8 +338,12 @@ class QuicPort:
         """Admission learned something."""
         waiting, self._waiting = self._waiting, set()
         for client in waiting:
-            client.session.decide(now)
-            client.flush()
+            try:
+                client.session.decide(now)
+            except Exception:
+                self.break_off(client)
+            else:
+                client.flush()
 
     def limit(self) -> None:
         """The rate limit changed."""
@@ -303,11 +355,15 @@ class QuicPort:
         """Tell clients that we stop."""
         for client in list(self._all):
             link = client.session.link
-            if client.session.is_up:
-                link.send_stream(encode(RESTARTING, struct.pack(">II", after_ms(), try_for_ms)))
-                self.send(link.poll(self.loop.now))
-            link.close(frames.RESTARTING, "the relay restarts")
-            client.flush()
+            try:
+                if client.session.is_up:
+                    link.send_stream(encode(RESTARTING, struct.pack(">II", after_ms(), try_for_ms)))
+                    self.send(link.poll(self.loop.now))
+                link.close(frames.RESTARTING, "the relay restarts")
+            except Exception:
+                self.break_off(client)
+            else:
+                client.flush()
 
 
 def _address(source: Any) -> AddrPort:
