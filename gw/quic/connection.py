@@ -1,7 +1,8 @@
 """aioquic's connection with what GhostWire needs of it.
 
 Connection ids come from us, so that they steer to a worker and never look like disco; reset tokens follow from the id,
-so that a restarted relay can still end a connection; the exporter value binds node keys to the session.
+so that a restarted relay can still end a connection; the exporter value binds node keys to the session; what the other
+side may send on streams is what was read of them and a fixed window.
 
 Ref: spec quic §2, §5, §9; RFC 8446 §7.5; RFC 9000 §10.3
 """
@@ -16,8 +17,13 @@ from collections.abc import Callable
 from typing import Any, Final, final
 
 from aioquic import tls
+from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection
+from aioquic.quic.connection import QuicConnection, QuicConnectionError, QuicReceiveContext
+from aioquic.quic.packet import QuicErrorCode
+from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.quic.stream import QuicStream
 from cryptography.hazmat.primitives import hashes
 
 from gw.wire.quic.auth import BIND_BYTES, EXPORTER_LABEL
@@ -27,6 +33,8 @@ logging.getLogger("quic").setLevel(logging.CRITICAL)  # aioquic's own: strangers
 
 RESET_TOKEN_BYTES: Final = 16
 MIN_RESET_BYTES: Final = 21
+MAX_STREAMS: Final = 128
+MAX_CRYPTO_BYTES: Final = 64 << 10  # of handshake messages past what was read; aioquic: 512 KiB
 
 CidMaker = Callable[[], bytes]
 
@@ -78,10 +86,24 @@ class Connection(QuicConnection):
         new_cid: CidMaker = random_cid,
         reset_key: bytes = b"",
         first_cid: bytes = b"",
+        streams: tuple[int, int] = (MAX_STREAMS, MAX_STREAMS),
+        window: int = 0,
         **others: Any,
     ) -> None:
-        """reset_key: of a server. first_cid: of a client, the destination of its first packet. others: aioquic's."""
+        """reset_key: of a server. first_cid: of a client, the destination of its first packet. others: aioquic's.
+
+        streams: that the other side may have open, in both directions and in its own. window: bytes that it may send
+        on them before they are read, 0 for those of the configuration.
+        """
         super().__init__(configuration=configuration, **others)
+        for limit, count in zip((self._local_max_streams_bidi, self._local_max_streams_uni), streams, strict=True):
+            limit.value = limit.sent = count
+        if window:
+            self._local_max_data.value = self._local_max_data.sent = window
+            self._local_max_stream_data_bidi_local = self._local_max_stream_data_bidi_remote = window
+            self._local_max_stream_data_uni = window
+        self._data_window = self._local_max_data.value
+        self._stream_window = self._local_max_stream_data_bidi_remote
         self._new_cid = new_cid
         self._reset_key = reset_key
         self.bind = b""
@@ -125,6 +147,39 @@ class Connection(QuicConnection):
         for made in self._host_cids[before:]:
             made.cid = self._new_cid()
             made.stateless_reset_token = self._token(made.cid)
+
+    # aioquic doubles a limit when the highest offset passes half of it, and fills the gap before a byte with zeros
+
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
+        limit = self._local_max_data
+        received = limit.used
+        if limit.value - received < self._data_window // 2:
+            receivers = [each.receiver for each in self._streams.values()]
+            unread = sum(each.highest_offset - each.starting_offset() for each in receivers if not each.is_finished)
+            limit.value = max(limit.value, received - unread + self._data_window)
+        limit.used = 0
+        try:
+            super()._write_connection_limits(builder=builder, space=space)
+        finally:
+            limit.used = received
+
+    def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
+        receiver, limit = stream.receiver, stream.max_stream_data_local
+        if limit and limit - receiver.starting_offset() < self._stream_window // 2:
+            stream.max_stream_data_local = receiver.starting_offset() + self._stream_window
+        highest, receiver.highest_offset = receiver.highest_offset, 0
+        try:
+            super()._write_stream_limits(builder=builder, space=space, stream=stream)
+        finally:
+            receiver.highest_offset = highest
+
+    def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        start = buf.tell()
+        end = buf.pull_uint_var() + buf.pull_uint_var()
+        buf.seek(start)
+        if end - self._crypto_streams[context.epoch].receiver.starting_offset() > MAX_CRYPTO_BYTES:
+            raise QuicConnectionError(QuicErrorCode.CRYPTO_BUFFER_EXCEEDED, frame_type, "too much crypto buffering")
+        super()._handle_crypto_frame(context, frame_type, buf)
 
     @property
     def cids(self) -> list[bytes]:

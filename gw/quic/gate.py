@@ -29,6 +29,7 @@ from gw.quic.tickets import Resumed, TicketStore
 from gw.wire.quic.demux import CID_BYTES
 
 MIN_INITIAL_BYTES: Final = 1200
+CONTROL_WINDOW_BYTES: Final = 64 << 10  # what a newcomer may have us keep
 
 
 @final
@@ -128,6 +129,8 @@ class Gate:
             reset_key=self._reset_key,
             session_ticket_fetcher=made._fetch,
             session_ticket_handler=made._issued,
+            streams=(1, 0),
+            window=CONTROL_WINDOW_BYTES,
             **ids,
         )
         return made

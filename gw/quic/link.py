@@ -188,7 +188,10 @@ class Link:
     def send_stream(self, data: bytes) -> None:
         """Bytes for the control stream. Of a server only after the client opened it."""
         if not self.is_closed:
-            self.connection.send_stream_data(CONTROL_STREAM, data)
+            try:
+                self.connection.send_stream_data(CONTROL_STREAM, data)
+            except ValueError:  # the other side ended the stream, or never opened it
+                self.connection.close(error_code=frames.BROKEN, reason_phrase="no control stream")
             self._is_dirty = True
 
     def send_aside(self, data: bytes) -> None:

@@ -8,9 +8,12 @@ import os
 import weakref
 
 import pytest
+from aioquic.quic.rangeset import RangeSet
 
+from gw.quic.gate import CONTROL_WINDOW_BYTES
 from gw.quic.link import PROBE_SIZES
 from gw.relay import quicport
+from gw.wire.derp.frames import encode
 from gw.wire.quic import datagrams
 
 from .ends import House
@@ -129,3 +132,50 @@ def test_who_ends_while_a_packet_is_taken_is_forgotten() -> None:
     client.receive(b"\x41" + os.urandom(40), 41, guest.address, street.now)
     assert len(street.port) == 0
     assert street.addresses[guest.address[0]] == 0
+
+
+def _write_at(guest: QuicGuest, stream_id: int, offset: int, data: bytes) -> None:
+    """Stream bytes that begin at `offset`, with nothing before them."""
+    sender = guest.link.connection._streams[stream_id].sender
+    sender._buffer_start = sender._buffer_stop = sender.highest_offset = offset
+    sender._buffer.clear()
+    sender._pending, sender._acked = RangeSet(), RangeSet()
+    guest.link.connection._remote_max_data_used = 0
+    sender.write(data)
+    guest.link._is_dirty = True
+
+
+def test_single_bytes_far_ahead_do_not_fill_the_relay() -> None:
+    """Gaps are filled with zeros, and each byte at the end of the window doubled the window: 11 bytes, 255 MB."""
+    street = Street(House())
+    guest = QuicGuest(street, 1, join=False)
+    guest.client._say_who = lambda: None  # type: ignore[method-assign]
+    guest.link.connection.send_stream_data(0, b"\x00")
+    street.run(0.2)
+    (client,) = street.port._all
+    connection = guest.link.connection
+    for _ in range(8):
+        limit = min(connection._streams[0].max_stream_data_remote, connection._remote_max_data)
+        _write_at(guest, 0, limit - 1, b"y")
+        street.run(0.03)
+    streams = client.session.link.connection._streams
+    assert sum(len(each.receiver._buffer) for each in streams.values()) <= CONTROL_WINDOW_BYTES
+    assert connection._streams[0].max_stream_data_remote <= 2 * CONTROL_WINDOW_BYTES
+
+
+def test_a_relay_offers_one_stream() -> None:
+    street = Street(House())
+    guest = QuicGuest(street, 1)
+    connection = guest.link.connection
+    assert (connection._remote_max_streams_bidi, connection._remote_max_streams_uni) == (1, 0)
+
+
+def test_a_long_control_stream_is_read_to_its_end() -> None:
+    """The window follows what was read."""
+    street = Street(House())
+    guest = QuicGuest(street, 1)
+    filler = encode(0x7F, bytes(1 << 20))
+    guest.link.send_stream(filler)
+    guest.client.ping(b"12345678")
+    assert street.run(20, lambda: street.house.reception.pings == 1)
+    assert guest.end is None
