@@ -224,7 +224,7 @@ def figures(seconds: int) -> list[tuple[str, str, str, Callable[[Lab, Pair], flo
     ]
 
 
-def measure(lab: Lab, pairs: list[Pair], rounds: int, seconds: int) -> list[dict[str, object]]:
+def measure(lab: Lab, pairs: list[Pair], rounds: int, seconds: int, only: str) -> list[dict[str, object]]:
     for pair in pairs:
         lab.start(pair.two, f"iperf-{pair.two}", "iperf3", "-s", "-B", pair.address)
         for _ in range(100):
@@ -236,6 +236,8 @@ def measure(lab: Lab, pairs: list[Pair], rounds: int, seconds: int) -> list[dict
     time.sleep(2)  # direct paths are found
     rows: list[dict[str, object]] = []
     for name, unit, better, how in figures(seconds):
+        if only not in name:
+            continue
         found: dict[str, list[float]] = {pair.name: [] for pair in pairs}
         for _ in range(rounds):
             for pair in pairs:
@@ -270,6 +272,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--seconds", type=int, default=3, help="of each flow")
+    options.add_argument("--only", default="", metavar="WORD", help="figures with it in their name; the others stay")
     chosen = options.parse_args()
     if os.geteuid() != 0 or shutil.which("iperf3") is None:
         sys.exit("error: needs root and iperf3")
@@ -282,9 +285,13 @@ def main() -> None:
         ours = Pair("gwd", "ann", "bob", lab.run("bob", "gw", "ip", "-4").strip())
         for pair, start in others:
             start(lab, pair)
-        rows = measure(lab, [ours, *(pair for pair, _ in others)], chosen.rounds, chosen.seconds)
-    print(f"\n{table(rows)}")
+        rows = measure(lab, [ours, *(pair for pair, _ in others)], chosen.rounds, chosen.seconds, chosen.only)
     OUT.mkdir(exist_ok=True)
+    before = OUT / "dataplane.json"
+    if chosen.only and before.exists():
+        kept = json.loads(before.read_text())["rows"]
+        rows = [row for row in kept if chosen.only not in row["name"]] + rows
+    print(f"\n{table(rows)}")
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
     versions = f"CPython {platform.python_version()}, core {'compiled' if COMPILED else 'interpreted'}"
     report = {"machine": machine, "versions": versions, "rows": rows}
