@@ -69,12 +69,15 @@ def policy(rules: int) -> str:
 
 def start_wireguard(lab: Lab, pair: Pair, program: str, net: int) -> None:
     hosts = (pair.one, pair.two)
+    devices = {
+        name: f"{name}{os.getpid() % 10000}" for name in hosts
+    }  # their sockets lie in one folder for all namespaces
     secrets = {name: clamp(os.urandom(32)) for name in hosts}
     inner = {name: f"100.127.{net}.{n + 1}" for n, name in enumerate(hosts)}
     for name in hosts:
-        lab.start(name, f"rival-{name}", "env", "WG_SUDO=1", program, "-f", f"{name}0")
+        lab.start(name, f"rival-{name}", "env", "WG_SUDO=1", program, "-f", devices[name])
     for name, other in (hosts, hosts[::-1]):
-        socket = Path(f"/var/run/wireguard/{name}0.sock")
+        socket = Path(f"/var/run/wireguard/{devices[name]}.sock")
         for _ in range(100):
             if socket.exists():
                 break
@@ -86,11 +89,11 @@ def start_wireguard(lab: Lab, pair: Pair, program: str, net: int) -> None:
         outer = lab.run(other, "ip", "-4", "-j", "addr", "show", "dev", "eth0")
         endpoint = json.loads(outer)[0]["addr_info"][0]["local"]
         lab.run(
-            name, "wg", "set", f"{name}0", "listen-port", "51820", "private-key", str(key), "peer", peer,
+            name, "wg", "set", devices[name], "listen-port", "51820", "private-key", str(key), "peer", peer,
             "allowed-ips", f"{inner[other]}/32", "endpoint", f"{endpoint}:51820",
         )  # fmt: skip
-        lab.run(name, "ip", "addr", "add", f"{inner[name]}/24", "dev", f"{name}0")
-        lab.run(name, "ip", "link", "set", f"{name}0", "mtu", "1280", "up")
+        lab.run(name, "ip", "addr", "add", f"{inner[name]}/24", "dev", devices[name])
+        lab.run(name, "ip", "link", "set", devices[name], "mtu", "1280", "up")
     pair.address = inner[pair.two]
 
 
