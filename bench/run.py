@@ -37,7 +37,7 @@ def table(name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def plot(name: str, rows: list[dict[str, Any]]) -> None:
-    """One bar a row beside its rival's, each row on its own scale."""
+    """A figure's bar beside those of its rivals, each figure on its own scale."""
     try:
         import matplotlib
     except ImportError:
@@ -45,15 +45,15 @@ def plot(name: str, rows: list[dict[str, Any]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(len(rows), 1, figsize=(9, 0.9 * len(rows) + 1), squeeze=False)
-    for axis, row in zip(axes[:, 0], rows, strict=True):
-        pairs = [("GhostWire", row["ours"])]
-        if row.get("rival_value"):
-            pairs.append((row["rival"], row["rival_value"]))
-        axis.barh(
-            [label for label, _ in pairs], [value for _, value in pairs], color=["#2a6f97", "#bbbbbb"][: len(pairs)]
-        )
-        axis.set_title(f"{row['name']} ({row['unit']}, {row['better']} is better)", fontsize=8, loc="left")
+    titles = list(dict.fromkeys(f"{row['name']} ({row['unit']}, {row['better']} is better)" for row in rows))
+    figure, axes = pyplot.subplots(len(titles), 1, figsize=(9, 0.3 * len(rows) + 0.6 * len(titles) + 1), squeeze=False)
+    for axis, title in zip(axes[:, 0], titles, strict=True):
+        mine = [row for row in rows if title.startswith(f"{row['name']} ({row['unit']}")]
+        bars = [("GhostWire", mine[0]["ours"])]
+        bars += [(row["rival"], row["rival_value"]) for row in mine if row.get("rival_value")]
+        colours = ["#2a6f97", *["#bbbbbb"] * (len(bars) - 1)]
+        axis.barh([label for label, _ in bars], [value for _, value in bars], color=colours)
+        axis.set_title(title, fontsize=8, loc="left")
         axis.tick_params(labelsize=7)
         axis.invert_yaxis()
     figure.suptitle(f"{name} on {platform.machine()}, Linux {platform.release().split('-')[0]}", fontsize=9)
