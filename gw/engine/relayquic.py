@@ -95,6 +95,7 @@ class QuicLine:
         self._timer: asyncio.TimerHandle | None = None
         self._is_scheduled = False
         self._bucket = Bucket(0, 0)
+        self._unproven: list[Any] = []  # tickets that came before the relay's proof
         self._connected = asyncio.Event()
         self._ended = asyncio.Event()
         self._sent_at = 0.0
@@ -218,8 +219,13 @@ class QuicLine:
         self._flush()
 
     def _keep_ticket(self, ticket: Any) -> None:
+        """Only of a relay that has proven its key: what resumes by a ticket shows no certificate again."""
         link = self._link
-        if link is not None:
+        if link is None:
+            return
+        if not self._client.is_connected:
+            self._unproven = [ticket]
+        else:
             raw = encode_ticket(ticket, self._public, link.connection._peer_cid.cid, time.time())
             self._tickets.keep(self.name, raw)
 
@@ -300,6 +306,8 @@ class QuicLine:
             if isinstance(event, Connected):
                 self._bucket = Bucket(event.bytes_per_second, max(event.burst_bytes, MIN_BURST_BYTES))
                 self._connected.set()
+        if self._unproven and self._client.is_connected:
+            self._keep_ticket(self._unproven.pop())
         if events:
             self._take(events)
 

@@ -85,8 +85,10 @@ class RelayClient:
         return encode_packet(destination.raw, packet, limit, self._parts)
 
     def feed_datagrams(self, batch: list[bytes], now: float) -> list[Received]:
-        """Packets of datagrams with 0x30 before each; what makes no sense is dropped."""
+        """Packets of datagrams with 0x30 before each; what makes no sense is dropped, and all before the proof."""
         received: list[Received] = []
+        if not self.is_connected:
+            return received
         for frame in batch:
             kind = frame[1] if len(frame) > 1 else 0
             try:
@@ -102,13 +104,20 @@ class RelayClient:
         return received
 
     def feed(self, data: bytes, now_ms: int) -> list[Event | Observed]:
-        """Bytes of the control stream. Raises WireError where the relay breaks the protocol."""
+        """Bytes of the control stream. Raises WireError where the relay breaks the protocol.
+
+        Nothing but `HELLO` is taken from a relay that has not proven its node key.
+        """
         events: list[Event | Observed] = []
         for kind, body in self._reader.feed(data):
             if kind == frames.HELLO:
                 self._hello_untrusted(body)
             elif kind == frames.AUTH_OK:
                 events.append(self._auth_ok_untrusted(body, now_ms))
+            elif kind == derp.KEEP_ALIVE:
+                continue
+            elif not self.is_connected:
+                raise WireError("a word before the proof of the relay's key")
             elif kind == frames.LIMITS:
                 events.append(Connected(*frames.decode_limits(body)))
             elif kind == frames.OBSERVED_ADDR:
