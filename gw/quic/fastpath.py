@@ -126,7 +126,7 @@ class FastPath:
         packets = seal_train(self._sealing, connection._peer_cid.cid, first, frames)
         connection._packet_number = first + len(packets)
         if len(packets) > 1:
-            sizes = [len(packet) for packet in packets[:-1]]
+            sizes = list(map(len, packets[:-1]))
             mark = Sent(sum(sizes), now)
             self._cc.on_packet_sent(packet=mark)  # type: ignore[arg-type]
             self._ledger.sent(first, sizes, mark)

@@ -30,6 +30,7 @@ from gw.wire.quic import datagrams, frames
 from gw.wire.quic.demux import CID_BYTES
 
 STOCK_BURST: Final = 16
+PACKET_BYTES: Final = 29  # around a frame with its type
 STOCK_OVERHEAD_BYTES: Final = 33  # with the frame's length
 BATCHES_A_POLL: Final = 4
 LOOK_S: Final = 0.02  # how long the stock timer may lie behind while the fast path sends
@@ -409,11 +410,16 @@ class Link:
         room = fast.room()
         for _ in range(BATCHES_A_POLL):
             batch: list[bytes] = []
-            while queue and len(batch) < BATCH:
-                room -= len(queue[0]) + 29
-                if room < 0:
-                    break
-                batch.append(queue.popleft())
+            count = min(len(queue), BATCH)
+            if room >= count * PROBE_SIZES[-1]:  # whatever their sizes are
+                batch = [queue.popleft() for _ in range(count)]
+                room -= sum(map(len, batch)) + PACKET_BYTES * count
+            else:
+                while len(batch) < count:
+                    room -= len(queue[0]) + PACKET_BYTES
+                    if room < 0:
+                        break
+                    batch.append(queue.popleft())
             if not batch:
                 break
             out += [(packet, address) for packet in fast.seal(batch, now)]
