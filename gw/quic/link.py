@@ -86,6 +86,8 @@ class Link:
         self._probing: tuple[int, int, int] | None = None  # sequence, index of the size, tries
         self._probe_at = float("inf")
         self._is_doubting = False  # whether the size that was proven is asked for again
+        self._echo = b""  # to the last probe of the other side
+        self.echoes_left = float("inf")  # that it may still ask for
         self.cids_changed = False  # whether `Connection.cids` may be others than when the owner set it to False
         self.is_up = False
         self.is_closed = False
@@ -111,6 +113,16 @@ class Link:
     def waiting(self) -> int:
         """Datagrams that the congestion window has no room for."""
         return len(self._queue)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes of the control stream that the other side has not acknowledged."""
+        return len(stream.sender._buffer) if (stream := self.connection._streams.get(CONTROL_STREAM)) else 0
+
+    @property
+    def acknowledged(self) -> int:
+        """Bytes of the control stream that it has."""
+        return stream.sender._buffer_start if (stream := self.connection._streams.get(CONTROL_STREAM)) else 0
 
     @property
     def newest(self) -> int:
@@ -205,6 +217,11 @@ class Link:
     def ping(self) -> None:
         """Have the other side acknowledge something."""
         self.connection.send_ping(0)
+        self._is_dirty = True
+
+    def nudge(self) -> None:
+        """The same though the congestion window is full."""
+        self.connection._probe_pending = True
         self._is_dirty = True
 
     def close(self, code: int = frames.CLOSED, reason: str = "") -> None:
@@ -376,6 +393,10 @@ class Link:
                 packet = fast.acknowledge(now)
                 if packet:
                     out.append((packet, address))
+        if self._echo:
+            self._queue.append(self._echo)
+            self._echo = b""
+            self.echoes_left -= 1
         if self._queue:
             self._flush(now, out)
         return out
@@ -501,7 +522,8 @@ class Link:
     def _probe_untrusted(self, datagram: bytes, now: float) -> None:
         try:
             if datagram[0] == datagrams.PROBE:
-                self.send(datagrams.echo_of(datagram))
+                if not self._queue and self.echoes_left > 0:  # one a poll, and none while something waits
+                    self._echo = b"0" + datagrams.echo_of(datagram)
                 return
             sequence, _ = datagrams.decode_echo(datagram)
         except WireError:

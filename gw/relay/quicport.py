@@ -90,13 +90,13 @@ class QuicClient:
         if self.session.stage is Stage.GONE:
             port.forget(self)
             return
-        port.reception.switch.push(self.session.port, b"")  # it has something to say: at least what it heard
+        port.rouse(self)  # it has something to say: at least what it heard
 
     def flush(self) -> None:
         session, port = self.session, self._port
         now = port.loop.now
         try:
-            session.pour()
+            session.pour(now)
             packets = session.link.poll(now)
             if packets:
                 port.send(packets)
@@ -108,11 +108,11 @@ class QuicClient:
         if session.stage is Stage.GONE:
             port.forget(self)
             return
-        self._arm(session.link.deadline(), now)
+        self._arm(self._due(), now)
 
     def close(self) -> None:
         self.session.link.close(frames.NOT_ALLOWED, "disconnected by the relay")
-        self._port.reception.switch.push(self.session.port, b"")
+        self._port.rouse(self)
 
     def _arm(self, due: float, now: float) -> None:
         """Be called at `due`; who is called before anyway looks again then, so that no call is ordered in vain."""
@@ -121,6 +121,10 @@ class QuicClient:
             heapq.heappush(self._armed, due)
             self._port.loop.arm_call(due, partial(_tick, weakref.ref(self)))
 
+    def _due(self) -> float:
+        session = self.session
+        return min(session.link.deadline(), session.patient_until)
+
     def tick(self) -> None:
         now = self._port.loop.now
         if self._armed:
@@ -128,7 +132,7 @@ class QuicClient:
         if self.session.stage is Stage.GONE:
             self._port.forget(self)
             return
-        due = self.session.link.deadline()
+        due = self._due()
         if due <= now + ARM_SLACK_S:
             self.flush()
         else:
@@ -301,6 +305,17 @@ class QuicPort:
             self.limited += session.limited
             session.limited = 0
 
+    def rouse(self, client: QuicClient) -> None:
+        """Have it flushed in this turn; what is out already is enough of a reason."""
+        port, switch = client.session.port, self.reception.switch
+        if port.is_listed:
+            return
+        if port.out:
+            port.is_listed = True
+            switch.dirty.append(port)
+        else:
+            switch.push(port, b"")
+
     def break_off(self, client: QuicClient) -> None:
         """What it sent, or what we know of it, met a defect of ours: that ends this client, not the loop."""
         self.broken += 1
@@ -349,7 +364,7 @@ class QuicPort:
         """The rate limit changed."""
         for client in self._all:
             client.session.limit()
-            self.reception.switch.push(client.session.port, b"")
+            self.rouse(client)
 
     def goodbye(self, after_ms: Callable[[], int], try_for_ms: int) -> None:
         """Tell clients that we stop."""

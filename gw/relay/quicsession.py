@@ -36,6 +36,11 @@ logger = logging.getLogger(__name__)
 MAX_EARLY_BYTES: Final = 64 << 10  # of the control stream, before the handshake is over
 MAX_EARLY_PACKETS: Final = 64
 DATAGRAM_OVERHEAD_BYTES: Final = 2  # frame type and kind
+EARLY_ECHOES: Final = 8  # answers to probes of a client that has not proven its node key
+MAX_UNSENT_BYTES: Final = 16 << 10  # of the control stream; above it pings are not answered
+DEAF_S: Final = 2.0  # who sends, and takes nothing of what waits for it
+SILENT_S: Final = 10.0  # who does not even send: it may be changing networks
+NEVER: Final = float("inf")
 
 
 class Stage(Enum):
@@ -44,6 +49,28 @@ class Stage(Enum):
     WAITING = "waiting"
     UP = "up"
     GONE = "gone"
+
+
+@final
+class Patience:
+    """How long somebody may take nothing of what waits."""
+
+    def __init__(self) -> None:
+        self._mark = -1
+        self._since = NEVER
+        self._heard_since = NEVER
+
+    def look(self, is_held: bool, mark: int, link: Link, now: float) -> float:
+        """When it is over, if nothing changes. mark: moves whenever something was taken."""
+        if not is_held:
+            self._since = self._heard_since = NEVER
+            return NEVER
+        if self._since == NEVER or mark != self._mark:
+            self._mark, self._since, self._heard_since = mark, now, NEVER
+        if self._heard_since == NEVER and link.heard_at > self._since:
+            self._heard_since = now
+            link.nudge()  # whatever the timers say: who is back answers this
+        return min(self._since + SILENT_S, self._heard_since + DEAF_S)
 
 
 @final
@@ -70,6 +97,9 @@ class QuicSession:
         self.source = source
         self.port: Final = Port(owner)
         self.link: Final = Link(newcomer.connection, self, fast=fast)
+        self.link.echoes_left = EARLY_ECHOES
+        self._packets_wait, self._control_waits = Patience(), Patience()
+        self.patient_until = NEVER  # when it is closed, if it takes nothing until then
         self.stage = Stage.SHAKING
         self._now = now
         self._node = b""
@@ -194,6 +224,7 @@ class QuicSession:
     def _feed(self, data: bytes, now: float) -> None:
         if not self._said_hello:
             self._hello()
+        is_over = self.tokens is not None and self.tokens.spend(len(data), now) > 0
         for kind, body in self._reader.feed(data):
             if kind == frames.AUTH:
                 self._auth_untrusted(body, now)
@@ -203,6 +234,9 @@ class QuicSession:
             elif kind == derp.PING:
                 if not 8 <= len(body) <= relaying.MAX_PING_BYTES:
                     raise WireError("ping of a strange length")
+                if is_over or self.link.unsent > MAX_UNSENT_BYTES:
+                    self.limited += 1
+                    continue
                 self._attendance.control(kind, body, now)
             elif kind == derp.NOTE_PREFERRED:
                 if len(body) != 1:
@@ -237,6 +271,7 @@ class QuicSession:
             self.link.close(frames.NOT_ALLOWED, "node key is not admitted")
             return
         self.stage = Stage.UP
+        self.link.echoes_left = NEVER
         self.port.key = self._node
         self._attendance = Attendance(reception, self.port, now)
         claim = auth.Claim(
@@ -262,9 +297,16 @@ class QuicSession:
 
     # What goes out
 
-    def pour(self) -> None:
-        """Give the link what is in `Port.out`, unless it still has datagrams waiting."""
+    def pour(self, now: float) -> None:
+        """Give the link what is in `Port.out`, unless it still has datagrams waiting. Polled next."""
         switch, link, port = self._reception.switch, self.link, self.port
+        self.patient_until = min(
+            self._packets_wait.look(link.waiting > 0, link.delivered, link, now),
+            self._control_waits.look(link.unsent > MAX_UNSENT_BYTES, link.acknowledged, link, now),
+        )
+        if self.patient_until <= now:
+            link.close(frames.CLOSED, "takes nothing of what waits for it")
+            self.patient_until = NEVER
         if link.waiting:
             switch.set_aside(port)
             return

@@ -13,6 +13,7 @@ from aioquic.quic.rangeset import RangeSet
 from gw.quic.gate import CONTROL_WINDOW_BYTES
 from gw.quic.link import PROBE_SIZES
 from gw.relay import quicport
+from gw.relay.quicsession import EARLY_ECHOES, MAX_UNSENT_BYTES
 from gw.wire.derp.frames import encode
 from gw.wire.quic import datagrams
 
@@ -179,3 +180,107 @@ def test_a_long_control_stream_is_read_to_its_end() -> None:
     guest.client.ping(b"12345678")
     assert street.run(20, lambda: street.house.reception.pings == 1)
     assert guest.end is None
+
+
+def test_who_floods_with_probes_fills_nothing() -> None:
+    """Each was answered into a queue without bound, and listed the port once more."""
+    street = Street(House())
+    guest = QuicGuest(street, 1)
+    street.run(3)
+    client = _served(street, guest)
+    street.lose = lambda packet, up: not up
+    controller = guest.link.connection._loss._cc
+    controller.congestion_window = 1 << 30
+    for _ in range(5):
+        for number in range(300):
+            guest.link.send(datagrams.encode_probe(number, 0, 13))
+        controller.bytes_in_flight = 0
+        street.run(0.05)
+    assert client.session.link.waiting < 10
+    assert len(client.session.port.out) < 10
+
+
+def test_a_stranger_gets_few_answers_to_its_probes() -> None:
+    street = Street(House())
+    guest = _stranger(street, 1)
+    got: list[bytes] = []
+    guest.link._probe_untrusted = lambda datagram, now: got.append(datagram)  # type: ignore[method-assign]
+    for number in range(100):
+        guest.link.send(datagrams.encode_probe(number, 0, 13))
+        street.run(0.005)
+    assert 0 < sum(each[0] == datagrams.ECHO for each in got) <= EARLY_ECHOES
+
+
+def test_pings_of_who_takes_no_answers_are_not_answered_and_end_it() -> None:
+    """Answers went into the send buffer of a stream for which no credit came."""
+    street = Street(House())
+    guest = QuicGuest(street, 1)
+    client = _served(street, guest)
+    connection = client.session.link.connection
+    connection._streams[0].max_stream_data_remote = connection._streams[0].sender.highest_offset
+    guest.link.connection._write_stream_limits = lambda *a, **k: None  # type: ignore[method-assign]
+    most = 0
+    for _ in range(400):
+        for _ in range(20):
+            guest.client.ping(b"12345678")
+        street.run(0.01)
+        most = max(most, client.session.link.unsent)
+        if guest.end is not None:
+            break
+    assert most < MAX_UNSENT_BYTES + 2000
+    assert guest.end is not None
+    assert len(street.port) == 0
+
+
+def test_control_frames_are_in_the_bucket() -> None:
+    house = House()
+    house.reception.bytes_per_second, house.reception.burst_bytes = 5_000, 20_000
+    street = Street(house)
+    guest = QuicGuest(street, 1)
+    for _ in range(100):
+        for _ in range(50):
+            guest.client.ping(b"12345678")
+        street.run(0.01)
+    assert house.reception.pings * 13 < 30_000
+    assert street.port.limited > 0
+
+
+def test_who_sends_but_takes_nothing_is_disconnected() -> None:
+    """docs/relay.md promises two seconds."""
+    street = Street(House())
+    alice, bob = QuicGuest(street, 1, fast=False), QuicGuest(street, 2, fast=False)
+    client = _served(street, bob)
+    bob.link.connection._write_ack_frame = lambda *a, **k: None  # type: ignore[method-assign]
+    for _ in range(150):
+        alice.send(bob.key, *[bytes(900)] * 4)
+        street.run(0.004)
+    assert client.session.link.waiting
+    began = street.now
+    while client in street.port._all and street.now < began + 6:
+        bob.send(alice.key, b"x" * 40)
+        street.run(0.1)
+    assert 1 < street.now - began < 4
+    assert bob.key.raw not in street.house.switch.local
+    assert alice.end is None
+
+
+def test_who_is_away_for_some_seconds_is_kept() -> None:
+    """It may be changing networks. What it hears when it is back, it takes."""
+    street = Street(House())
+    alice, bob = QuicGuest(street, 1), QuicGuest(street, 2)
+    street.lose = lambda packet, up: False
+    here, bob.address = bob.address, ("nowhere", 0)
+    street.guests.remove(bob)
+    for _ in range(100):
+        alice.send(bob.key, *[bytes(900)] * 4)
+        street.run(0.004)
+    street.run(3)
+    street.guests.append(bob)
+    bob.address = here
+    for _ in range(60):
+        bob.send(alice.key, b"x" * 40)
+        street.run(0.1)
+    assert bob.end is None
+    alice.send(bob.key, b"y" * 40)
+    street.run(0.1)
+    assert bob.packets[-1] == (alice.key, b"y" * 40)
