@@ -108,8 +108,13 @@ class QuicLine:
 
     async def open(self) -> None:
         """Until the relay has let us in. Raises GwError."""
+        if not 0 < self._node.quic_port < 65536:
+            raise GwError(f"relay `{self._node.host_name}`: no UDP port is {self._node.quic_port}")
         address = await self._resolve()
-        self._begin(address)
+        try:
+            self._begin(address)
+        except ValueError as error:  # a name that TLS cannot say
+            raise GwError(f"relay `{self.name}` cannot be reached over QUIC: {error}") from error
         try:
             async with asyncio.timeout(OPEN_S):
                 await self._connected.wait()
@@ -182,7 +187,7 @@ class QuicLine:
         try:
             async with asyncio.timeout(RESOLVE_S):
                 found = await self._loop.getaddrinfo(node.host_name, node.quic_port, type=socket.SOCK_DGRAM)
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, ValueError) as error:
             raise GwError(f"cannot look up relay `{node.host_name}`: {error}") from error
         for family, _, _, _, address in found:
             if family in families:

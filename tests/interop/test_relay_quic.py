@@ -263,3 +263,25 @@ async def test_a_relay_with_another_certificate_is_not_talked_to_over_quic(state
             ann.pool.set_home(1)
             await asyncio.sleep(2.0)
             assert (ann.ups, ann.pool.transport(1)) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        DERPNode(name="1a", host_name="127.0.0.1", ipv4="127.0.0.1", derpport=9, quic_port=99_999),
+        DERPNode(name="1a", host_name="127.0.0.1", ipv4="127.0.0.1", derpport=9, quic_port=-1),
+        DERPNode(name="1a", host_name="a\0b", derpport=9, quic_port=9),
+        DERPNode(name="1a", host_name="\u00e4" * 80, ipv4="127.0.0.1", derpport=9, quic_port=9),
+        DERPNode(name="1a", host_name="127.0.0.1", ipv4="none", ipv6="none", derpport=9, quic_port=9),
+        DERPNode(name="1a", host_name="127.0.0.1", ipv4="127.0.0.1", derpport=9, quic_port=9, relay_key="zz"),
+    ],
+)
+async def test_whatever_a_map_says_of_quic_does_not_end_the_node(node: DERPNode) -> None:
+    ann = QuicEnd()
+    region = DERPRegion(region_id=1, region_code="one", nodes=[node])
+    async with ann.pool:
+        ann.pool.set_map(DERPMap(regions={1: region}))
+        ann.pool.set_home(1)
+        await asyncio.sleep(0.6)
+        assert ann.pool.transport(1) == ""
+        ann.pool.set_map(DERPMap(regions={}))
