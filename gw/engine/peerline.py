@@ -23,8 +23,9 @@ from gw.wire.quic.datagrams import HEARTBEAT
 from gw.wire.quic.frames import AUTH_S
 from gw.wire.quic.peering import PING_BYTES, Heartbeat, Messages, Network, Report, Routes
 
-QUEUE_PACKETS: Final = 256
-QUEUE_BYTES: Final = 512 << 10
+QUEUE_S: Final = 0.05  # of data at the rate that the path delivers, within these
+MIN_QUEUE_BYTES: Final = 128 << 10
+MAX_QUEUE_BYTES: Final = 2 << 20
 PRIORITY_PACKETS: Final = 32
 HAND_OVER: Final = 96  # datagrams that may wait in the link; the rest waits here, where the oldest gives way
 BEAT_S: Final = 1.0
@@ -148,9 +149,10 @@ class PeerLine:
                 continue
             self._data.append(datagram)
             self._data_bytes += len(datagram)
-            while len(self._data) > QUEUE_PACKETS or self._data_bytes > QUEUE_BYTES:
-                self._data_bytes -= len(self._data.popleft())
-                self.dropped += 1
+        room = min(max(QUEUE_S * self.link.rate, MIN_QUEUE_BYTES), MAX_QUEUE_BYTES)
+        while self._data_bytes > room:
+            self._data_bytes -= len(self._data.popleft())
+            self.dropped += 1
 
     def ping(self, data: bytes) -> None:
         """8 bytes that come back on the control stream."""

@@ -79,6 +79,11 @@ class RateControl(QuicCongestionControl):
         """Bytes acknowledged so far."""
         return self._delivered
 
+    @property
+    def rate(self) -> float:
+        """Bytes a second that the path has delivered lately, 0 before anything is known."""
+        return self._rates[0][1] if self._rates else 0.0
+
     def on_packet_sent(self, *, packet: Any) -> None:
         if self.bytes_in_flight == 0:
             self._delivered_at = packet.sent_time  # nothing was under way: the pause says nothing of the path

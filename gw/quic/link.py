@@ -136,6 +136,12 @@ class Link:
         return controller.delivered if isinstance(controller, congestion.RateControl) else 0
 
     @property
+    def rate(self) -> float:
+        """Bytes a second that the path has delivered lately."""
+        controller = self.connection._loss._cc
+        return controller.rate if isinstance(controller, congestion.RateControl) else 0.0
+
+    @property
     def is_dirty(self) -> bool:
         """Whether `poll` has something to do at once, datagrams apart."""
         return self._is_dirty
