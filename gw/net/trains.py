@@ -17,6 +17,7 @@ from gw.net.udp import BUFFER_BYTES, SO_RCVBUFFORCE, SO_SNDBUFFORCE, SOL_UDP, UD
 RECEIVE_BYTES: Final = 65536
 MAX_SEGMENTS: Final = 64
 MAX_TRAIN_BYTES: Final = 65000
+REFUSED_TRAINS: Final = 3  # so many, and no more are tried
 IP_MTU_DISCOVER: Final = 10
 IP_PMTUDISC_PROBE: Final = 3
 IPV6_MTU_DISCOVER: Final = 23
@@ -31,6 +32,7 @@ class TrainSocket:
     def __init__(self, channel: socket.socket, *, shared: bool = False, gso: bool = False) -> None:
         channel.setblocking(False)
         self.channel: Final = channel
+        self._refused = 0  # trains in a row whose datagrams went out one by one
         self.unsent = 0  # datagrams that the kernel had no room for
         self.gro = False
         self.gso = gso
@@ -91,14 +93,30 @@ class TrainSocket:
                 if end - at > 1:
                     segment = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", size))]
                     self.channel.sendmsg([packet for packet, _ in packets[at:end]], segment, 0, target)
+                    self._refused = 0
                 else:
                     self.channel.sendto(first, target)
             except BlockingIOError:
                 self.unsent += end - at
             except OSError as error:
                 if end - at > 1 and error.errno in _NOT_HERE:
-                    self.gso = False
-                    continue
-                failed = error.errno or errno.EIO
+                    failed = self._send_singly(packets[at:end]) or failed
+                else:
+                    failed = error.errno or errno.EIO
             at = end
+        return failed
+
+    def _send_singly(self, train: Sequence[tuple[bytes, Any]]) -> int:
+        """A train was refused: for its target or its size, or because trains are not possible here."""
+        failed = 0
+        for packet, target in train:
+            try:
+                self.channel.sendto(packet, target)
+            except BlockingIOError:
+                self.unsent += 1
+            except OSError as error:
+                failed = error.errno or errno.EIO
+        if not failed:
+            self._refused += 1
+            self.gso = self.gso and self._refused < REFUSED_TRAINS
         return failed

@@ -9,6 +9,7 @@ Ref: RFC 9000 §6, §8.1, §14.1; spec quic §2, §10, §11
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, final
 
 from aioquic._buffer import Buffer
@@ -68,10 +69,13 @@ class Gate:
         self._tickets = TicketStore()
         self._retry = QuicRetryTokenHandler()
 
-    def meet(self, packet: bytes, address: Any, now: float, *, is_busy: bool) -> Newcomer | bytes:
+    def meet(
+        self, packet: bytes, address: Any, now: float, *, is_busy: bool, has_room: Callable[[], bool] = lambda: True
+    ) -> Newcomer | bytes:
         """What a packet of no known connection becomes: a connection, or an answer to send (empty: none).
 
-        address: (host, port, …). is_busy: nobody gets state before an answer proved the address.
+        address: (host, port, …). is_busy: nobody gets state before an answer proved the address. has_room: asked before
+        a connection is made, which costs much more than all before it.
         """
         try:
             header = pull_quic_header(Buffer(data=packet), host_cid_length=CID_BYTES)
@@ -88,10 +92,14 @@ class Gate:
         if header.packet_type is not QuicPacketType.INITIAL or len(header.destination_cid) < CID_BYTES:
             return b""
         if header.token or is_busy:
-            return self._after_retry(header, address, now)
+            return self._after_retry(header, address, now, has_room)
+        if not has_room():
+            return b""
         return self._newcomer(now, original_destination_connection_id=header.destination_cid)
 
-    def _after_retry(self, header: QuicHeader, address: Any, now: float) -> Newcomer | bytes:
+    def _after_retry(
+        self, header: QuicHeader, address: Any, now: float, has_room: Callable[[], bool]
+    ) -> Newcomer | bytes:
         plain = (str(address[0]).partition("%")[0], address[1])
         if header.token:
             try:
@@ -99,6 +107,8 @@ class Gate:
                     address=plain, destination_cid=header.destination_cid, token=header.token, now=now
                 )
             except ValueError:
+                return b""
+            if not has_room():
                 return b""
             return self._newcomer(
                 now,

@@ -115,6 +115,11 @@ class Link:
         return len(self._queue)
 
     @property
+    def has_understood(self) -> bool:
+        """Whether any packet of the other side could be decrypted."""
+        return any(each.largest_received_packet >= 0 for each in self.connection._spaces.values())
+
+    @property
     def unsent(self) -> int:
         """Bytes of the control stream that the other side has not acknowledged."""
         return len(stream.sender._buffer) if (stream := self.connection._streams.get(CONTROL_STREAM)) else 0

@@ -463,8 +463,15 @@ class Plane:
         return tuple(map(sum, zip((0,) * 6, *(each.counts() for each in self.transports), strict=True)))
 
     def admit_address(self, host: str) -> bool:
-        """Whether one more client may come from there."""
-        return self._has_room(host)
+        """Whether one more client may come from there, the rate of new ones apart."""
+        limits = self.limits
+        if limits.clients and len(self) >= limits.clients:
+            return False
+        return not limits.clients_an_address or self._addresses.get(host, 0) < limits.clients_an_address
+
+    def count_accepted(self) -> None:
+        """A transport let one in: it counts for the rate of new ones, as one that was accepted here does."""
+        self.limits.accepts.take(1, self.now)
 
     def count_address(self, host: str, change: int) -> None:
         """A client came from there, or went."""
@@ -594,12 +601,7 @@ class Plane:
             connection.begin(session)
 
     def _has_room(self, host: str) -> bool:
-        limits = self.limits
-        if limits.clients and len(self) >= limits.clients:
-            return False
-        if limits.clients_an_address and self._addresses.get(host, 0) >= limits.clients_an_address:
-            return False
-        return limits.accepts.take(1, self.now)
+        return self.admit_address(host) and self.limits.accepts.take(1, self.now)
 
     def _add(self, channel: socket.socket, host: str, tls: _Tls | None) -> Connection:
         channel.setblocking(False)

@@ -25,7 +25,7 @@ from gw.quic.gate import Gate, Newcomer
 from gw.relay.quicsession import QuicSession, Stage
 from gw.relay.session import Reception
 from gw.wire import stun
-from gw.wire.derp.buckets import Bucket
+from gw.wire.derp.buckets import Bucket, PrefixBuckets
 from gw.wire.derp.frames import RESTARTING, encode
 from gw.wire.quic import frames
 from gw.wire.quic.demux import Kind, destination_of, kind_of
@@ -37,6 +37,9 @@ MAX_UNPROVEN: Final = 1000  # connections whose node key is not proven
 BUSY_UNPROVEN: Final = 100  # from so many on an address has to be proven first
 HANDSHAKES_A_S: Final = 200.0
 HANDSHAKE_BURST: Final = 400.0
+HANDSHAKES_A_S_A_PREFIX: Final = 10.0
+HANDSHAKE_BURST_A_PREFIX: Final = 100.0
+RETRIES_A_S: Final = 1000.0  # and tokens that come back
 RESETS_A_S: Final = 100.0
 COMPLAINTS_A_S: Final = 0.1  # log lines about defects that strangers may find
 COMPLAINT_BURST: Final = 10.0
@@ -54,6 +57,7 @@ class Loop(Protocol):
     def arm_call(self, when: float, order: Callable[[], None]) -> None: ...
     def admit_address(self, host: str) -> bool: ...
     def count_address(self, host: str, change: int) -> None: ...
+    def count_accepted(self) -> None: ...
 
 
 class Wire(Protocol):
@@ -180,6 +184,8 @@ class QuicPort:
         self._waiting: set[QuicClient] = set()  # for admission
         self._unproven: set[QuicClient] = set()
         self._handshakes = Bucket(HANDSHAKES_A_S, HANDSHAKE_BURST)
+        self._prefixes = PrefixBuckets(HANDSHAKES_A_S_A_PREFIX, HANDSHAKE_BURST_A_PREFIX)
+        self._retries = Bucket(RETRIES_A_S, RETRIES_A_S)
         self._resets = Bucket(RESETS_A_S, RESETS_A_S)
         self._complaints = Bucket(COMPLAINTS_A_S, COMPLAINT_BURST)
         self.broken = 0
@@ -210,15 +216,39 @@ class QuicPort:
             except OSError:
                 self.ignored += 1
                 continue
-            if len(train) < 2:
+            if len(train) < 2 or not source[1]:  # nobody can be answered at port 0
                 self.ignored += 1
+                continue
+            if segment < len(train):
+                self._train_untrusted(train, segment, source)
                 continue
             client = clients.get(train[1:9] if train[0] & 0xC0 == 0x40 else destination_of(train))
             if client is not None:
                 client.receive(train, segment, source, self.loop.now)
             else:
-                for at in range(0, len(train), segment):
-                    self._stranger_untrusted(train[at : at + segment], source)
+                self._stranger_untrusted(train, source)
+
+    def _train_untrusted(self, train: bytes, segment: int, source: Any) -> None:
+        """Behind one address there may be several clients: each gets its own."""
+        clients = self._clients
+        at, size = 0, len(train)
+        while at < size:
+            packet = train[at : at + segment]
+            name = packet[1:9] if packet[0] & 0xC0 == 0x40 else destination_of(packet)
+            client = clients.get(name)
+            end = at + segment
+            if client is None:
+                self._stranger_untrusted(packet, source)
+                at = end
+                continue
+            while end < size:
+                if train[end + 1 : end + 9] != name:
+                    other = train[end : end + segment]
+                    if clients.get(other[1:9] if other[0] & 0xC0 == 0x40 else destination_of(other)) is not client:
+                        break
+                end += segment
+            client.receive(train[at:end], segment, source, self.loop.now)
+            at = end
 
     def _stranger_untrusted(self, datagram: bytes, source: Any) -> None:
         kind = kind_of(datagram)
@@ -249,15 +279,15 @@ class QuicPort:
 
     def _meet_untrusted(self, datagram: bytes, source: Any) -> None:
         now = self.loop.now
-        is_full = len(self._unproven) >= MAX_UNPROVEN
-        met = self.gate.meet(datagram, source, now, is_busy=len(self._unproven) >= BUSY_UNPROVEN)
+        is_busy = len(self._unproven) >= BUSY_UNPROVEN
+        if is_busy and not self._retries.take(1, now):
+            self.rejected += 1
+            return
+        address = _address(source)
+        met = self.gate.meet(datagram, source, now, is_busy=is_busy, has_room=lambda: self._has_room(address.host))
         if isinstance(met, bytes):
             if met:
                 self.send([(met, source)])
-            return
-        address = _address(source)
-        if is_full or not self._handshakes.take(1, now) or not self.loop.admit_address(address.host):
-            self.rejected += 1
             return
         self.accepted += 1
         client = QuicClient(self, met, address, destination_of(datagram), now)
@@ -268,6 +298,21 @@ class QuicPort:
             self._clients[cid] = client
         self.loop.arm_call(now + HANDSHAKE_S, partial(self._give_up, weakref.ref(client)))
         client.receive(datagram, len(datagram), source, now)
+        if not client.session.link.has_understood:
+            self.forget(client)
+
+    def _has_room(self, host: str) -> bool:
+        """For one more whose node key is not proven."""
+        now = self.loop.now
+        if (
+            len(self._unproven) < MAX_UNPROVEN
+            and self.loop.admit_address(host)
+            and self._prefixes.of(host).take(1, now)
+            and self._handshakes.take(1, now)
+        ):
+            return True
+        self.rejected += 1
+        return False
 
     def _give_up(self, newcomer: weakref.ref[QuicClient]) -> None:
         """Its node key should be proven by now."""
@@ -297,6 +342,8 @@ class QuicPort:
         if session.is_up and client in self._unproven:
             self._unproven.discard(client)
             self._waiting.discard(client)
+            self.loop.count_accepted()
+            self._prefixes.of(client.host).spend(-1, self.loop.now)  # the budget is for strangers
             self.resumed += session.link.is_resumed
         if session.moves:
             self.moves += session.moves

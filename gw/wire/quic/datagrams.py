@@ -11,6 +11,7 @@ Ref: spec quic §8.3, §13
 from __future__ import annotations
 
 import struct
+from collections import OrderedDict
 from typing import Final, final
 
 from gw.errors import WireError
@@ -29,8 +30,8 @@ FRAG_HEAD_BYTES: Final = 36
 PROBE_BYTES: Final = 13
 MAX_PARTS: Final = 2
 PART_LIFE_S: Final = 0.25
-MAX_OPEN: Final = 8  # packets in parts, of one key
-MAX_KEYS: Final = 256
+MAX_OPEN: Final = 64  # packets whose other half is awaited
+MAX_OPEN_BYTES: Final = 96 << 10
 
 
 def encode_packet(key: bytes, packet: bytes, limit: int, fragment: int) -> list[bytes]:
@@ -84,35 +85,29 @@ class Joiner:
     """Puts packets in two parts together again. Parts whose other half does not come are forgotten soon."""
 
     def __init__(self) -> None:
-        self._open: dict[bytes, dict[int, tuple[int, bytes, float]]] = {}  # by key and id: index, part, since
+        self._open: OrderedDict[bytes, tuple[int, bytes, float]] = OrderedDict()  # by key and id, oldest first
+        self._bytes = 0
 
     def feed(self, datagram: bytes, now: float) -> tuple[bytes, bytes] | None:
         """Key and packet when a FRAG_KEY completes one. Raises WireError."""
         if len(datagram) <= FRAG_HEAD_BYTES or datagram[0] != FRAG_KEY:
             raise WireError("part too short")
-        _, key, number, place = struct.unpack_from(">B32sHB", datagram)
+        name, place = datagram[1 : FRAG_HEAD_BYTES - 1], datagram[FRAG_HEAD_BYTES - 1]
         index, count = place >> 4, place & 15
         if count != MAX_PARTS or index >= count:
             raise WireError(f"part {index} of {count}")
         part = datagram[FRAG_HEAD_BYTES:]
-        mine = self._open.get(key)
-        if mine is None:
-            if len(self._open) >= MAX_KEYS:
-                self._forget(now)
-                if len(self._open) >= MAX_KEYS:
-                    return None
-            mine = self._open[key] = {}
-        other = mine.pop(number, None)
-        if other is not None and other[0] != index and now - other[2] <= PART_LIFE_S:
-            if not mine:
-                del self._open[key]
-            return key, other[1] + part if index else part + other[1]
-        mine[number] = index, part, now
-        if len(mine) > MAX_OPEN:
-            del mine[next(iter(mine))]
-        return None
-
-    def _forget(self, now: float) -> None:
-        for key, parts in list(self._open.items()):
-            if all(now - since > PART_LIFE_S for _, _, since in parts.values()):
-                del self._open[key]
+        waiting = self._open
+        other = waiting.pop(name, None)
+        if other is not None:
+            self._bytes -= len(other[1])
+            if other[0] != index and now - other[2] <= PART_LIFE_S:
+                return name[:KEY_BYTES], other[1] + part if index else part + other[1]
+        waiting[name] = index, part, now
+        self._bytes += len(part)
+        while True:
+            _, oldest, since = next(iter(waiting.values()))
+            if len(waiting) <= MAX_OPEN and self._bytes <= MAX_OPEN_BYTES and now - since <= PART_LIFE_S:
+                return None
+            waiting.popitem(last=False)
+            self._bytes -= len(oldest)

@@ -61,6 +61,9 @@ class Street:
     def count_address(self, host: str, change: int) -> None:
         self.addresses[host] = self.addresses.get(host, 0) + change
 
+    def count_accepted(self) -> None:
+        pass
+
     # Wire
 
     def fileno(self) -> int:

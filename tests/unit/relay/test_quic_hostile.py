@@ -14,6 +14,8 @@ from gw.quic.gate import CONTROL_WINDOW_BYTES
 from gw.quic.link import PROBE_SIZES
 from gw.relay import quicport
 from gw.relay.quicsession import EARLY_ECHOES, MAX_UNSENT_BYTES
+from gw.wire import stun
+from gw.wire.derp.buckets import PrefixBuckets
 from gw.wire.derp.frames import encode
 from gw.wire.quic import datagrams
 
@@ -284,3 +286,92 @@ def test_who_is_away_for_some_seconds_is_kept() -> None:
     alice.send(bob.key, b"y" * 40)
     street.run(0.1)
     assert bob.packets[-1] == (alice.key, b"y" * 40)
+
+
+def _garbage() -> bytes:
+    """An Initial by its head, noise inside."""
+    head = b"\xc3\0\0\0\1\x08" + os.urandom(8) + b"\x08" + os.urandom(8) + b"\0"
+    rest = 1200 - len(head) - 2
+    return head + (0x4000 | rest).to_bytes(2, "big") + bytes(rest)
+
+
+def test_an_initial_of_garbage_leaves_nothing_behind() -> None:
+    """Each kept a connection for ten seconds."""
+    street = Street(House())
+    for number in range(50):
+        street.arrive(_garbage(), (f"10.0.{number}.1", 5))
+    assert len(street.port) == 0
+    assert sum(street.addresses.values()) == 0
+
+
+def test_a_network_of_strangers_leaves_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits were global: one address could use up what all had."""
+    monkeypatch.setattr(quicport, "BUSY_UNPROVEN", 10_000)
+    street = Street(House())
+    made = 0
+    meet = street.port.gate._newcomer
+
+    def count(now: float, **ids: bytes) -> object:
+        nonlocal made
+        made += 1
+        return meet(now, **ids)
+
+    street.port.gate._newcomer = count  # type: ignore[method-assign, assignment]
+    for number in range(600):
+        street.arrive(_garbage(), (f"2001:db8:0:1::{number:x}", 5))
+    assert made <= quicport.HANDSHAKE_BURST_A_PREFIX + 1
+    assert street.port.rejected > 400
+    QuicGuest(street, 1)
+
+
+def test_who_proves_a_key_gives_its_share_back() -> None:
+    street = Street(House())
+    bucket = street.port._prefixes.of("192.0.2.1")
+    for _ in range(5):
+        guest = QuicGuest(street, 1)
+        guest.link.close()
+        street.run(0.05)
+        street.guests.remove(guest)
+    assert bucket._left >= quicport.HANDSHAKE_BURST_A_PREFIX - 1
+
+
+def test_what_comes_from_port_0_is_not_answered() -> None:
+    """There is nobody at port 0; the kernel refuses what is sent there, and with it the whole train."""
+    street = Street(House())
+    street.arrive(stun.encode_request(b"t" * 12), ("203.0.113.5", 0))
+    assert street.strays == []
+    assert street.port.ignored == 1
+
+
+def test_a_train_with_packets_of_two_clients_reaches_both() -> None:
+    """Behind one address and port of a NAT, or forged: the first client got the train whole."""
+    street = Street(House())
+    alice, bob, carol = QuicGuest(street, 1), QuicGuest(street, 2), QuicGuest(street, 3)
+    trains = []
+    for guest, mark in ((alice, b"a"), (alice, b"A"), (bob, b"b")):
+        guest.send(carol.key, mark * 200)
+        (packet,) = [packet for packet, _ in guest.link.poll(street.now) if len(packet) > 200]
+        trains.append(packet)
+    segment = len(trains[0])
+    assert {len(packet) for packet in trains} == {segment}
+    whole = [(b"".join(trains), segment, alice.address)]
+
+    def receive() -> tuple[bytes, int, object]:
+        if not whole:
+            raise BlockingIOError
+        return whole.pop()
+
+    street.receive = receive  # type: ignore[method-assign]
+    street.port.ready()
+    street.flush()
+    assert sorted(packet for _, packet in carol.packets) == [b"A" * 200, b"a" * 200, b"b" * 200]
+
+
+def test_buckets_of_networks_are_bounded_in_memory() -> None:
+    buckets = PrefixBuckets(1, 2, limit=10)
+    assert buckets.of("2001:db8::1") is buckets.of("2001:db8:0:ff::2")
+    assert buckets.of("2001:db8::1") is not buckets.of("2001:db8:0:100::1")
+    assert buckets.of("192.0.2.1") is buckets.of("::ffff:192.0.2.1")
+    for number in range(100):
+        buckets.of(f"192.0.2.{number}")
+    assert len(buckets._buckets) == 10

@@ -156,10 +156,10 @@ def test_parts_of_strangers_fill_no_memory() -> None:
     for number in range(5000):
         part = datagrams.encode_packet(number.to_bytes(4, "big") * 8, bytes(2000), 1167, number)[0]
         joiner.feed(part, 1.0)
-    assert len(joiner._open) <= datagrams.MAX_KEYS
+    assert len(joiner._open) <= datagrams.MAX_OPEN
     for number in range(100):
         joiner.feed(datagrams.encode_packet(b"k" * 32, bytes(2000), 1167, number)[0], 2.0)
-    assert len(joiner._open[b"k" * 32]) <= datagrams.MAX_OPEN
+    assert len(joiner._open) <= datagrams.MAX_OPEN
 
 
 @given(st.binary(max_size=100))
@@ -212,3 +212,16 @@ def test_any_datagram_is_of_some_kind(noise: bytes) -> None:
     if kind in (Kind.QUIC_LONG, Kind.QUIC_SHORT):
         assert len(demux.destination_of(noise)) <= demux.MAX_CID_BYTES
         demux.is_initial(noise)
+
+
+def test_halves_without_the_other_are_bounded_in_number_and_bytes() -> None:
+    """2,048 halves of 1.4 kB were kept of each client, and looked through for every further part."""
+    joiner = datagrams.Joiner()
+    for number in range(1000):
+        halves = datagrams.encode_packet(number.to_bytes(32, "big"), bytes(2600), 1400, number)
+        assert joiner.feed(halves[0], 1.0) is None
+        assert len(joiner._open) <= datagrams.MAX_OPEN
+        assert sum(len(part) for _, part, _ in joiner._open.values()) == joiner._bytes <= datagrams.MAX_OPEN_BYTES
+    assert joiner.feed(halves[1], 1.1) == ((999).to_bytes(32, "big"), bytes(2600))
+    joiner.feed(halves[0], 9.0)
+    assert len(joiner._open) == 1

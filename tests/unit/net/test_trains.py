@@ -1,0 +1,54 @@
+"""Sending by the train where the kernel refuses some: for their target, or because it has no such thing."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Any
+
+from gw.net.trains import TrainSocket
+
+
+class Channel:
+    """A socket whose kernel refuses what `refuses` says; sent: datagrams a call."""
+
+    family = socket.AF_INET
+
+    def __init__(self) -> None:
+        self.refuses_trains = False
+        self.sent: list[list[bytes]] = []
+
+    def setblocking(self, on: bool) -> None: ...
+
+    def sendto(self, packet: bytes, target: Any) -> None:
+        if target[1] == 0:
+            raise OSError(errno.EINVAL, "refused")
+        self.sent.append([packet])
+
+    def sendmsg(self, packets: list[bytes], ancillary: Any, flags: int, target: Any) -> None:
+        if self.refuses_trains or target[1] == 0:
+            raise OSError(errno.EINVAL, "refused")
+        self.sent.append(packets)
+
+
+def _socket() -> tuple[Channel, TrainSocket]:
+    channel = Channel()
+    return channel, TrainSocket(channel, shared=True, gso=True)  # type: ignore[arg-type]
+
+
+def test_a_target_that_is_refused_costs_nobody_trains() -> None:
+    """One train to port 0 turned them off for all, for good."""
+    channel, trains = _socket()
+    for _ in range(20):
+        assert trains.send([(b"x" * 9, ("192.0.2.1", 0))] * 3) == errno.EINVAL
+    assert trains.send([(b"y" * 9, ("192.0.2.1", 7))] * 3) == 0
+    assert channel.sent == [[b"y" * 9] * 3]
+
+
+def test_a_host_without_trains_sends_singly_from_then_on() -> None:
+    channel, trains = _socket()
+    channel.refuses_trains = True
+    for _ in range(5):
+        assert trains.send([(b"y" * 9, ("192.0.2.1", 7))] * 3) == 0
+    assert channel.sent == [[b"y" * 9]] * 15
+    assert not trains.gso
