@@ -77,6 +77,7 @@ class PeerLine:
         self.key = key
         self.address = address  # where our packets go
         self.source: AddrPort | None = None  # where its newest packet came from
+        self.knocked: NodeKey | None = None  # whose endpoint the first packet that we answer came from
         self.is_dialer: Final = is_dialer
         self.is_proven = False
         self.is_over = False

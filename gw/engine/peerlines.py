@@ -4,7 +4,8 @@
     send(peer, …)     ─▶ its line's queue           poll(now) gives packets with their addresses, and events
 
 To aioquic every peer is at one constant address: which endpoint is meant is the path finder's business, and it proves
-endpoints by a round trip of sealed pings. So nobody else's packet begins a handshake here, and none is answered.
+endpoints by a round trip of sealed pings. So nobody else's packet begins a handshake here, and none is answered. What
+has a peer's address but is forged costs that peer alone: handshakes are counted by peer, and of each one is under way.
 
 This module imports aioquic: the engine loads it when a connection is first wanted.
 
@@ -19,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, final
 
+from gw.engine.agenda import NEVER, Agenda
+from gw.engine.handshakes import Handshakes
 from gw.engine.peerline import PeerLine
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
@@ -34,11 +37,9 @@ from gw.wire.quic.peering import Network, Report, Routes
 
 SERVER_NAME: Final = "peer.ghostwire"  # in clear in every first packet: says nothing of who is meant
 PLACE: Final = ("peer", 0)  # where every peer is, to aioquic
-HANDSHAKES_PER_S: Final = 20.0
-HANDSHAKES_BURST: Final = 40.0
 RESETS_PER_S: Final = 10.0
 STALE_S: Final = 2.0  # a connection that was silent for this long gives way to a new one
-FRESH_S: Final = 1.0  # one that is being dialled for longer does
+FRESH_S: Final = 1.0  # one that is being dialled, or waits for a proof, for longer does
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +147,12 @@ class PeerLines:
         self._lines: dict[NodeKey, PeerLine] = {}  # proven, or being dialled
         self._by_cid: dict[bytes, PeerLine] = {}
         self._all: set[PeerLine] = set()
+        self._half: dict[NodeKey, PeerLine] = {}  # answered and not proven yet, one for each peer's endpoints
+        self._dirty: dict[PeerLine, None] = {}  # in the order in which they were touched
+        self._agenda: Agenda[PeerLine] = Agenda()
         self._events: list[Event] = []
         self._now = 0.0
-        self._handshakes = HANDSHAKES_BURST
+        self._handshakes = Handshakes()
         self._resets = RESETS_PER_S
         self._filled_at = 0.0
         self._out: list[tuple[bytes, AddrPort]] = []
@@ -176,24 +180,25 @@ class PeerLines:
         self._lines[peer] = line
         self._enter(line)
         line.link.connect(PLACE, now)
+        self._dirty[line] = None
 
     def drop(self, peer: NodeKey, reason: str, code: int = frames.CLOSED) -> None:
         """End the connection with the peer."""
         line = self._lines.get(peer)
         if line is not None:
-            line.close(code, reason)
+            self._close(line, code, reason)
 
     def restarted(self, peer: NodeKey, now: float) -> None:
         """The peer is another process than before. What was heard just now is of the new one."""
         line = self._lines.get(peer)
         if line is not None and line.link.is_up and now - line.link.heard_at > FRESH_S:
-            line.close(frames.CLOSED, "the peer was restarted")
+            self._close(line, frames.CLOSED, "the peer was restarted")
 
     def set_secret(self, secret: NodeSecret, node: NodeKey) -> None:
         """Our node key was rotated: whom we are was proven with the old one."""
         self.secret, self.node = secret, node
         for line in list(self._all):
-            line.close(frames.CLOSED, "the node key was rotated")
+            self._close(line, frames.CLOSED, "the node key was rotated")
 
     def set_address(self, peer: NodeKey, address: AddrPort, now: float) -> None:
         """The path finder's best endpoint of the peer."""
@@ -202,12 +207,14 @@ class PeerLines:
             before, line.address = line.address, address
             if before.host != address.host and line.link.is_up:
                 line.link.restart_path(now)
+                self._dirty[line] = None
 
     def network_changed(self, now: float) -> None:
         """Our own address is another now: tell every peer at once."""
         for line in self._all:
             if line.link.is_up and not line.is_over:
                 line.link.move(now)
+                self._dirty[line] = None
 
     def set_routes(self, prefixes: tuple[Network, ...]) -> None:
         """What this node serves, told to every peer."""
@@ -216,6 +223,7 @@ class PeerLines:
             self.routes = Routes(version, prefixes)
             for line in self._all:
                 line.tell_routes()
+                self._dirty[line] = None
 
     def send(self, peer: NodeKey, datagrams: list[bytes], now: float) -> bool:
         """Queue WireGuard messages; False where no connection takes them."""
@@ -223,6 +231,7 @@ class PeerLines:
         if line is None or not line.is_usable:
             return False
         line.send(datagrams, now)
+        self._dirty[line] = None
         return True
 
     def ping(self, peer: NodeKey, data: bytes) -> bool:
@@ -230,6 +239,7 @@ class PeerLines:
         if line is None or not line.is_usable:
             return False
         line.ping(data)
+        self._dirty[line] = None
         return True
 
     # What the engine asks
@@ -282,9 +292,11 @@ class PeerLines:
                     end += segment
                 self._feed(line, train[at:end], segment, source, now)
             elif is_initial(packet):
-                if peer is not None and self._may(peer) and self._afford(now):
-                    line = self._answer(cid, source, now)
+                if peer is not None and self._may(peer) and self._has_room(peer, now):
+                    line = self._answer(cid, source, peer, now)
                     self._feed(line, packet, segment, source, now)
+                    if line.link.connection._state.name == "FIRSTFLIGHT":
+                        line.closed(frames.BROKEN, "the first packet does not open")
             elif peer is not None and not packet[0] & 0x80:
                 line = self._lines.get(peer)
                 if line is not None and line.link.connection.is_reset(packet):
@@ -297,16 +309,25 @@ class PeerLines:
         """Packets to send and what happened, in order."""
         self._now = now
         out, self._out = self._out, []
-        for line in list(self._all):
-            if line.waiting or line.link.is_dirty or line.deadline() <= now:
-                out += [(packet, line.address) for packet in line.poll(now)]
-                self._follow(line)
+        for line in self._agenda.take(now):
+            self._dirty[line] = None
+        full: list[PeerLine] = []
+        while self._dirty:
+            work, self._dirty = self._dirty, {}
+            for line in work:
+                if not line.is_over:
+                    out += [(packet, line.address) for packet in line.poll(now)]
+                    self._follow(line)
+                    self._agenda.put(line, line.deadline() if line in self._all else NEVER)
+                    if line.waiting or line.link.is_dirty:
+                        full.append(line)
+        self._dirty.update((line, None) for line in full if not line.is_over)
         events, self._events = self._events, []
         return out, events
 
     def deadline(self) -> float:
         """When to call `poll` if nothing happens before."""
-        return min((line.deadline() for line in self._all), default=float("inf"))
+        return self._agenda.next()
 
     # Owner of the lines
 
@@ -326,8 +347,9 @@ class PeerLines:
             if is_alive and other.is_dialer != line.is_dialer and other.is_dialer == ours_stays:
                 return False
             other.key = None  # its end is not the end of what we have with the peer
-            other.close(frames.CLOSED, "another connection stays")
+            self._close(other, frames.CLOSED, "another connection stays")
         self._lines[line.key] = line
+        self._settle(line)
         for ticket in line.tickets:
             self._keep_ticket(line, ticket)
         line.tickets.clear()
@@ -349,6 +371,9 @@ class PeerLines:
 
     def ended(self, line: PeerLine, code: int, reason: str) -> None:
         self._all.discard(line)
+        self._dirty.pop(line, None)
+        self._agenda.discard(line)
+        self._settle(line)
         for cid in line.cids:
             if self._by_cid.get(cid) is line:
                 del self._by_cid[cid]
@@ -358,8 +383,29 @@ class PeerLines:
 
     # Inside
 
-    def _answer(self, cid: bytes, source: AddrPort, now: float) -> PeerLine:
+    def _has_room(self, peer: NodeKey, now: float) -> bool:
+        """Whether what came from the peer's endpoint may begin a handshake."""
+        other = self._half.get(peer)
+        if (other is not None and now - other.began < FRESH_S) or not self._handshakes.afford(peer, now):
+            return False
+        if other is not None:
+            self._close(other, frames.CLOSED, "another connection is under way")
+            self._settle(other)
+        return True
+
+    def _settle(self, line: PeerLine) -> None:
+        """The line waits for its proof no longer."""
+        if line.knocked is not None and self._half.get(line.knocked) is line:
+            del self._half[line.knocked]
+
+    def _close(self, line: PeerLine, code: int, reason: str) -> None:
+        line.close(code, reason)
+        self._dirty[line] = None
+
+    def _answer(self, cid: bytes, source: AddrPort, peer: NodeKey, now: float) -> PeerLine:
         line = PeerLine(self, None, source, now, is_dialer=False)
+        line.knocked = peer
+        self._half[peer] = line
 
         def fetch(name: bytes) -> Any:
             found = self._store.take(name, now)
@@ -392,6 +438,7 @@ class PeerLines:
             if before is not None and before != source and line.key is not None and line.is_usable:
                 self._events.append(Moved(line.key, source))
         self._out += [(packet, line.address) for packet in line.poll(now)]
+        self._dirty[line] = None
         if line.is_usable and line.tickets and line.key is not None and self._lines.get(line.key) is line:
             for ticket in line.tickets:
                 self._keep_ticket(line, ticket)
@@ -440,16 +487,8 @@ class PeerLines:
             if made:
                 self._out.append((made, source))
 
-    def _afford(self, now: float) -> bool:
-        self._fill(now)
-        if self._handshakes < 1.0:
-            return False
-        self._handshakes -= 1.0
-        return True
-
     def _fill(self, now: float) -> None:
         passed, self._filled_at = now - self._filled_at, now
-        self._handshakes = min(HANDSHAKES_BURST, self._handshakes + passed * HANDSHAKES_PER_S)
         self._resets = min(RESETS_PER_S, self._resets + passed * RESETS_PER_S)
 
 

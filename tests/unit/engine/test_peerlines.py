@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gw.engine.peerline import PeerLine
 from gw.engine.peerlines import PeerLines
 from gw.model.addresses import AddrPort
 from gw.model.keys import NodeKey, NodeSecret
@@ -89,6 +90,63 @@ def test_an_initial_from_where_disco_has_not_heard_a_peer_is_not_answered() -> N
     net.run(8)
     assert sent == []
     assert not net.bob.lines._all
+
+
+def test_forged_first_packets_from_a_peers_address_keep_nobody_else_out() -> None:
+    """300 in 3 s from an endpoint of another peer: they cost that peer's handshakes alone, and leave no line."""
+    net = Net()
+    victim = NodeKey(b"v" * 32)
+    net.bob.allowed.add(victim)
+
+    def forge(seconds: float) -> None:
+        end = net.now + seconds
+        while net.now < end:
+            packet = initial(net.random.randbytes(16))
+            net.bob.lines.receive(packet, len(packet), AddrPort("192.0.2.9", 41641), victim, net.now)
+            assert victim not in net.bob.lines._half
+            net.run(0.01)
+
+    forge(3)
+    net.dial()
+    forge(0.5)
+    assert net.ann.is_up
+    assert net.bob.is_up
+
+
+def test_of_each_peer_one_connection_waits_for_its_proof() -> None:
+    """A ClientHello can be forged too: what is newer waits, unless the older had its time."""
+    net = Net()
+    net.dial()
+    (first, _), *_ = net.ann.lines.poll(net.now)[0]
+    net.ann.start()
+    net.dial()
+    (second, _), *_ = net.ann.lines.poll(net.now)[0]
+    for packet in (first, second):
+        net.bob.lines.receive(packet, len(packet), net.ann.address, net.ann.key, net.now)
+    assert len(net.bob.lines._all) == 1
+    net.run(1.1, lambda: net.ann.is_up)  # the dialer's own repetition is heard
+    net.run(3)
+    assert net.ann.is_up
+    assert len(net.bob.lines._all) == 1
+    assert not net.bob.lines._half
+
+
+def test_idle_connections_cost_a_flush_nothing() -> None:
+    net = Net()
+    net.connected()
+    net.run(1)
+    asked: list[PeerLine] = []
+    lines = net.bob.lines
+    for number in range(50):
+        lines.dial(NodeKey(bytes([number]) * 32), AddrPort("203.0.113.1", 1 + number), net.now)
+    net.pump(net.bob)
+    plain = PeerLine.poll
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PeerLine, "poll", lambda line, now: asked.append(line) or plain(line, now))
+        net.bob.lines.send(net.ann.key, [transport(1)], net.now)
+        net.pump(net.bob)
+    assert asked == [lines._lines[net.ann.key]]
+    assert lines.deadline() == min(line.deadline() for line in lines._all)
 
 
 def test_a_proof_by_another_key_than_that_of_the_peer_is_refused() -> None:
@@ -340,10 +398,18 @@ def test_any_control_bytes_end_at_most_their_own_connection(noise: bytes) -> Non
     line = net.ann.lines._lines[net.bob.key]
     line.link.send_stream(noise)
     line.link.send_aside(noise)
+    net.ann.lines.ping(net.bob.key, bytes(8))  # it has them sent
     net.run(0.3)
     for event in net.bob.of(Down):
         assert isinstance(event, Down)
     assert isinstance(net.bob.lines, PeerLines)
+
+
+def initial(ids: bytes) -> bytes:
+    """Has the form of a first packet; its seal is noise. ids: 16 bytes."""
+    head = b"\xc3\0\0\0\1\x08" + ids[:8] + b"\x08" + ids[8:] + b"\0"
+    rest = 1200 - len(head) - 2
+    return head + (0x4000 | rest).to_bytes(2, "big") + bytes(rest)
 
 
 _nets: list[Net] = []
