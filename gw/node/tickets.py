@@ -1,7 +1,7 @@
 """Session tickets over QUIC, a file each (0600): after a restart the first packets go with the handshake.
 
 A ticket is worth the node key towards one relay or peer, for two hours, once. It is gone from the disk before it is
-used.
+used. It is written whole but not made durable: packets would wait for the disk, and one that is lost costs a handshake.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, final
 
 from gw.errors import GwError
-from gw.state.files import make_folder, read_secret, write_secret
+from gw.state.files import SECRET_MODE, make_folder, read_secret, write_temporary
 
 log: Final = logging.getLogger(__name__)
 
@@ -41,7 +41,13 @@ class TicketFolder:
     def keep(self, whose: str, ticket: bytes) -> None:
         try:
             make_folder(self._folder, 0o700)
-            write_secret(self._path(whose), ticket)
+            path = self._path(whose)
+            temporary = write_temporary(path, ticket, SECRET_MODE, durable=False)
+            try:
+                temporary.rename(path)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
         except (OSError, GwError) as error:
             log.debug("session ticket for `%s` not kept: %s", whose, error)
 
