@@ -44,6 +44,7 @@ QUIC_LEAD_S: Final = 0.3  # how long TLS waits for QUIC
 QUIC_TRIES: Final = 2
 UDP_BLOCKED_S: Final = 60.0  # before QUIC is tried again, doubling
 MAX_UDP_BLOCKED_S: Final = 600.0
+SERVED_S: Final = 5.0  # after which a connection over QUIC counts as one that worked
 QUIC_PROVEN_S: Final = 1.0  # for which TLS stays beside QUIC: what is under way there still arrives
 
 
@@ -233,6 +234,7 @@ class _Line:
         self._quic_nodes = [node for node in self._nodes if node.quic_port] if tickets is not None else []
         self._tickets = tickets
         self._quic: QuicLine | None = None  # that has let us in
+        self._quic_pause = 0.0  # for which the relay asks us to stay away when it ends
         self._quic_changed = asyncio.Event()
         self._network_changed = asyncio.Event()
         self._tls_up = False
@@ -298,15 +300,20 @@ class _Line:
     async def _run_quic(self) -> None:
         """Keep a connection over QUIC, where UDP passes; TLS steps in when there is none."""
         failures = 0
+        backoff = FIRST_BACKOFF_S  # of a relay that lets in and ends: one that did so at once is asked ever more seldom
         blocked_s = UDP_BLOCKED_S
         turn = 0
         while True:
             node = self._quic_nodes[turn % len(self._quic_nodes)]
             self._network_changed.clear()
             try:
-                await self._once_quic(node)
+                began = asyncio.get_running_loop().time()
+                asked = await self._once_quic(node)
                 failures, blocked_s = 0, UDP_BLOCKED_S
-                pause = FIRST_BACKOFF_S * (0.5 + random.random())
+                if asyncio.get_running_loop().time() - began > SERVED_S:
+                    backoff = FIRST_BACKOFF_S
+                pause = max(asked, backoff * (0.5 + random.random()))
+                backoff = min(2 * backoff, MAX_BACKOFF_S)
             except GwError as error:
                 turn += 1
                 failures += 1
@@ -319,11 +326,15 @@ class _Line:
                 async with asyncio.timeout(pause):
                     await self._network_changed.wait()
 
-    async def _once_quic(self, node: DERPNode) -> None:
-        """One connection from hello to its end. Raises GwError where it does not come up."""
+    async def _once_quic(self, node: DERPNode) -> float:
+        """One connection from hello to its end; returns how long the relay asked us to stay away.
+
+        Raises GwError where it does not come up.
+        """
         from gw.engine.relayquic import QuicLine
 
         assert self._tickets is not None
+        self._quic_pause = 0.0
         line = QuicLine(node, self._secret, self._tickets, self._take_quic, list(self._waiting))
         try:
             await line.open()
@@ -341,6 +352,7 @@ class _Line:
             await line.serve()
             code, reason = line.end or (0, "closed")
             log.info("relay region %d over QUIC ended: %s", self.region, reason or hex(code))
+            return self._quic_pause
         finally:
             line.close()
             if self._quic is line:
@@ -350,7 +362,7 @@ class _Line:
                     self._events.disconnected(self.region)
 
     def _take_quic(self, events: Sequence[object]) -> None:
-        self._take(events, over_quic=True)
+        self._quic_pause = max(self._quic_pause, self._take(events, over_quic=True))
 
     async def _while_quic_serves(self) -> None:
         """Return when TLS is wanted: there is no QUIC, or it is silent."""
