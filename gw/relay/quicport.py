@@ -188,7 +188,8 @@ class QuicPort:
         self._retries = Bucket(RETRIES_A_S, RETRIES_A_S)
         self._resets = Bucket(RESETS_A_S, RESETS_A_S)
         self._complaints = Bucket(COMPLAINTS_A_S, COMPLAINT_BURST)
-        self.broken = 0
+        self.broken = 0  # clients that met a defect of ours
+        self.faults = 0  # clients that broke the protocol
         self.stun_requests = 0
         self.ignored = 0
         self.accepted = 0
@@ -298,7 +299,8 @@ class QuicPort:
             self._clients[cid] = client
         self.loop.arm_call(now + HANDSHAKE_S, partial(self._give_up, weakref.ref(client)))
         client.receive(datagram, len(datagram), source, now)
-        if not client.session.link.has_understood:
+        if not client.session.link.has_understood and client in self._all:
+            self.faults += 1
             self.forget(client)
 
     def _has_room(self, host: str) -> bool:
@@ -379,6 +381,7 @@ class QuicPort:
         if client not in self._all:
             return
         self._all.discard(client)
+        self.faults += client.session.was_faulty
         self._unproven.discard(client)
         self._waiting.discard(client)
         for cid in client.cids:

@@ -40,6 +40,7 @@ EARLY_ECHOES: Final = 8  # answers to probes of a client that has not proven its
 MAX_UNSENT_BYTES: Final = 16 << 10  # of the control stream; above it pings are not answered
 DEAF_S: Final = 2.0  # who sends, and takes nothing of what waits for it
 SILENT_S: Final = 10.0  # who does not even send: it may be changing networks
+TRANSPORT_CODES: Final = 0x200  # errors below are of QUIC and TLS (RFC 9000 §20.1)
 NEVER: Final = float("inf")
 
 
@@ -113,6 +114,7 @@ class QuicSession:
         self.tokens: Bucket | None = None
         self.limited = 0
         self.moves = 0
+        self.was_faulty = False  # whether it ended because the protocol was broken
 
     @property
     def is_up(self) -> bool:
@@ -175,6 +177,7 @@ class QuicSession:
             self.link.send_stream(frames.encode_observed(self.source))
 
     def closed(self, code: int, reason: str) -> None:
+        self.was_faulty = 0 < code < TRANSPORT_CODES or code == frames.BROKEN
         if code not in (0, frames.CLOSED):
             logger.debug("QUIC client %s ends: %#x %s", self.source, code, reason)
         self.stage = Stage.GONE

@@ -8,6 +8,7 @@ import os
 import weakref
 
 import pytest
+from aioquic import tls
 from aioquic.quic.rangeset import RangeSet
 
 from gw.quic.gate import CONTROL_WINDOW_BYTES
@@ -375,3 +376,19 @@ def test_buckets_of_networks_are_bounded_in_memory() -> None:
     for number in range(100):
         buckets.of(f"192.0.2.{number}")
     assert len(buckets._buckets) == 10
+
+
+def test_a_broken_handshake_is_counted_and_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Handshake bytes far ahead: the gap was filled with 512 KiB of zeros. aioquic warned of each stranger's error."""
+    street = Street(House())
+    guest = QuicGuest(street, 1, join=False)
+    street.guests.remove(guest)
+    sender = guest.link.connection._crypto_streams[tls.Epoch.INITIAL].sender
+    sender._buffer_start += 400_000
+    sender._buffer_stop += 400_000
+    sender._pending = RangeSet([range(sender._buffer_start, sender._buffer_stop)])
+    for packet, _ in guest.link.poll(street.now):
+        street.arrive(packet, guest.address)
+    street.run(1)
+    assert (len(street.port), street.port.accepted, street.port.faults) == (0, 1, 1)
+    assert caplog.text == ""
