@@ -16,6 +16,7 @@ import logging
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, final
@@ -44,7 +45,9 @@ KEEP_ALIVE_S: Final = 20.0  # a NAT forgets a UDP flow after 30 s
 CHECK_S: Final = 1.0
 SILENT_S: Final = 2.0  # without an answer, and PTOs: the path is dead
 SILENT_PTOS: Final = 3
-QUEUE_PACKETS: Final = 256
+QUEUE_PACKETS: Final = 256  # of data; the oldest gives way
+PRIORITY_PACKETS: Final = 64  # disco and WireGuard's handshakes, which go first
+HAND_OVER: Final = 96  # datagrams that may wait in the link
 TRAINS_A_TURN: Final = 16
 EARLY_BYTES: Final = 600  # larger ones do not fit beside the ClientHello
 MAX_EARLY: Final = 32
@@ -95,6 +98,8 @@ class QuicLine:
         self._timer: asyncio.TimerHandle | None = None
         self._is_scheduled = False
         self._bucket = Bucket(0, 0)
+        self._priority: deque[tuple[NodeKey, bytes]] = deque(maxlen=PRIORITY_PACKETS)
+        self._data: deque[tuple[NodeKey, bytes]] = deque(maxlen=QUEUE_PACKETS)
         self._unproven: list[Any] = []  # tickets that came before the relay's proof
         self._connected = asyncio.Event()
         self._ended = asyncio.Event()
@@ -152,9 +157,7 @@ class QuicLine:
         now = time.monotonic()
         for datagram in datagrams:
             if self._bucket.take(len(datagram), now):
-                for each in self._client.wrap(peer, datagram, link.limit):
-                    link.send(each)
-        link.trim(QUEUE_PACKETS)
+                (self._data if datagram[:1] == b"\x04" else self._priority).append((peer, datagram))
         self._schedule()
 
     def note_home(self, is_home: bool) -> None:
@@ -275,6 +278,12 @@ class QuicLine:
             link.send_stream(said)
         now = self._loop.time()
         packets = link.poll(now)
+        while (self._priority or self._data) and link.waiting < HAND_OVER and not link.is_closed:
+            while (self._priority or self._data) and link.waiting < HAND_OVER:
+                peer, datagram = (self._priority or self._data).popleft()
+                for each in self._client.wrap(peer, datagram, link.limit):
+                    link.send(each)
+            packets += link.poll(now)
         if packets:
             self._sent_at = now
             channel.send(packets)

@@ -9,9 +9,9 @@ from typing import Any
 
 from aioquic.tls import CipherSuite, SessionTicket
 
-from gw.engine.relayquic import MemoryTickets, QuicLine
+from gw.engine.relayquic import HAND_OVER, QUEUE_PACKETS, MemoryTickets, QuicLine
 from gw.model.derpmap import DERPNode
-from gw.model.keys import NodeSecret
+from gw.model.keys import NodeKey, NodeSecret
 from gw.wire.derp import frames as derp
 from gw.wire.quic import auth, frames
 from gw.wire.x25519 import clamp, public_key
@@ -35,10 +35,41 @@ def ticket() -> SessionTicket:
 
 
 class Silent:
-    """Stands for the `Link`."""
+    """Stands for the `Link`, its window full until `is_open`."""
+
+    limit = 1200
+    is_closed = False
+    is_open = False
 
     def __init__(self) -> None:
         self.connection: Any = SimpleNamespace(_peer_cid=SimpleNamespace(cid=b"12345678"))
+        self.queue: list[bytes] = []
+
+    @property
+    def waiting(self) -> int:
+        return len(self.queue)
+
+    def send(self, datagram: bytes) -> None:
+        self.queue.append(datagram)
+
+    def trim(self, limit: int) -> None:
+        del self.queue[:-limit]
+
+    def poll(self, now: float) -> list[bytes]:
+        out = self.queue if self.is_open else []
+        self.queue = [] if self.is_open else self.queue
+        return out
+
+    def deadline(self) -> float:
+        return float("inf")
+
+
+class Socket:
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def send(self, packets: list[bytes]) -> None:
+        self.sent += packets
 
 
 async def test_a_ticket_is_kept_only_of_a_relay_that_has_proven_its_key() -> None:
@@ -54,3 +85,25 @@ async def test_a_ticket_is_kept_only_of_a_relay_that_has_proven_its_key() -> Non
     assert tickets.take(line.name) is not None
     line._keep_ticket(ticket())
     assert tickets.take(line.name) is not None
+
+
+async def test_handshakes_and_disco_go_first_and_the_oldest_data_gives_way() -> None:
+    """The window is full: what waits in the link stays, data behind it is as new as can be."""
+    line = QuicLine(DERPNode(host_name="relay.test"), NodeSecret(NODE), MemoryTickets(), lambda events: None)
+    link, channel = Silent(), Socket()
+    line._link, line._socket = link, channel  # type: ignore[assignment]
+    peer = NodeKey(b"p" * 32)
+    link.queue.append(b"probe")
+    for number in range(1000):
+        line.send(peer, [b"\x04\0\0\0" + number.to_bytes(4, "big")])
+        line._flush()
+        if number == 500:
+            line.send(peer, [b"\x01\0\0\0handshake", b"TS\xf0\x9f\x92\xacdisco"])
+    link.is_open = True
+    line._flush()
+    assert channel.sent[0] == b"probe"
+    behind = [datagram[-9:] for datagram in channel.sent[HAND_OVER:]]
+    assert behind[0] == b"handshake"
+    assert behind[1].endswith(b"disco")
+    assert channel.sent[-1].endswith((999).to_bytes(4, "big"))
+    assert len(channel.sent) == HAND_OVER + 2 + QUEUE_PACKETS
