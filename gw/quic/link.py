@@ -204,11 +204,6 @@ class Link:
         """Queue payloads with 0x30 before each, all of them within `limit`."""
         self._queue.extend(batch)
 
-    def trim(self, limit: int) -> None:
-        """Keep the newest `limit` of what waits."""
-        while len(self._queue) > limit:
-            self._queue.popleft()
-
     def send_stream(self, data: bytes) -> None:
         """Bytes for the control stream. Of a server only after the client opened it."""
         if not self.is_closed:

@@ -52,9 +52,6 @@ class Silent:
     def send(self, datagram: bytes) -> None:
         self.queue.append(datagram)
 
-    def trim(self, limit: int) -> None:
-        del self.queue[:-limit]
-
     def poll(self, now: float) -> list[bytes]:
         out = self.queue if self.is_open else []
         self.queue = [] if self.is_open else self.queue
