@@ -22,13 +22,14 @@ Works with a running server, and without one on the state directory. With --addr
 Next: gw up --login-server URL --auth-key file:PATH
 """
 VERBS: Final = (
-    "init", "serve", "users", "nodes", "preauthkeys", "apikeys", "auth", "routes", "policy", "config", "events",
-    "webhooks", "undo", "backup", "restore", "import", "health", "version",
+    "init", "serve", "users", "nodes", "preauthkeys", "apikeys", "auth", "routes", "relays", "policy", "config",
+    "events", "webhooks", "undo", "backup", "restore", "import", "health", "version",
 )  # fmt: skip
 ALIASES: Final = {
     "user": "users", "namespace": "users", "namespaces": "users", "node": "nodes", "machine": "nodes",
     "machines": "nodes", "apikey": "apikeys", "api": "apikeys",
     "preauthkey": "preauthkeys", "authkey": "preauthkeys", "pre": "preauthkeys", "route": "routes",
+    "relay": "relays", "derp": "relays",
 }  # fmt: skip
 _OUTPUT_FLAGS: Final = ("-o", "--output")
 

@@ -89,6 +89,8 @@ def adopt_state(state: Path) -> None:
         if not folder.is_dir():
             continue
         shutil.chown(folder, user, GROUP)
+        if folder.name == "relays":
+            folder.chmod(0o775)  # `gwctl relays` writes there too
         own = {"relays", "relay", "node"} if folder == state else set()
         for base, folders, files in os.walk(folder):
             if base == str(folder):

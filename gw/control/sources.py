@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, final
@@ -23,6 +23,7 @@ from gw.control.tailnet import Tailnet
 from gw.errors import ConfigError, GwError
 from gw.model.dnsconfig import DNSRecord
 from gw.model.gojson import encode
+from gw.state.config import DerpSettings
 from gw.state.files import make_folder, translate, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,33 @@ def _record(item: Any, index: int, path: Path) -> DNSRecord:
     return DNSRecord(name=name, type=kind, value=str(address))
 
 
+def kept_maps(derp: DerpSettings, folder: Path) -> Regions:
+    """The regions that a server would begin with: of the files, and of the last good answers of URLs."""
+    urls: dict[str, Regions] = {}
+    files: dict[str, Regions] = {}
+    for kept, found, names in ((True, urls, derp.urls), (False, files, derp.files)):
+        for name in names:
+            path = _kept(folder, name) if kept else Path(name)
+            try:
+                found[name] = read_file(path)
+            except GwError as error:
+                if not kept:
+                    logger.warning("%s", error.message)
+    return _merged(derp, urls, files)
+
+
+def _merged(derp: DerpSettings, urls: Mapping[str, Regions], files: Mapping[str, Regions]) -> Regions:
+    """The later of two regions with one number: URLs in their order, then files."""
+    merged: Regions = {}
+    for source in (*(urls.get(url, {}) for url in derp.urls), *(files.get(name, {}) for name in derp.files)):
+        merged |= source
+    return merged
+
+
+def _kept(folder: Path, url: str) -> Path:
+    return folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.json"
+
+
 @final
 class Sources:
     """Follows the sources that the settings in force name. `run` until cancelled; `look` is one round of it."""
@@ -99,13 +127,7 @@ class Sources:
         for url in derp.urls:
             changed |= await self._look_at_url(url, now, derp.refresh_s)
         if changed:
-            merged: Regions = {}
-            for source in (
-                *(self._urls.get(url, {}) for url in derp.urls),
-                *(self._files.get(f, {}) for f in derp.files),
-            ):
-                merged |= source
-            self._tailnet.commons.set_derp_sources(merged)
+            self._tailnet.commons.set_derp_sources(_merged(derp, self._urls, self._files))
 
     def _forget(self, named: list[str], kept: dict[str, Regions]) -> bool:
         gone = [name for name in kept if name not in named]
@@ -155,7 +177,7 @@ class Sources:
     async def _look_at_url(self, url: str, now: float, refresh_s: float) -> bool:
         if now < self._due.get(url, 0.0):
             return False
-        kept = self._folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.json"
+        kept = _kept(self._folder, url)
         try:
             regions = await asyncio.to_thread(self._fetch, url)
         except GwError as error:

@@ -336,6 +336,8 @@ class Tailnet:
                 return self.preauth_keys.get(str(key))
             case "apikey":
                 return self.api_keys.get(str(key))
+            case "relay":
+                return self.commons.relays.get(int(key))
         return None
 
     async def durably(self, work: Coroutine[Any, Any, T]) -> T:

@@ -20,7 +20,7 @@ from typing import Any, Final, final
 
 import msgspec
 
-from gw.control import accounts
+from gw.control import accounts, relays
 from gw.control.configfile import change_settings, setting
 from gw.control.events import actor, is_administrative
 from gw.control.policyfile import policy_file
@@ -29,7 +29,17 @@ from gw.control.rules import revision_of
 from gw.control.tailnet import Tailnet
 from gw.errors import Conflict, NotFound
 from gw.state.changes import Change, Delete, Put
-from gw.state.documents import PLACES, AnyDocument, ApiKeyDoc, Key, Kind, NodeDoc, PreauthKeyDoc, UserDoc
+from gw.state.documents import (
+    PLACES,
+    AnyDocument,
+    ApiKeyDoc,
+    Key,
+    Kind,
+    NodeDoc,
+    PreauthKeyDoc,
+    RelayRegionDoc,
+    UserDoc,
+)
 from gw.state.files import inherit_owner
 
 logger = logging.getLogger(__name__)
@@ -250,6 +260,10 @@ class Undo:
         if altered.kind == "policy":
             await policy_file(tailnet).replace(tailnet, altered.before.encode(), revision_of(altered.after.encode()))
             return
+        if altered.kind == "relay":
+            before = None if altered.before is None else msgspec.convert(altered.before, RelayRegionDoc)
+            await self._take_back_region(int(altered.key), before)
+            return
         if altered.kind not in ("node", "user", "preauthkey", "apikey"):
             raise Conflict(f"a change of a {altered.kind} cannot be taken back here")
         current = tailnet.current(altered.kind, altered.key)
@@ -266,6 +280,21 @@ class Undo:
                 if name not in PASSING and altered.before[name] != altered.after.get(name)
             }
             await self._set(current, fields)
+
+    async def _take_back_region(self, region_id: int, before: RelayRegionDoc | None) -> None:
+        tailnet = self._tailnet
+        async with tailnet.holds.locked("relays"):
+            current = tailnet.commons.relays.get(region_id)
+            if before is not None:
+                taken = {
+                    node.name for doc in tailnet.commons.relays.values() if doc is not current for node in doc.nodes
+                }
+                twice = taken & {node.name for node in before.nodes}
+                if twice:
+                    raise _moved_on(f"relay `{min(twice)}` is in another region")
+                revision = before.revision if current is None else current.revision
+                before = msgspec.structs.replace(before, revision=revision + 1)
+            await relays.put_region(tailnet, region_id, before)
 
     async def _remove(self, current: AnyDocument | None) -> None:
         tailnet = self._tailnet
@@ -404,6 +433,23 @@ def describe(step: Step) -> list[str]:
         elif each.after is None:
             lines.append(f"{label}: brought back")
         else:
-            fields = [n for n in each.after if n not in PASSING and each.before.get(n) != each.after[n]]
-            lines.append(f"{label}: " + ", ".join(f"{n} = {each.before.get(n)!r}" for n in fields))
+            lines.append(f"{label}: " + ", ".join(_differences(each.before, each.after)))
     return lines
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+    """What fields were before; of a region the relays that differ, each by name."""
+    for name, value in after.items():
+        if name in PASSING or before.get(name) == value:
+            continue
+        if name != "nodes":
+            yield f"{name} = {before.get(name)!r}"
+            continue
+        old, new = ({node["name"]: node for node in nodes} for nodes in (before[name], value))
+        for relay in sorted({*old, *new}):
+            if relay not in old:
+                yield f"{relay} removed"
+            elif relay not in new:
+                yield f"{relay} brought back"
+            else:
+                yield from (f"{relay}.{diff}" for diff in _differences(old[relay], new[relay]))

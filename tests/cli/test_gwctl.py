@@ -319,3 +319,36 @@ def test_a_running_server_is_backed_up_undone_and_restored_elsewhere(served: Run
     good(served("restore", str(file), *elsewhere))
     assert [user["name"] for user in data(served("users", "list", "-o", "json", *elsewhere))] == ["alice"]
     assert "the trail is whole" in good(served("events", "verify", *elsewhere))
+
+
+@pytest.mark.parametrize("mode", ["ready", "served"])
+def test_the_relay_map_is_changed_with_and_without_a_server(
+    mode: str, request: pytest.FixtureRequest, state: Path
+) -> None:
+    gwctl: Run = request.getfixturevalue(mode)
+    own = state / "own.json"
+    own.write_text('{"Regions": {"950": {"RegionID": 950, "Nodes": [{"Name": "950a", "HostName": "d.example.org"}]}}}')
+    good(gwctl("config", "set", "derp.files", json.dumps([str(own)])))
+    assert "901a at r.example.org" in good(gwctl("relays", "add", "r.example.org", "--region", "901", "--code", "fra"))
+    changed = data(gwctl("relays", "set", "901a", "--port", "8443", "--stun", "off", "--json"))
+    assert [(each["derpPort"], each["stunPort"]) for each in changed["nodes"]] == [(8443, -1)]
+    until = time.monotonic() + 20
+    while len(regions := data(gwctl("relays", "list", "-o", "json"))) < 2:
+        assert time.monotonic() < until
+    assert [(each["regionId"], each["source"]) for each in regions] == [(901, "relays"), (950, "derp")]
+    assert good(gwctl("relays", "list")).splitlines()[1].split() == [
+        "901", "fra", "901a", "r.example.org", "8443", "off", "off", "relays"
+    ]  # fmt: skip
+    assert "change it there" in bad(gwctl("relays", "remove", "950", "--force"), 2)
+    assert "needs a confirmation" in bad(gwctl("relays", "remove", "901"), 2)
+    assert "not a host" in bad(gwctl("relays", "add", "no_host"), 2)
+    assert "no such relay" in bad(gwctl("relays", "set", "77", "--port", "1"), 4)
+    assert "what is to be changed" in bad(gwctl("relays", "set", "901a"), 2)
+    good(gwctl("relays", "remove", "fra", "--force"))
+    assert good(gwctl("undo")) == "relay fra: brought back\n"
+    assert good(gwctl("undo")) == "relay fra: 901a.stunport = 0, 901a.derpport = 0\n"
+    told = data(gwctl("events", "--json"))
+    assert [each["event"] for each in told if each["subject"] == "relay:901"] == [
+        "relay-added", "relay-changed", "relay-removed", "relay-added", "change-undone", "relay-changed",
+        "change-undone",
+    ]  # fmt: skip
