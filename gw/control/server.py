@@ -228,6 +228,7 @@ async def with_workers(
                 web_socket=str(web_socket),
                 tls_cert_file=tls.holder.cert_file if tls.holder is not None else "",
                 tls_key_file=tls.holder.key_file if tls.holder is not None else "",
+                tls_proofs=tls.proof_folder,
                 log_level=level,
                 log_format=form,
             )

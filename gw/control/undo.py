@@ -261,8 +261,8 @@ class Undo:
             await policy_file(tailnet).replace(tailnet, altered.before.encode(), revision_of(altered.after.encode()))
             return
         if altered.kind == "relay":
-            before = None if altered.before is None else msgspec.convert(altered.before, RelayRegionDoc)
-            await self._take_back_region(int(altered.key), before)
+            region = None if altered.before is None else msgspec.convert(altered.before, RelayRegionDoc)
+            await self._take_back_region(int(altered.key), region)
             return
         if altered.kind not in ("node", "user", "preauthkey", "apikey"):
             raise Conflict(f"a change of a {altered.kind} cannot be taken back here")

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import final
 
 import msgspec
@@ -35,13 +36,14 @@ logger = logging.getLogger(__name__)
 
 @final
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker is told first. key: the server's Noise key, hex."""
+    """What a worker is told first. key: the server's Noise key, hex; tls_proofs: folder, see `gw.acme.proofs`."""
 
     number: int
     key: str
     web_socket: str
     tls_cert_file: str = ""
     tls_key_file: str = ""
+    tls_proofs: str = ""
     log_level: str = "info"
     log_format: str = "text"
 
@@ -79,8 +81,13 @@ async def work(link: socket.socket, listener: socket.socket) -> None:
     context = None
     if settings.tls_cert_file:
         holder = CertificateHolder(settings.tls_cert_file, settings.tls_key_file, "", lambda: datetime.now(UTC))
-        holder.reload()
+        if Path(settings.tls_cert_file).exists():  # an authority may be about to give the first one
+            holder.reload()
         context = holder.context
+        if settings.tls_proofs:
+            from gw.acme.proofs import chooser
+
+            context.sni_callback = chooser(Path(settings.tls_proofs))
         own(loop.create_task(holder.follow()))
     poller = Poller(listener, lambda: FrontDoor(key, make_web, make_control), context, descriptor_limit())
     poller.start()

@@ -317,16 +317,15 @@ class Pebble:
             log.close()
 
 
-@needs_pebble
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("challenge", ["http-01", "tls-alpn-01", "dns-01"])
-def test_a_certificate_comes_from_an_authority(state: Path, port: int, tmp_path: Path, challenge: str) -> None:
+@contextmanager
+def authority_for(state: Path, port: int, folder: Path, challenge: str) -> Iterator[Pebble]:
+    """A running authority, and the settings that have the server ask it for a certificate."""
     plain = free_port()
-    pebble = Pebble(tmp_path, plain, port)
-    hook = tmp_path / "hook"
+    pebble = Pebble(folder, plain, port)
+    hook = folder / "hook"
     hook.write_text(
         "#!/bin/sh\nset -eu\n"
-        f'echo "$1 $2" >> {tmp_path}/hook.log\n'
+        f'echo "$1 $2" >> {folder}/hook.log\n'
         'case "$1" in present) verb=set-txt; more=",\\"value\\":\\"$3\\"" ;; *) verb=clear-txt; more= ;; esac\n'
         f'curl -sf -d "{{\\"host\\":\\"$2.\\"$more}}" http://127.0.0.1:{pebble.dns_api}/$verb\n'
     )
@@ -338,6 +337,17 @@ def test_a_certificate_comes_from_an_authority(state: Path, port: int, tmp_path:
         f'ca_file = "{pebble.ca_file}"', f'dns_hook = "{hook}"',
     )  # fmt: skip
     with pebble.running():
+        yield pebble
+
+
+CHALLENGES = ["http-01", "tls-alpn-01", "dns-01"]
+
+
+@needs_pebble
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("challenge", CHALLENGES)
+def test_a_certificate_comes_from_an_authority(state: Path, port: int, tmp_path: Path, challenge: str) -> None:
+    with authority_for(state, port, tmp_path, challenge) as pebble:
         with serving(state, port):
             first = eventually(lambda: serial(port, pebble.trust()), ISSUED_S)
             assert '"pass"' in talk(port, pebble.trust())
@@ -351,6 +361,18 @@ def test_a_certificate_comes_from_an_authority(state: Path, port: int, tmp_path:
     if challenge == "dns-01":
         words = [line.split()[0] for line in (tmp_path / "hook.log").read_text().splitlines()]
         assert words.count("present") == words.count("cleanup") > 0
+
+
+@needs_pebble
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("challenge", CHALLENGES)
+def test_connection_workers_answer_an_authority(state: Path, port: int, tmp_path: Path, challenge: str) -> None:
+    """Whichever of them it reaches, and all of them take the certificate over."""
+    with authority_for(state, port, tmp_path, challenge) as pebble, serving(state, port, "--workers", "2"):
+        first = eventually(lambda: serial(port, pebble.trust()), ISSUED_S)
+        eventually(lambda: all(serial(port, pebble.trust()) == first for _ in range(20)))
+        assert '"pass"' in talk(port, pebble.trust())
+    assert not list((state / "keys/acme").glob("proofs/*")), "nothing is left of what was shown"
 
 
 @needs_pebble

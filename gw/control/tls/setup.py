@@ -23,11 +23,15 @@ logger = logging.getLogger(__name__)
 @final
 @dataclass(slots=True)
 class Tls:
-    """holder: None = plain HTTP. work: what has to run beside the server. proofs: for the plain listener."""
+    """holder: None = plain HTTP. work: what has to run beside the server. proofs: for the plain listener.
+
+    proof_folder: where connection workers find what an authority wants to see in a handshake; "" = nowhere.
+    """
 
     holder: CertificateHolder | None = None
     work: list[Coroutine[Any, Any, None]] = field(default_factory=list)
     proofs: Mapping[str, str] = field(default_factory=dict)
+    proof_folder: str = ""
 
     @property
     def context(self) -> ssl.SSLContext | None:
@@ -46,26 +50,31 @@ def set_up(
     publisher: Publisher | None = None,
     workers: int = 0,
 ) -> Tls:
-    """What the settings ask for. Raises ConfigError for files that cannot be used and a library that is missing."""
+    """What the settings ask for. workers: processes that hold the connections; 0 = this one.
+
+    Raises ConfigError for files that cannot be used and a library that is missing.
+    """
     hostname = urlsplit(config.server_url).hostname or ""
     if config.tls_cert_file:
         holder = CertificateHolder(config.tls_cert_file, config.tls_key_file, hostname, clock)
         holder.load()
         return Tls(holder, [holder.follow()])
     if config.acme.domains:
-        if workers and config.acme.challenge == "tls-alpn-01":
-            raise ConfigError(
-                "workers cannot answer tls-alpn-01", key="acme.challenge", hint="use http-01 or dns-01, or no --workers"
-            )
-        return _from_authority(paths, config, hostname, clock, publisher)
+        return _from_authority(paths, config, hostname, clock, publisher, workers)
     return Tls()
 
 
 def _from_authority(
-    paths: StatePaths, config: Config, hostname: str, clock: Callable[[], datetime], publisher: Publisher | None
+    paths: StatePaths,
+    config: Config,
+    hostname: str,
+    clock: Callable[[], datetime],
+    publisher: Publisher | None,
+    workers: int,
 ) -> Tls:
     from gw.acme.authority import Authority, require_library
     from gw.acme.challenges import AlpnChallenger, Challenger, DnsChallenger, HookPublisher, HttpChallenger
+    from gw.acme.proofs import ProofFolder
     from gw.acme.renewal import Renewal
 
     require_library()
@@ -79,7 +88,11 @@ def _from_authority(
         logger.info("a certificate for %s is asked for: %s", ", ".join(config.acme.domains), error.message)
     pages = HttpChallenger()
     challenger: Challenger = pages
-    if config.acme.challenge == "tls-alpn-01":
+    proof_folder = ""
+    if config.acme.challenge == "tls-alpn-01" and workers:
+        proof_folder = str(folder / "proofs")
+        challenger = ProofFolder(folder / "proofs", "tls-alpn-01")
+    elif config.acme.challenge == "tls-alpn-01":
         challenger = AlpnChallenger(holder)
     elif config.acme.challenge == "dns-01":
         chosen = HookPublisher(config.acme.dns_hook) if config.acme.dns_hook else publisher
@@ -87,4 +100,4 @@ def _from_authority(
             raise ConfigError("dns-01 needs `dns_hook`, or a DNS backend", key="acme.challenge")
         challenger = DnsChallenger(chosen)
     renewal = Renewal(holder, Authority(config.acme, folder), challenger, list(config.acme.domains))
-    return Tls(holder, [renewal.run()], pages.pages)
+    return Tls(holder, [renewal.run()], pages.pages, proof_folder)
