@@ -24,6 +24,7 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 KNOWN = {  # what path parameters may be, so that many requests reach something
     "tailnet": ["-", "other"], "nodeId": ["1", "box", "\u00b2"], "deviceId": ["1", "x"], "id": ["1", "ann", "bob"],
     "oldId": ["1", "nobody"], "userId": ["1", "7"], "newName": ["nas", "b ad"], "prefix": ["x", "0"], "keyId": ["x"],
+    "region": ["900", "r900", "901"], "name": ["900a", "x"],
 }  # fmt: skip
 
 
