@@ -29,6 +29,7 @@ class NodeRecord:
     online: bool = False
     is_unwell: bool = False  # its map stream stands, but it answers no pings
     last_seen: datetime | None = None
+    awaited: datetime | None = None  # since when it may open its map stream, having been let in; None once it has
     armed: float = float("inf")  # when the clock looks at it next, UTC seconds
     expiry_told: bool = False  # whether the others know that its key expired
     lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)  # held over a durable change of `doc`

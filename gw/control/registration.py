@@ -74,6 +74,7 @@ def accepted(tailnet: Tailnet, node: NodeRecord) -> RegisterResponse:
     """The response for a node that is in."""
     if tailnet.is_expired(node):
         return RegisterResponse(node_key_expired=True)
+    tailnet.upkeep.expect(node)
     user = tailnet.users.get(node.user)
     number = user.id if user is not None else TAGGED_USER_ID
     name = user.name if user is not None else TAGGED_USER_NAME

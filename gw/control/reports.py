@@ -87,6 +87,8 @@ class Reports:
             return
         node.online = online
         node.last_seen = self._tailnet.clock()
+        if online:
+            node.awaited = None
         patch = PeerChange(node_id=node.id, online=online, last_seen=None if online else node.last_seen)
         self._tailnet.publish(Change(ChangeKind.PATCHED, node, patch))
         self._elect_again(node)

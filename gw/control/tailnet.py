@@ -156,7 +156,7 @@ class Tailnet:
             if fault:
                 logger.error("nodes/%d.toml: %s: the node is left out", doc.id, fault)
                 continue
-            node = NodeRecord(doc, config.domain, last_seen=doc.last_seen)
+            node = NodeRecord(doc, config.domain, last_seen=doc.last_seen, awaited=tailnet.started)
             tailnet._enter(recall(node, (observed or {}).get(doc.id)))
         for key in tailnet.preauth_keys.values():
             tailnet.promised.keep(key)
@@ -350,7 +350,7 @@ class Tailnet:
 
     def add_node(self, doc: NodeDoc, hostinfo: Hostinfo | None, event: str = "node-registered") -> NodeRecord:
         """Show a node whose document is durable, and whose address and name are reserved."""
-        node = NodeRecord(doc, self.domain, last_seen=doc.last_seen)
+        node = NodeRecord(doc, self.domain, last_seen=doc.last_seen, awaited=self.clock())
         if hostinfo is not None:
             node.hostinfo = clean_hostinfo(hostinfo)
         self.addresses.release(doc.addresses)

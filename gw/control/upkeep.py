@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETRY_S: Final = 60.0
+CONNECT_S: Final = 120.0  # a client's patience with one attempt; whoever is let in has as long to open its map stream
 
 
 @final
@@ -108,8 +109,16 @@ class Upkeep:
     def _ephemeral_deadline(self, node: NodeRecord, now: datetime) -> float:
         if not node.doc.ephemeral or node.online:
             return float("inf")
+        allowed_s = self._tailnet.config.node.ephemeral_timeout_s
         seen = max(node.last_seen or self._tailnet.started, self._tailnet.started, node.doc.created)
-        return (seen + timedelta(seconds=self._tailnet.config.node.ephemeral_timeout_s)).timestamp()
+        due = seen + timedelta(seconds=allowed_s)
+        if node.awaited is not None:
+            due = max(due, node.awaited + timedelta(seconds=max(allowed_s, CONNECT_S)))
+        return due.timestamp()
+
+    def expect(self, node: NodeRecord) -> None:
+        """The node was just told that it is in: it has time to open its map stream before it counts as away."""
+        node.awaited = self._tailnet.clock()
 
     def arm(self, node: NodeRecord, earliest: float = 0.0) -> None:
         """See to the node when its time has come. One entry a node: a later one is found when the earlier is due."""

@@ -12,7 +12,7 @@ import urllib.request
 from typing import Any
 
 from gw.model.gojson import encode
-from gw.model.hostinfo import Hostinfo, NetInfo
+from gw.model.hostinfo import Hostinfo, NetInfo, Service
 from gw.model.keys import MachineKey, MachineSecret, NodeKey
 from gw.model.mapping import MapRequest
 from gw.model.registration import RegisterAuth, RegisterRequest
@@ -38,6 +38,7 @@ class Node:
         self.disco = f"discokey:{os.urandom(32).hex()}"
         self.frames = MapFrames(compressed=True)
         self.routes: list[str] = []  # that it advertises
+        self.services: list[Service] = []
         self.messages: list[dict[str, Any]] = []
         self.stream = 0
         opened.append(self)
@@ -102,6 +103,7 @@ class Node:
             backend_log_id="x",
             net_info=NetInfo(preferred_derp=900),
             routable_ips=self.routes or None,
+            services=self.services or None,
         )
 
     def register(self, auth_key: str = "", **fields: Any) -> dict[str, Any]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+
+from gw.localapi import unixhttp
+from gw.state.paths import StatePaths
 
 from .controlclient import Node
 from .scripts import key, nodes, run, serving
@@ -151,30 +155,70 @@ def test_without_a_policy_nobody_is_seen(state: Path, port: int) -> None:
             assert first["PacketFilters"] == {"base": []}
 
 
+def register_until_killed(port: int, name: str, keys: list[str], acknowledged: dict[str, str]) -> None:
+    """Log machines in, by the reusable key (the first) and by one-shot ones; note whom the server let in."""
+    try:
+        for count in range(1000):
+            node = Node(port, f"{name}-{count}")
+            auth = keys.pop() if count % 3 == 2 and len(keys) > 1 else keys[0]
+            answer = node.register(auth)
+            assert not answer["Error"], answer["Error"]
+            acknowledged[str(node.key)] = auth
+            node.close()
+    except (OSError, ConnectionError):
+        pass
+
+
+def one_shot_keys(state: Path, count: int) -> list[str]:
+    """Through the socket of a server that runs: a process each would take longer than the kills."""
+    paths = StatePaths(state)
+    body = {"user": "ann"}
+    answers = [unixhttp.request(paths.control_socket, "POST", "/api/v1/preauthkey", body) for _ in range(count)]
+    return [str(answer.json()["preAuthKey"]["key"]) for answer in answers]
+
+
 def kill_and_count(state: Path, port: int, rounds: int, seed: int) -> None:
-    """Kill the server while nodes register; what was acknowledged has to be there."""
+    """Kill the server while nodes register, three at a time; what was acknowledged has to be there, and whole."""
     print(f"seed {seed}")
     chance = random.Random(seed)
     with serving(state, port):
-        auth = key(state, "--reusable")
-    acknowledged: set[str] = set()
+        reusable = key(state, "--reusable", "-e", "24h")
+    acknowledged: dict[str, str] = {}
+    interrupted = 0
     for number in range(rounds):
         with serving(state, port) as server:
-            timer = threading.Timer(chance.uniform(0.01, 0.4), server.kill)
-            timer.start()
-            try:
-                for count in range(1000):
-                    node = Node(port, f"r{number}-{count}")
-                    if node.register(auth)["MachineAuthorized"]:
-                        acknowledged.add(str(node.key))
-                    node.close()
-            except (OSError, ConnectionError):
-                pass
-            timer.join()
-    with serving(state, port):
-        kept = {str(node["nodeKey"]) for node in nodes(state)}
-    assert acknowledged
-    assert acknowledged <= kept
+            keys = [reusable, *one_shot_keys(state, 3)]
+            crowd = [
+                threading.Thread(target=register_until_killed, args=(port, f"r{number}-{name}", keys, acknowledged))
+                for name in "abc"
+            ]
+            before = len(acknowledged)
+            for thread in crowd:
+                thread.start()
+            time.sleep(chance.uniform(0.01, 0.4))
+            server.kill()
+            for thread in crowd:
+                thread.join(60)
+            interrupted += len(acknowledged) > before
+    assert interrupted > rounds / 2, "most kills came before anybody was let in"
+    with serving(state, port) as server:
+        kept = {str(node["nodeKey"]): node for node in nodes(state)}
+        assert set(acknowledged) <= set(kept)
+        for field in ("id", "givenName", "machineKey"):
+            assert len({node[field] for node in kept.values()}) == len(kept), f"{field}: two nodes share one"
+        addresses = [address for node in kept.values() for address in node["ipAddresses"]]  # type: ignore[attr-defined]
+        assert len(set(addresses)) == len(addresses) == 2 * len(kept)
+        for auth in {*acknowledged.values()} - {reusable}:
+            assert Node(port, "late").register(auth)["Error"] == "authkey already used"
+        fresh = Node(port, "fresh")
+        assert fresh.register(reusable)["MachineAuthorized"]
+        assert fresh.open_stream()["Node"]["Addresses"][0] not in [f"{address}/32" for address in addresses]
+        server.terminate()
+        _, log = server.communicate(timeout=20)
+        assert "left out" not in log and "quarantin" not in log, log
+    assert not [path for path in state.rglob("*") if ".broken" in path.name or ".conflict" in path.name]
+    verified = run("gwctl", "events", "verify", state=state)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
 @pytest.mark.timeout(200)

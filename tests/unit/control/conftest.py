@@ -63,6 +63,7 @@ class World:
         self.now = START
         self.events: list[Event] = []
         self.changes: list[Change] = []
+        self.settings = settings
         config = Config(server_url="http://mesh.test", **settings)
         self.tailnet = Tailnet.load(store, config, policy, self.events.append, lambda: self.now)
         self.tailnet.subscribe(self.changes.append)
@@ -73,7 +74,7 @@ class World:
 
     def reloaded(self) -> World:
         """The same store read again, as after a restart."""
-        again = World(self.store, self.tailnet.policy.policy)
+        again = World(self.store, self.tailnet.policy.policy, **self.settings)
         again.now = self.now
         return again
 

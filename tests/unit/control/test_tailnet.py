@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 
 from gw.control.records import ChangeKind
+from gw.control.registration import register
+from gw.control.upkeep import CONNECT_S
 from gw.errors import Conflict, GwError, NotFound, UsageError
 from gw.model.hostinfo import Hostinfo, NetInfo
+from gw.model.keys import MachineKey
 from gw.policy.reader import read_policy
 from gw.policy.starting import ALLOW_ALL_TEXT
+from gw.state.config import NodeSettings
 
 DISCO = "discokey:" + "ab" * 32
 
@@ -150,6 +154,46 @@ async def test_an_ephemeral_node_has_its_time_again_after_a_restart_of_the_serve
     again.tailnet.started = again.now
     await again.tailnet.upkeep.maintain()
     assert len(again.tailnet.nodes) == 1
+
+
+@pytest.mark.parametrize("way", ["same key", "new key", "auth key"])
+async def test_an_ephemeral_node_that_logs_in_again_has_time_to_connect(world: Any, way: str) -> None:
+    """It had been away for almost as long as it may: from its login on it has its time again."""
+    key = await world.key(ephemeral=True, reusable=True)
+    machine = world.fresh("mkey:")
+    first = world.request(key)
+    assert not (await register(world.tailnet, MachineKey.parse(machine), first)).error
+    world.tailnet.reports.set_online(world.tailnet.nodes[1], True)
+    world.tailnet.reports.set_online(world.tailnet.nodes[1], False)
+    world.forward(minutes=29, seconds=59)
+    again = {
+        "same key": world.request(node_key=first.node_key),
+        "auth key": world.request(key, node_key=first.node_key),
+        "new key": world.request(key),
+    }[way]
+    assert (await register(world.tailnet, MachineKey.parse(machine), again)).machine_authorized
+    world.forward(minutes=29)
+    await world.tailnet.upkeep.maintain()
+    assert list(world.tailnet.nodes) == [1]
+    world.forward(minutes=1)
+    await world.tailnet.upkeep.maintain()
+    assert not world.tailnet.nodes
+
+
+async def test_however_short_an_absence_may_be_a_client_has_time_to_connect(make_world: Any) -> None:
+    world = make_world(node=NodeSettings(ephemeral_timeout="1s"))
+    await world.node(ephemeral=True)
+    world.forward(seconds=CONNECT_S - 1)
+    again = world.reloaded()
+    for each in (world, again):
+        await each.tailnet.upkeep.maintain()
+        assert len(each.tailnet.nodes) == 1
+    guest = world.tailnet.nodes[1]
+    world.tailnet.reports.set_online(guest, True)
+    world.tailnet.reports.set_online(guest, False)
+    world.forward(seconds=1)
+    await world.tailnet.upkeep.maintain()
+    assert not world.tailnet.nodes, "it has been there: from now on its absence counts"
 
 
 async def test_peers_hear_only_of_real_differences(world: Any) -> None:
