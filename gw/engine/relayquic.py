@@ -23,6 +23,7 @@ from typing import Any, Final, final
 
 from gw.engine.relayclient import Tickets
 from gw.engine.relaydial import PIN_PREFIX, is_literal
+from gw.engine.throttle import Throttle
 from gw.errors import GwError, TimedOut, WireError
 from gw.model.derpmap import DERPNode
 from gw.model.keys import NodeKey, NodeSecret
@@ -35,7 +36,7 @@ from gw.quic.selftest import fast_path_works
 from gw.quic.tickets import decode_ticket, encode_ticket
 from gw.wire.derp.buckets import MIN_BURST_BYTES, Bucket
 from gw.wire.quic import frames
-from gw.wire.quic.client import Connected, RelayClient
+from gw.wire.quic.client import Connected, FlowState, RelayClient
 from gw.wire.x25519 import public_key
 
 log: Final = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class QuicLine:
         self._bucket = Bucket(0, 0)
         self._priority: deque[tuple[NodeKey, bytes]] = deque(maxlen=PRIORITY_PACKETS)
         self._data: deque[tuple[NodeKey, bytes]] = deque(maxlen=QUEUE_PACKETS)
+        self._throttle = Throttle()
         self._unproven: list[Any] = []  # tickets that came before the relay's proof
         self._connected = asyncio.Event()
         self._ended = asyncio.Event()
@@ -154,11 +156,21 @@ class QuicLine:
         link = self._link
         if link is None:
             return
-        now = time.monotonic()
+        now = self._loop.time()
+        is_slow = peer in self._throttle
         for datagram in datagrams:
-            if self._bucket.take(len(datagram), now):
-                (self._data if datagram[:1] == b"\x04" else self._priority).append((peer, datagram))
+            if datagram[:1] != b"\x04":
+                self._queue(self._priority, peer, datagram, now)
+            elif is_slow:
+                self._throttle.put(peer, datagram, now)
+            else:
+                self._queue(self._data, peer, datagram, now)
         self._schedule()
+
+    def _queue(self, queue: deque[tuple[NodeKey, bytes]], peer: NodeKey, datagram: bytes, now: float) -> None:
+        """Unless the relay takes no more of us."""
+        if self._bucket.take(len(datagram), now):
+            queue.append((peer, datagram))
 
     def note_home(self, is_home: bool) -> None:
         self._client.note_preferred(is_home)
@@ -277,6 +289,8 @@ class QuicLine:
         if said:
             link.send_stream(said)
         now = self._loop.time()
+        for peer, datagram in self._throttle.take(now):
+            self._queue(self._data, peer, datagram, now)
         packets = link.poll(now)
         while (self._priority or self._data) and link.waiting < HAND_OVER and not link.is_closed:
             while (self._priority or self._data) and link.waiting < HAND_OVER:
@@ -290,7 +304,7 @@ class QuicLine:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        due = link.deadline()
+        due = min(link.deadline(), self._throttle.deadline())
         if link.is_closed:
             self._release()
         elif due != float("inf"):
@@ -320,6 +334,8 @@ class QuicLine:
             if isinstance(event, Connected):
                 self._bucket = Bucket(event.bytes_per_second, max(event.burst_bytes, MIN_BURST_BYTES))
                 self._connected.set()
+            elif isinstance(event, FlowState):
+                self._throttle.hear(event, now)
         if self._unproven and self._client.is_connected:
             self._keep_ticket(self._unproven.pop())
         if events:

@@ -6,7 +6,8 @@
 
 A `Port` is a client whatever carries its bytes: who owns it takes `out`, whole frames in order, once a turn for every
 port in `Switch.dirty`. Where the carrier took less than all, or `out` grew large, packets wait in a queue that is fair
-by source: when it is full the oldest packet of the greediest source gives way.
+by source: when it is full the oldest packet of the greediest source gives way. Such a port is in `Switch.crowded`, so
+that its senders can be told.
 
 Ref: tailscale derp/derp.go, derp/derpserver/derpserver.go
 """
@@ -29,6 +30,8 @@ WATCH_CONNS: Final = 0x10
 CLOSE_PEER: Final = 0x11
 PING: Final = 0x12
 PONG: Final = 0x13
+FLOW_STATE: Final = 0x46
+MAX_FLOW_STATE_BYTES: Final = 256
 MAX_PING_BYTES: Final = 1000
 DISCO_MAGIC: Final = b"TS\xf0\x9f\x92\xac"
 MIN_DISCO_BYTES: Final = 62
@@ -60,15 +63,17 @@ class FairQueue:
         self.limit: i64 = limit
         self.count: i64 = 0
         self.sources: dict[bytes, list[bytes]] = {}
+        self.loser: bytes = b""  # whose frame was the last to go
 
     def put(self, source: bytes, frame: bytes) -> int:
         """Queue a frame; returns the bytes of the one that had to go for it, 0 for none."""
         dropped: int = 0
         if self.count >= self.limit:
             longest: list[bytes] = []
-            for queue in self.sources.values():
+            for key, queue in self.sources.items():
                 if len(queue) > len(longest):
                     longest = queue
+                    self.loser = key
             dropped = len(longest[0])
             del longest[0]
             self.count -= 1
@@ -116,6 +121,9 @@ class Port:
         self.is_sibling: bool = False  # another worker of this relay
         self.is_listed: bool = False  # in `Switch.dirty`
         self.is_blocked: bool = False  # the carrier took less than all
+        self.hears_flow: bool = False  # its client understands FLOW_STATE
+        self.is_crowded: bool = False  # in `Switch.crowded`, or looked after by whom that gave it to
+        self.crowd: dict[bytes, int] = {}  # sources whose packets had to wait → how many of them were dropped
         self.out: list[bytes] = []
         self.out_bytes: i64 = 0
         self.queue: FairQueue | None = None
@@ -138,6 +146,7 @@ class Switch:
         self.remote: dict[bytes, Port] = {}
         self.reached: dict[bytes, set[bytes]] = {}  # source → local keys that got packets from it
         self.dirty: list[Port] = []
+        self.crowded: list[Port] = []  # clients for whom packets began to wait
         self.packets_received: i64 = 0
         self.bytes_received: i64 = 0
         self.packets_sent: i64 = 0
@@ -218,6 +227,10 @@ class Switch:
                 if end > size:
                     break
                 control.append((kind, data[start:end]))
+            elif kind == FLOW_STATE and port.is_mesh and length <= MAX_FLOW_STATE_BYTES:
+                if end > size:
+                    break
+                control.append((FLOW_STATE, data[start:end]))
             elif end > size:
                 port.skip = end - size
                 at = size
@@ -342,9 +355,21 @@ class Switch:
                 self.dropped_bytes += dropped
                 if disco:
                     self.dropped_disco += 1
+            if not is_link and not disco:
+                self._crowd(port, source, queue.loser if dropped > 0 else b"")
             return
         self.packets_sent += 1
         self.push(port, frame)
+
+    def _crowd(self, port: Port, source: bytes, loser: bytes) -> None:
+        """A packet of `source` has to wait, and one of `loser` went for it."""
+        if not port.is_crowded:
+            port.is_crowded = True
+            self.crowded.append(port)
+        if source not in port.crowd:
+            port.crowd[source] = 0
+        if loser:
+            port.crowd[loser] = port.crowd.get(loser, 0) + 1
 
     def push(self, port: Port, frame: bytes) -> None:
         """A frame that is not dropped."""
@@ -388,6 +413,11 @@ class Switch:
         dirty = self.dirty
         self.dirty = []
         return dirty
+
+    def clear_crowded(self) -> list[Port]:
+        crowded = self.crowded
+        self.crowded = []
+        return crowded
 
 
 def is_disco(data: bytes, start: i64, end: i64) -> bool:

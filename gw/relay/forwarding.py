@@ -31,6 +31,7 @@ from typing import Final, Protocol, final
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.native.relaying import Port
+from gw.relay.flowstates import FlowStates
 from gw.relay.presence import Owner
 from gw.relay.session import Offer, Reception, Session
 from gw.wire.derp.buckets import Bucket
@@ -121,6 +122,7 @@ class Connection:
         "_unsent",
         "_verify",
         "channel",
+        "drained",
         "host",
         "is_closing",
         "is_encrypted_up",
@@ -152,6 +154,7 @@ class Connection:
             self._verify = tls.verify
         self.is_encrypted_up = tls is None
         self._unsent = b""
+        self.drained = 0
         self.progress_at = now  # when the peer last took bytes
         self.is_closing = False
         self.keep_alive_s = KEEPALIVE_S + random.random() * KEEPALIVE_JITTER_S
@@ -289,6 +292,7 @@ class Connection:
                 self._unsent = data[sent:] if sent else data
             if sent:
                 self.progress_at = self.plane.now
+                self.drained += sent
         port = self.port
         switch = self.plane.reception.switch
         if self._unsent:
@@ -383,6 +387,7 @@ class Plane:
         self._listeners = {each.channel.fileno(): each for each in listeners}
         self._attached: dict[int, Callable[[], None]] = {}
         self.transports: list[Transport] = []
+        self.flow_states = FlowStates(reception.switch, self.arm_call)
         self._addresses: dict[str, int] = {}
         self._waiting: set[Connection] = set()  # for admission
         self._timers: list[tuple[float, int, str, Connection | Callable[[], None]]] = []
@@ -560,6 +565,8 @@ class Plane:
                     continue
                 owner: Owner = port.owner  # type: ignore[assignment]
                 owner.flush()
+        if switch.crowded:
+            self.flow_states.look(self.now)
 
     def _say_goodbye(self) -> None:
         """Tell clients that we stop: they come back by themselves, not all at once."""

@@ -24,6 +24,10 @@ DUPLICATE: Final = "another client uses the same node key: only the one that spo
 class Owner(Protocol):
     """Who carries a port's bytes. Implemented by every transport: TLS, links to other relays, and what is to come."""
 
+    @property
+    def drained(self) -> int:
+        """Bytes that the other end has taken so far; less than before when the path is another."""
+
     def flush(self) -> None:
         """`port.out` has something: take it (`Switch.take`), once a turn."""
 

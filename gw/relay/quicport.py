@@ -114,6 +114,10 @@ class QuicClient:
             return
         self._arm(self._due(), now)
 
+    @property
+    def drained(self) -> int:
+        return self.session.link.delivered
+
     def close(self) -> None:
         self.session.link.close(frames.NOT_ALLOWED, "disconnected by the relay")
         self._port.rouse(self)

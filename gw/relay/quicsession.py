@@ -276,6 +276,7 @@ class QuicSession:
         self.stage = Stage.UP
         self.link.echoes_left = NEVER
         self.port.key = self._node
+        self.port.hears_flow = True
         self._attendance = Attendance(reception, self.port, now)
         claim = auth.Claim(
             role=auth.RELAY, bind=self.link.bind.hex(), at=self._unix_ms(), rate=reception.bytes_per_second,

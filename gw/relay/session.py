@@ -22,6 +22,7 @@ from gw.model.addresses import AddrPort
 from gw.native import relaying
 from gw.native.relaying import Port, Switch
 from gw.relay.admission import Admission
+from gw.relay.flowstates import tell
 from gw.relay.presence import Owner, Presence
 from gw.wire import websocket
 from gw.wire.derp import frames
@@ -107,6 +108,8 @@ class Attendance:
             self._prefer(payload[0] != 0, now)
         elif kind == frames.WATCH_CONNS:
             reception.presence.watch(port)
+        elif kind == relaying.FLOW_STATE:
+            tell(reception.switch, payload[: frames.KEY_BYTES], payload[frames.KEY_BYTES :], by=port)
         elif kind == frames.CLOSE_PEER:
             for peer in reception.presence.ports_of(payload):
                 owner: Owner = peer.owner  # type: ignore[assignment]

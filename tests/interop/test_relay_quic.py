@@ -265,6 +265,63 @@ async def test_a_relay_with_another_certificate_is_not_talked_to_over_quic(state
             assert (ann.ups, ann.pool.transport(1)) == (0, "")
 
 
+class NarrowNat(Nat):
+    """Its way in carries `rate` bytes a second, and keeps 30 KB."""
+
+    rate = 1e9
+    free_at = 0.0
+
+    def _down(self) -> None:
+        with suppress(BlockingIOError):
+            while self._outer is not None:
+                data = self._outer.recv(65536)
+                now = self._loop.time()
+                self.free_at = max(self.free_at, now)
+                if self._inside is not None and self.free_at - now < 30_000 / self.rate:
+                    self.free_at += len(data) / self.rate
+                    self._loop.call_at(self.free_at, self._transport.sendto, data, self._inside)
+
+
+async def test_a_slow_peer_leaves_the_other_flows_of_its_sender_alone(state: Path) -> None:
+    """The relay lets a client send 1 MB/s. Half of what is offered is for a peer that takes a tenth of it."""
+    port, udp = free_port(), free_port()
+    ann, bob, cat, nat = QuicEnd(), QuicEnd(), QuicEnd(), NarrowNat(udp)
+    state.mkdir()
+    config = 'server_url = "http://127.0.0.1:1"\n[relay]\nrate_bytes_per_second = 1000000\n'
+    (state / "config.toml").write_text(config)
+    with relaying(state, port, udp):
+        inside = await nat.begin()
+        async with ann.pool, bob.pool, cat.pool:
+            for end, way in ((ann, udp), (bob, inside), (cat, udp)):
+                end.pool.set_map(map_of(state, port, way))
+                end.pool.set_home(1)
+            for end in (ann, bob, cat):
+                await end.over("quic")
+            for end in (bob, cat):
+                await end.got_from(ann, b"begin")
+            nat.rate = 100_000
+            loop = asyncio.get_running_loop()
+
+            async def offer(seconds: float, mark: bytes) -> int:
+                """0.8 MB/s for each."""
+                began, sent = loop.time(), 0
+                while loop.time() - began < seconds:
+                    while sent < (loop.time() - began) * 1000:
+                        for end in (bob, cat):
+                            ann.pool.send(end.key, 1, [b"\x04" + mark + bytes(790)])
+                        sent += 1
+                    await asyncio.sleep(0.002)
+                return sent
+
+            await offer(1.5, b"w")
+            sent = await offer(2.0, b"m")
+            await asyncio.sleep(0.3)
+            got = sum(1 for _, packet in cat.got if packet[1:2] == b"m")
+            assert got >= 0.9 * sent, f"{got} of {sent}"
+            assert sum(1 for _, packet in bob.got if packet[1:2] == b"m") > 50
+    nat.end()
+
+
 @pytest.mark.parametrize(
     "node",
     [

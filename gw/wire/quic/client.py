@@ -20,7 +20,7 @@ from gw.wire.quic import auth, frames
 from gw.wire.quic.datagrams import DATA_KEY, FRAG_KEY, Joiner, decode_packet, encode_packet
 from gw.wire.x25519 import public_key
 
-__all__ = ["Connected", "Health", "Observed", "PeerGone", "Pong", "Received", "RelayClient", "Restarting"]
+__all__ = ["Connected", "FlowState", "Health", "Observed", "PeerGone", "Pong", "Received", "RelayClient", "Restarting"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,16 @@ class Observed:
     """Where the relay sees us."""
 
     address: AddrPort
+
+
+@dataclass(frozen=True, slots=True)
+class FlowState:
+    """How a receiver of ours fares. state: FLOW_*. bytes_per_second: what it takes of us. dropped: packets of ours."""
+
+    peer: NodeKey
+    state: int
+    bytes_per_second: int
+    dropped: int
 
 
 @final
@@ -103,12 +113,12 @@ class RelayClient:
                 continue
         return received
 
-    def feed(self, data: bytes, now_ms: int) -> list[Event | Observed]:
+    def feed(self, data: bytes, now_ms: int) -> list[Event | Observed | FlowState]:
         """Bytes of the control stream. Raises WireError where the relay breaks the protocol.
 
         Nothing but `HELLO` is taken from a relay that has not proven its node key.
         """
-        events: list[Event | Observed] = []
+        events: list[Event | Observed | FlowState] = []
         for kind, body in self._reader.feed(data):
             if kind == frames.HELLO:
                 self._hello_untrusted(body)
@@ -118,6 +128,9 @@ class RelayClient:
                 continue
             elif not self.is_connected:
                 raise WireError("a word before the proof of the relay's key")
+            elif kind == frames.FLOW_STATE:
+                receiver, *rest = frames.decode_flow_state(body)
+                events.append(FlowState(NodeKey(receiver), *rest))
             elif kind == frames.LIMITS:
                 events.append(Connected(*frames.decode_limits(body)))
             elif kind == frames.OBSERVED_ADDR:

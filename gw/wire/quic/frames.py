@@ -22,6 +22,7 @@ AUTH_S: Final = 5.0  # from the handshake until the node key is proven
 HELLO: Final = 0x40  # relay → client: u8 version, 32 relay key, u32 features
 AUTH: Final = 0x41  # client → relay: 32 node key, 24 nonce, box
 AUTH_OK: Final = 0x42  # relay → client: 24 nonce, box
+FLOW_STATE: Final = 0x46  # relay → sender: u8 state, u32 kB/s, u32 packets dropped, 32 key of the receiver
 LIMITS: Final = 0x47  # relay → client: u32 kB/s, u32 burst kB, u32 packets/s; 0 = none
 OBSERVED_ADDR: Final = 0x48  # relay → client: 16 address, 2 port
 PEER_HELLO: Final = 0x50  # peer ↔ peer
@@ -29,6 +30,10 @@ ROUTES: Final = 0x51
 ROUTES_ACK: Final = 0x52
 PATH_NOTE: Final = 0x53
 CLOSE_REASON: Final = 0x54
+
+FLOW_OK_STATE: Final = 0  # the receiver keeps up again
+FLOW_CONGESTED: Final = 1
+FLOW_GONE: Final = 2
 
 # QUIC application error codes
 CLOSED: Final = 0x100
@@ -38,8 +43,8 @@ BROKEN: Final = 0x103  # the other side broke the protocol
 RESTARTING: Final = 0x104
 
 _TO_CLIENT: Final = frozenset(
-    {HELLO, AUTH_OK, LIMITS, OBSERVED_ADDR, derp.KEEP_ALIVE, derp.PEER_GONE, derp.PING, derp.PONG, derp.HEALTH,
-     derp.RESTARTING}
+    {HELLO, AUTH_OK, FLOW_STATE, LIMITS, OBSERVED_ADDR, derp.KEEP_ALIVE, derp.PEER_GONE, derp.PING, derp.PONG,
+     derp.HEALTH, derp.RESTARTING}
 )  # fmt: skip
 _TO_RELAY: Final = frozenset({AUTH, derp.NOTE_PREFERRED, derp.PING, derp.PONG})
 
@@ -74,6 +79,20 @@ def decode_auth(body: bytes) -> tuple[bytes, bytes]:
     if len(body) < KEY_BYTES + 40:
         raise WireError("auth too short")
     return body[:KEY_BYTES], body[KEY_BYTES:]
+
+
+def encode_flow_state(receiver: bytes, state: int, bytes_per_second: int, dropped: int) -> bytes:
+    """The body of a FLOW_STATE. bytes_per_second: what the receiver takes of this sender, rounded down to kB."""
+    rate = min(bytes_per_second // 1000, 0xFFFFFFFF)
+    return struct.pack(">BII32s", state, rate, min(dropped, 0xFFFFFFFF), receiver)
+
+
+def decode_flow_state(body: bytes) -> tuple[bytes, int, int, int]:
+    """Receiver, state, bytes a second, packets dropped. Raises WireError."""
+    if len(body) < 9 + KEY_BYTES:
+        raise WireError("flow state too short")
+    state, rate, dropped, receiver = struct.unpack_from(">BII32s", body)
+    return receiver, state, rate * 1000, dropped
 
 
 def encode_limits(bytes_per_second: int, burst_bytes: int) -> bytes:

@@ -48,6 +48,7 @@ class End:
     def __init__(self, house: House, source: str = "192.0.2.1") -> None:
         self.house = house
         self.down = b""
+        self.drained = 0
         self.is_stuck = False
         self.must_be_closed = False
         self.session = Session(house.reception, self, AddrPort(source, 1), 0.0, Offer())
@@ -60,7 +61,9 @@ class End:
         if self.is_stuck:
             self.house.switch.set_aside(self.port)
             return
-        self.down += self.session.take()
+        data = self.session.take()
+        self.down += data
+        self.drained += len(data)
         self.house.switch.taken(self.port)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from gw.quic.configuration import client_settings, ephemeral_certificate, server
 from gw.quic.connection import Connection
 from gw.quic.gate import Gate
 from gw.quic.link import Link
+from gw.relay.flowstates import FlowStates
 from gw.relay.quicport import QuicPort
 from gw.wire.derp import client as c
 from gw.wire.quic.client import Observed, RelayClient
@@ -37,6 +38,7 @@ class Street:
         self._room = room
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
+        self.flow_states = FlowStates(house.switch, self.arm_call)
         self._arriving: list[tuple[bytes, Any]] = []
         self.strays: list[tuple[bytes, Any]] = []  # for nobody we know
         gate = Gate(server_settings(RELAY_ALPN, *CERTIFICATE), b"r" * 32)
@@ -100,6 +102,8 @@ class Street:
             for port in switch.clear_dirty():
                 if not port.is_closed:
                     port.owner.flush()
+        if switch.crowded:
+            self.flow_states.look(self.now)
 
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         end = self.now + seconds
