@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, final
 from gw.native.counters import (
     DIRECT_AT,
     INBOUND,
+    MAX_SEALERS,
     OUTBOUND,
     PEER_DROPS_AT,
     REASON_NAMES,
@@ -38,12 +39,12 @@ class Traffic(NamedTuple):
 
 @final
 class Tallies:
-    """Sums over the lanes."""
+    """Sums over the workers of a plane."""
 
     def __init__(self, descriptor: int, lanes: int) -> None:
-        """descriptor: of the memory file that workers map too."""
+        """descriptor: of the memory file that workers map too; lanes: of each plane. A lane has up to two sealers."""
         self._shared = mmap(descriptor, SHARED_BYTES)
-        self._outbound = [region_at(OUTBOUND, lane) for lane in range(lanes)]
+        self._outbound = [region_at(OUTBOUND, sealer) for sealer in range(min(2 * lanes, MAX_SEALERS))]
         self._inbound = [region_at(INBOUND, lane) for lane in range(lanes)]
 
     def close(self) -> None:

@@ -1,10 +1,12 @@
-"""A packet worker's process: one lane of a plane of packets on a core of its own, or both planes where there is one.
+"""A packet worker's process: a plane of packets in one lane, on a core of its own, or both planes where there is one.
 
 `python -P -m gw.engine SETUP`, where SETUP is JSON and names inherited descriptors. It lives as long as its
 links: when the engine is gone, so is the worker.
 
     outbound   TUN -> route -> seal -> UDP      gw.engine.outbound
     inbound    UDP -> open -> filter -> TUN     gw.engine.inbound
+
+A lane's inbound worker serves the outbound plane too while there is little to do (`gw.native.turn`).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from gw.native import counters, flows
 from gw.native.inbound import Inbound
 from gw.native.loop import Home, carry
 from gw.native.outbound import Outbound
+from gw.native.turn import BUSY_READER, CALM_READER, Turn
 
 COUNTER_BYTES: Final = counters.SHARED_BYTES
 FLOW_BYTES: Final = flows.SHARED_BYTES
@@ -37,8 +40,9 @@ class Setup(msgspec.Struct, frozen=True):
     """Descriptors by number, and how the device and sockets may be used.
 
     outbound, inbound: links of the planes that this process serves, -1 for one that it does not. lane: which of the
-    `lanes` workers of its plane it is; tun, udp4 and udp6 are that lane's. core: CPU to keep to when
-    busy, -1 for any.
+    `lanes` it belongs to; tun, udp4 and udp6 are that lane's. sealer: which of the `sealers` that share keypairs it is.
+    core: CPU to keep to when busy, -1 for any. bell, other_bell: eventfds of this worker and of the lane's other one,
+    -1 where there is no other.
     cipher: as in `gw.engine.cipher`.
     """
 
@@ -57,10 +61,14 @@ class Setup(msgspec.Struct, frozen=True):
     core: int = -1
     lane: int = 0
     lanes: int = 1
+    sealer: int = 0
+    sealers: int = 1
+    bell: int = -1
+    other_bell: int = -1
 
     def descriptors(self) -> list[int]:
         all_ = (self.outbound, self.inbound, self.tun, self.udp4, self.udp6, self.counters, self.flows)
-        return [descriptor for descriptor in all_ if descriptor >= 0]
+        return [descriptor for descriptor in (*all_, self.bell, self.other_bell) if descriptor >= 0]
 
 
 class Plane(Protocol):
@@ -99,27 +107,43 @@ def main() -> None:
     gc.freeze()
     gc.disable()  # packets make no cycles, and a collection would make them wait
     cores = (outbound.core if outbound is not None else None, inbound.core if inbound is not None else None)
-    run(planes, *cores, Home(setup.core))
+    poller = select.poll()
+    run(planes, *cores, Home(setup.core), poller, turn(setup, poller))
 
 
 def run(
-    planes: dict[int, tuple[socket.socket, Plane]], outbound: Outbound | None, inbound: Inbound | None, home: Home
+    planes: dict[int, tuple[socket.socket, Plane]],
+    outbound: Outbound | None,
+    inbound: Inbound | None,
+    home: Home,
+    poller: select.poll,
+    turn: Turn | None,
 ) -> None:
-    """Until the engine is gone. planes: by the descriptors of their links; the cores are theirs."""
-    poller = select.poll()
+    """Until the engine is gone. planes: by the descriptors of their links; the cores are theirs. The TUN is in the
+    poller when it is this worker's turn, or always."""
     links = list(planes)
     for link, plane in planes.values():
         poller.register(link, select.POLLIN)
         for descriptor in plane.descriptors():
-            poller.register(descriptor, select.POLLIN)
+            if turn is None or descriptor != turn.tun:
+                poller.register(descriptor, select.POLLIN)
     while True:
         is_behind = any(plane.sender.is_behind for _, plane in planes.values())
-        for descriptor in carry(poller.poll, BEHIND_MS if is_behind else None, links, outbound, inbound, home):
+        for descriptor in carry(poller.poll, BEHIND_MS if is_behind else None, links, outbound, inbound, home, turn):
             link, plane = planes[descriptor]
             if not listen(link, plane):
                 return
         for _, plane in planes.values():
             plane.tell()
+
+
+def turn(setup: Setup, poller: select.poll) -> Turn | None:
+    """Who reads the TUN, where two may."""
+    if setup.bell < 0:
+        return None
+    me = CALM_READER if setup.inbound >= 0 else BUSY_READER
+    shared, _ = share(setup)
+    return Turn(shared, setup.lane, me, setup.tun, setup.bell, setup.other_bell, poller)
 
 
 def listen(link: socket.socket, plane: Plane) -> bool:

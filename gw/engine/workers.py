@@ -4,7 +4,8 @@
     two or three         one process for each plane, with a core that it keeps to while it is busy
     four; eight or more  two, or four, of each plane: "lanes", with a TUN queue and a UDP socket each
 
-Outbound lanes share every keypair and split its counters (`gw.native.outbound`); the kernel spreads flows over TUN
+While a lane has little to do, its inbound process serves both planes and the outbound one sleeps (`gw.native.turn`).
+All that may seal share every keypair and split its counters (`gw.native.outbound`); the kernel spreads flows over TUN
 queues. An inbound session belongs to one lane, by the low bits of its index, whatever address its datagrams come from:
 so its replay window is in one place.
 
@@ -36,6 +37,8 @@ log: Final = logging.getLogger(__name__)
 
 Plane = Literal["outbound", "inbound"]
 PLANES: Final[tuple[Plane, Plane]] = ("outbound", "inbound")
+BOTH: Final = "both"
+BELL: Final = os.EFD_NONBLOCK | os.EFD_CLOEXEC
 INDEX_AT: Final = slice(4, 8)  # the receiver index of a transport datagram
 READS: Final = 32  # messages of one plane before the loop is given back
 
@@ -61,11 +64,13 @@ class SharedTables:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A process to be: the planes it serves in one lane, and its core (-1 for any)."""
+    """A process to be: its name, the planes it serves in one lane, its core (-1 for any), which sealer it is."""
 
+    name: str
     planes: tuple[Plane, ...]
     lane: int
     core: int
+    sealer: int
 
 
 @final
@@ -82,8 +87,12 @@ class Workers:
         self._died = died
         self._hash_seed = secrets.randbelow(2**32 - 1) + 1  # all planes of a tunnel must agree on it
         self._layout = layout(sorted(os.sched_getaffinity(0)), len(setups))
+        self._sealers = len(self._layout)  # every process may come to seal
+        self._bells = (
+            [(os.eventfd(0, BELL), os.eventfd(0, BELL)) for _ in setups] if self._sealers > len(setups) else []
+        )
         self._processes: list[_Process] = []
-        self._links: dict[tuple[Plane, int], _Link] = {}
+        self._links: dict[tuple[Plane, int], _Link] = {}  # outbound: by sealer, inbound: by lane
         self.revive()
 
     @property
@@ -98,18 +107,18 @@ class Workers:
         alive = {process.place for process in self._processes}
         for place in self._layout:
             if place not in alive:
-                setup = msgspec.structs.replace(self._setups[place.lane], core=place.core)
-                process = _Process(place, setup, self._hash_seed, self._heard, self._died)
+                process = _Process(place, self._setup(place), self._hash_seed, self._heard, self._died)
                 self._processes.append(process)
-                self._links |= {(plane, place.lane): link for plane, link in process.links.items()}
+                for plane, link in process.links.items():
+                    self._links[plane, place.sealer if plane == "outbound" else place.lane] = link
 
     def outbound(self, message: ToWorker) -> None:
-        """Tell every outbound lane, now or as soon as it listens."""
-        for lane in range(self.lanes):
-            self._links["outbound", lane].control(message)
+        """Tell all that may seal, now or as soon as they listen."""
+        for sealer in range(self._sealers):
+            self._links["outbound", sealer].control(message)
 
     def send(self, message: ToWorker) -> None:
-        """Tell one outbound lane to send something of the engine's own."""
+        """Tell one that may seal to send something of the engine's own."""
         self._links["outbound", 0].control(message)
 
     def inbound(self, message: ToWorker) -> None:
@@ -135,17 +144,32 @@ class Workers:
 
     def pids(self) -> dict[str, int]:
         """The process that serves each plane; `outbound.1` is that of the second lane."""
-        return {
-            plane if process.place.lane == 0 else f"{plane}.{process.place.lane}": process.pid
-            for process in self._processes
-            if process.is_alive()
-            for plane in process.links
-        }
+        found: dict[str, int] = {}
+        for process in self._processes:
+            if process.is_alive():
+                place = process.place
+                for name in PLANES if place.name == BOTH else (place.name,):
+                    found[name if place.lane == 0 else f"{name}.{place.lane}"] = process.pid
+        return found
 
     def stop(self) -> None:
         for process in self._processes:
             process.stop()
         self._processes = []
+        for pair_ in self._bells:
+            for bell in pair_:
+                os.close(bell)
+        self._bells = []
+
+    def _setup(self, place: Place) -> Setup:
+        setup = msgspec.structs.replace(
+            self._setups[place.lane], core=place.core, sealer=place.sealer, sealers=self._sealers
+        )
+        if not self._bells:
+            return setup
+        calm, busy = self._bells[place.lane]
+        mine, other = (busy, calm) if place.name == "outbound" else (calm, busy)
+        return msgspec.structs.replace(setup, bell=mine, other_bell=other)
 
 
 def usual_lanes(cores: int) -> int:
@@ -156,12 +180,12 @@ def usual_lanes(cores: int) -> int:
 def layout(usable: list[int], lanes: int) -> list[Place]:
     """The processes. usable: cores of this process."""
     if len(usable) < 2:
-        return [Place(PLANES, lane, -1) for lane in range(lanes)]
-    return [
-        Place((plane,), lane, usable[(2 * lane + number) % len(usable)])
-        for lane in range(lanes)
-        for number, plane in enumerate(PLANES)
-    ]
+        return [Place(BOTH, PLANES, lane, -1, lane) for lane in range(lanes)]
+    found: list[Place] = []
+    for lane in range(lanes):
+        found.append(Place("outbound", ("outbound",), lane, usable[2 * lane % len(usable)], lane))
+        found.append(Place("inbound", PLANES, lane, usable[(2 * lane + 1) % len(usable)], lanes + lane))
+    return found
 
 
 @final
@@ -213,7 +237,7 @@ class _Process:
         self._close()
         self._process.kill()
         code = self._process.wait()
-        log.warning("the packet worker (%s, lane %d) ended with %s", ", ".join(self.links), self.place.lane, code)
+        log.warning("the packet worker (%s, lane %d) ended with %s", self.place.name, self.place.lane, code)
         self._died()
 
     def _close(self) -> None:

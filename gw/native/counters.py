@@ -1,8 +1,10 @@
 """Counters that packet workers write and the engine reads, in memory both have mapped. No packet costs a message.
 
-A lane is one worker of a plane; it has a region of its own, so that every field has one writer.
+Each sealer (a worker that may read the TUN) and each inbound lane has a region of its own, so that every field has one
+writer.
 
     0      drops by reason, i64 each                          (REASONS of them)
+    2048   who reads the lane's TUN; is its inbound worker busy  (`gw.native.turn`; of the lane's outbound worker)
     4096   one block of 256 bytes a peer, by slot:
              0  packets, bytes, last data, last of any kind
             32  session, counter: how far this lane has come             (outbound)
@@ -22,14 +24,17 @@ from typing import Final, final
 from mypy_extensions import i64, mypyc_attr
 
 MAX_LANES: Final = 4
+MAX_SEALERS: Final = 2 * MAX_LANES
 MAX_PEERS: Final = 65536
+READER_AT: Final = 2048
+BUSY_AT: Final = 2056
 PEERS_AT: Final = 4096
 PEER_BYTES: Final = 256
 PROGRESS_AT: Final = 32
 DIRECT_AT: Final = 40
 PEER_DROPS_AT: Final = 128
 REGION_BYTES: Final = PEERS_AT + MAX_PEERS * PEER_BYTES
-SHARED_BYTES: Final = 2 * MAX_LANES * REGION_BYTES  # a sparse file: what nobody writes takes no memory
+SHARED_BYTES: Final = (MAX_SEALERS + MAX_LANES) * REGION_BYTES  # a sparse file: what nobody writes takes no memory
 OUTBOUND: Final = 0
 INBOUND: Final = 1
 REASONS: Final = 16
@@ -117,9 +122,9 @@ class Drops:
         _add(self.shared, self.at + 8 * reason, count)
 
 
-def region_at(plane: int, lane: int) -> int:
-    """Where the region of a lane begins. plane: OUTBOUND or INBOUND."""
-    return (plane * MAX_LANES + lane) * REGION_BYTES
+def region_at(plane: int, number: int) -> int:
+    """Where a region begins: of a sealer for OUTBOUND, of a lane for INBOUND."""
+    return (plane * MAX_SEALERS + number) * REGION_BYTES
 
 
 def block_at(region: int, slot: int) -> int:

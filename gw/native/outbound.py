@@ -3,12 +3,12 @@
 The core does only packets. What concerns the engine it leaves in `notes` and `relayed`, which the process around it
 (`gw.engine.outbound`) sends on after each round.
 
-Several outbound workers ("lanes") may seal with one keypair, each with counters of its own:
+Several workers ("sealers") may seal with one keypair, each with counters of its own:
 
-    lane 0 of 2    0 .. 63        128 .. 191        256 .. 319           a counter's block, modulo the lanes,
-    lane 1 of 2          64 .. 127         192 .. 255                    is the lane that may use it
+    sealer 0 of 2    0 .. 63        128 .. 191        256 .. 319         a counter's block, modulo the sealers,
+    sealer 1 of 2          64 .. 127         192 .. 255                  is the sealer that may use it
 
-So no two ever share a counter, without a word between them. A lane that has fallen behind the others by more than
+So no two ever share a counter, without a word between them. A sealer that has fallen behind the others by more than
 MAX_LAG jumps ahead to a block of its own near the newest: all stay within the receiver's replay window.
 """
 
@@ -50,7 +50,7 @@ MAX_TRAIN: Final = 65000
 QUIET_NS: Final = 100_000  # a packet that comes this long after the one before is alone
 LARGE: Final = 2048  # bytes of a read that takes so long to seal that what is small leaves before
 MAX_COUNTER: Final = 1 << 60
-BLOCK: Final = 64  # counters that a lane uses before it skips those of the others
+BLOCK: Final = 64  # counters that a sealer uses before it skips those of the others
 MAX_LAG: Final = 1024  # of 8128 that a receiver's replay window has
 SOL_UDP: Final = 17
 UDP_SEGMENT: Final = 103
@@ -87,7 +87,7 @@ class OutPeer:
         self.session: int = 0
         self.remote_index: i64 = 0
         self.counter: i64 = 0  # the next one
-        self.block_end: i64 = MAX_COUNTER  # where this lane's block of counters ends
+        self.block_end: i64 = MAX_COUNTER  # where this sealer's block of counters ends
         self.expires_ns: i64 = 0
         self.socket: Any = None
         self.address: Any = None
@@ -107,13 +107,13 @@ class Outbound:
     """All peers of the tunnel, seen from the TUN."""
 
     def __init__(
-        self, tun: int, shared: mmap, flows: FlowTable, mtu: int, gso: bool, lane: int = 0, lanes: int = 1
+        self, tun: int, shared: mmap, flows: FlowTable, mtu: int, gso: bool, sealer: int = 0, sealers: int = 1
     ) -> None:
-        """lane: which of the `lanes` outbound workers this is."""
-        self.lane: i64 = lane
-        self.lanes: i64 = lanes
-        self.region: int = region_at(OUTBOUND, lane)
-        self.others: list[int] = [region_at(OUTBOUND, other) for other in range(lanes) if other != lane]
+        """sealer: which of the `sealers` workers that share keypairs this is."""
+        self.sealer: i64 = sealer
+        self.sealers: i64 = sealers
+        self.region: int = region_at(OUTBOUND, sealer)
+        self.others: list[int] = [region_at(OUTBOUND, other) for other in range(sealers) if other != sealer]
         self.tun: int = tun
         self.shared: mmap = shared
         self.flows: FlowTable = flows
@@ -152,15 +152,15 @@ class Outbound:
             peer.wake = wake
 
     def set_session(self, slot: int, session: int, seal: Any, remote_index: int, expires_ns: int) -> None:
-        """Send with this keypair from now on, from the lane's first counter; what waited for it goes out."""
+        """Send with this keypair from now on, from the sealer's first counter; what waited for it goes out."""
         peer = self.peers.get(slot)
         if peer is None:
             return
         peer.session = session
         peer.seal = seal
         peer.remote_index = remote_index
-        peer.counter = self.lane * BLOCK
-        peer.block_end = peer.counter + BLOCK if self.lanes > 1 else MAX_COUNTER
+        peer.counter = self.sealer * BLOCK
+        peer.block_end = peer.counter + BLOCK if self.sealers > 1 else MAX_COUNTER
         peer.expires_ns = expires_ns
         peer.wanted_ns = 0
         if peer.staged:
@@ -293,7 +293,7 @@ class Outbound:
             if data:
                 self._drop(peer, DROP_UNREACHABLE, len(found))
             return
-        if self.lanes > 1:
+        if self.sealers > 1:
             self._keep_up(peer)
         heads = self._heads(peer, len(found))
         pieces: list[bytes] = []
@@ -348,7 +348,7 @@ class Outbound:
         counter: i64 = peer.counter
         while count > 0:
             if counter == peer.block_end:
-                counter += BLOCK * (self.lanes - 1)
+                counter += BLOCK * (self.sealers - 1)
                 peer.block_end = counter + BLOCK
             write_i32_le(writer, 4)
             write_i32_le(writer, index)
@@ -361,15 +361,15 @@ class Outbound:
         return writer.getvalue()
 
     def _keep_up(self, peer: OutPeer) -> None:
-        """Skip counters where other lanes are far ahead with this keypair."""
+        """Skip counters where others are far ahead with this keypair."""
         newest: i64 = 0
         for region in self.others:
             session, counter = _PROGRESS.unpack_from(self.shared, block_at(region, peer.slot) + PROGRESS_AT)
             if session == peer.session and counter > newest:
                 newest = counter
         if newest - peer.counter > MAX_LAG:
-            turn: i64 = newest // (BLOCK * self.lanes) + 1
-            peer.counter = (turn * self.lanes + self.lane) * BLOCK
+            turn: i64 = newest // (BLOCK * self.sealers) + 1
+            peer.counter = (turn * self.sealers + self.sealer) * BLOCK
             peer.block_end = peer.counter + BLOCK
 
     def _drop(self, peer: OutPeer, reason: int, count: int) -> None:

@@ -121,7 +121,10 @@ async def main() -> None:
                         )
                     case ["lanes"]:
                         answer(
-                            sent=[lane_packets(tunnel, OUTBOUND, lane) for lane in range(tunnel.health()["lanes"])],
+                            # of the outbound workers, then of the inbound ones, which seal too while there is little
+                            sent=[
+                                lane_packets(tunnel, OUTBOUND, sealer) for sealer in range(2 * tunnel.health()["lanes"])
+                            ],
                             received=[lane_packets(tunnel, INBOUND, lane) for lane in range(tunnel.health()["lanes"])],
                         )
                     case ["kill", kind]:

@@ -42,7 +42,7 @@ def lanes(count: int, wire: Wire) -> Iterator[list[Outbound]]:
     flows.close()
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
 @pytest.mark.parametrize("seed", range(5))
 def test_no_counter_leaves_twice_and_none_is_too_old(count: int, seed: int) -> None:
     """One lane is much busier than the others, and each sends trains of different length."""
