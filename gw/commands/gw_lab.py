@@ -98,6 +98,55 @@ def status() -> None:
             shell.say(f"    {line}")
 
 
+@app.command("move")
+def move(node: Annotated[str, typer.Argument(help="A node of the lab that is up.")]) -> None:
+    """Put a node into another network, as a laptop that leaves the house: all its addresses change at once.
+
+    sudo gw lab move cat
+
+    Behind a NAT the inner network and the NAT's outer address are others too. Connections inside the tunnel live on.
+    """
+    from gw.errors import NotFound
+    from gw.lab import Lab
+    from gw.lab.topology import move as run
+
+    lab = Lab.standing()
+    if node not in {each.name for each in lab.nodes}:
+        raise NotFound(f"no such node: `{node}`", hint="gw lab status")
+    before, after = run(lab.ledger, node)
+    shell.say(f"{node}: {before} -> {after}")
+
+
+@app.command("roam")
+def roam(
+    by: Annotated[
+        str, typer.Option("--by", metavar="WAY,…", help="relay: over the QUIC relay; quic: directly over QUIC.")
+    ] = "relay,quic",
+    seconds: Annotated[int, typer.Option("--seconds", min=6, max=3600, help="Length of each iperf3 run.")] = 15,
+) -> None:
+    """Change a node's network in the middle of an iperf3 run; its TCP connection has to live on.
+
+    sudo gw lab roam
+
+    Prints what arrived each second, the longest pause, and whether a QUIC connection or a WireGuard handshake had to be
+    made. Ends with 0 only if none was and iperf3 ended well. Needs iperf3. Next: gw lab up, gw lab move.
+    """
+    from gw.lab.roaming import WAYS
+    from gw.lab.roaming import roam as run
+    from gw.lab.unprivileged import ensure_root
+
+    ways = [each.strip() for each in by.split(",")]
+    for way in ways:
+        if way not in WAYS:
+            raise UsageError(f"no such way: `{way}`", hint=f"one or more of {', '.join(WAYS)}")
+    _stop_in_order()
+    as_json = shell.settings().json
+    ensure_root(["lab", "roam", "--by", by, "--seconds", str(seconds), *(["--json"] if as_json else [])])
+    runs = run(shell.note if as_json else shell.say, ways, seconds)
+    if as_json:
+        shell.print_json(runs)
+
+
 @app.command("exec", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def exec_(context: typer.Context, node: Annotated[str, typer.Argument(help="A node, or hub.")]) -> None:
     """Run a command inside a node of the lab.

@@ -29,7 +29,7 @@ def demo(say: Callable[[str], None], nodes: tuple[NodeSpec, ...] = NODES) -> Non
     lab = Lab(nodes, say=lambda text: say(f"[{time.monotonic() - began:4.1f} s] {text}"))
     try:
         with lab:
-            step = lab._say
+            step = lab.say
             step("names and pings between all pairs")
             for line in ping_all(lab):
                 say(f"    {line}")

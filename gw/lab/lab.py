@@ -57,7 +57,7 @@ class Lab:
                 raise UsageError(f"not a node's name: `{name}`", hint="up to 8 small letters and digits")
         self.nodes: Final = list(nodes)
         self.folder: Final = folder or lab_folder()
-        self._say = say
+        self.say: Final = say
         self._log_level = log_level
         self._ledger: Ledger | None = None
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -86,7 +86,7 @@ class Lab:
         self._ledger = Ledger.begin(self.folder)
         self._ledger.entry.nodes = [node.name for node in self.nodes]
         try:
-            self._say("building namespaces, cables and NAT")
+            self.say("building namespaces, cables and NAT")
             topology = Topology(self._ledger)
             topology.build_internet()
             for node in self.nodes:
@@ -100,7 +100,7 @@ class Lab:
             for node in members:
                 self.await_ready(f"gwd-{node.name}")
             for node in members:
-                self._say(f"{node.name}: gw up ({node.nat.value})")
+                self.say(f"{node.name}: gw up ({node.nat.value})")
                 self.run(
                     node.name, "gw", "up", "--login-server", URL, "--auth-key", f"file:{self.key_file}",
                     "--hostname", node.name, "--timeout", str(UP_S),
@@ -191,12 +191,17 @@ class Lab:
     # Inside
 
     @property
+    def ledger(self) -> Ledger:
+        """The record of what was made. Raises NotFound where nothing stands."""
+        return self._record()
+
+    @property
     def key_file(self) -> Path:
         """A reusable login key of the lab's user (0600)."""
         return self.folder / "auth.key"
 
     def _start_hub(self) -> None:
-        self._say(f"control server {URL}, relay and DNS on {HUB_ADDRESS}")
+        self.say(f"control server {URL}, relay and DNS on {HUB_ADDRESS}")
         self.run(HUB, "gwctl", "init", "--server-url", URL)
         config = self.state(HUB) / "config.toml"
         config.write_text(config.read_text() + CONFIG)

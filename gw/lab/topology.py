@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import json
 import subprocess
 from dataclasses import dataclass
 from enum import Enum
@@ -21,6 +23,7 @@ HUB: Final = "hub"
 WAN: Final = "wan"
 HUB_ADDRESS: Final = "198.51.100.1"
 MAX_NODES: Final = 80
+FIRST_MOVED: Final = 182  # above those that nodes begin with
 NETNS_ETC: Final = Path("/etc/netns")
 
 
@@ -129,6 +132,53 @@ class Topology:
 
     def _write(self, name: str, path: str, value: str) -> None:
         run(["ip", "netns", "exec", self._ledger.namespace(name), "sh", "-c", f"echo {value} > {path}"])
+
+
+def move(ledger: Ledger, name: str) -> tuple[str, str]:
+    """Put a node into another network: a new address of its own, and behind NAT a new inner network and outer address.
+
+    Returns its address before and after, with the outer one where it is another. Raises GwError.
+    """
+    node, router = ledger.namespace(name), ledger.namespace(f"{name}-nat")
+    outer = _free(ledger)
+    if router not in ledger.entry.namespaces:
+        before = _address(node, "eth0")
+        _readdress(node, "eth0", f"{outer}/24")
+        return before, outer
+    inner, was = _address(node, "eth0"), _address(router, "wan")
+    _, first, second, _ = inner.split(".")
+    net = f"10.{first}.{(int(second) + 1) % 256}"
+    _readdress(router, "lan", f"{net}.1/24")
+    _readdress(router, "wan", f"{outer}/24")
+    _readdress(node, "eth0", f"{net}.2/24")
+    run(["ip", "-n", node, "route", "replace", "default", "via", f"{net}.1"])
+    return f"{inner} behind {was}", f"{net}.2 behind {outer}"
+
+
+def _free(ledger: Ledger) -> str:
+    """An address of the internet that nobody has."""
+    taken = set()
+    for namespace in ledger.entry.namespaces:
+        for link in json.loads(run(["ip", "-n", namespace, "-j", "-4", "addr"]) or "[]"):
+            taken |= {each.get("local") for each in link.get("addr_info", ())}
+    network = ipaddress.ip_network(f"{HUB_ADDRESS}/24", strict=False)
+    for number in range(FIRST_MOVED, 255):
+        address = str(network.network_address + number)
+        if address not in taken:
+            return address
+    raise GwError("no address is free in the lab's internet")
+
+
+def _address(namespace: str, interface: str) -> str:
+    for link in json.loads(run(["ip", "-n", namespace, "-j", "-4", "addr", "show", "dev", interface]) or "[]"):
+        for each in link.get("addr_info", ()):
+            return str(each["local"])
+    raise NotFound(f"`{interface}` of {namespace} has no address")
+
+
+def _readdress(namespace: str, interface: str, address: str) -> None:
+    run(["ip", "-n", namespace, "-4", "addr", "flush", "dev", interface])
+    run(["ip", "-n", namespace, "addr", "add", address, "dev", interface])
 
 
 def run(argv: list[str], *, text: str = "") -> str:
