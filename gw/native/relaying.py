@@ -47,10 +47,12 @@ OUT_BYTES: Final = 512 << 10  # more than this is not put out in one turn
 LINK_OUT_BYTES: Final = 4 << 20
 
 DATAGRAM_BY_KEY: Final = 0x01
+DATAGRAM_FORWARD: Final = 0x07
 DATAGRAM_HEAD_BYTES: Final = 34  # frame type, kind, key
 
 _RECV_HEAD: Final = b"\x05"
 _DATAGRAM_HEAD: Final = b"0\x01"
+_DATAGRAM_FORWARD_HEAD: Final = b"0\x07"
 _FORWARD_HEAD: Final = b"\x0a"
 
 
@@ -119,6 +121,8 @@ class Port:
         self.is_closed: bool = False
         self.is_mesh: bool = False  # another relay of the region
         self.is_sibling: bool = False  # another worker of this relay
+        self.is_quic: bool = False  # of a link: preferred to the one over TLS beside it
+        self.relay: bytes = b""  # key of the relay at the other end of a link
         self.is_listed: bool = False  # in `Switch.dirty`
         self.is_blocked: bool = False  # the carrier took less than all
         self.hears_flow: bool = False  # its client understands FLOW_STATE
@@ -241,17 +245,25 @@ class Switch:
         return control
 
     def feed_datagrams(self, port: Port, frames: list[bytes]) -> tuple[list[bytes], list[tuple[int, bytes]]]:
-        """Take QUIC datagrams of a client: 0x30, 0x01, 32 destination, packet. Forward them.
+        """Take QUIC datagrams of a client: 0x30, 0x01, 32 destination, packet; of another relay: 0x30, 0x07, 32 source,
+        32 destination, packet. Forward them.
 
         Returns datagrams of other kinds, and what `feed` would return.
         """
         others: list[bytes] = []
         control: list[tuple[int, bytes]] = []
-        if not port.is_active:
+        is_link = port.is_mesh
+        if not port.is_active and not is_link:
             control.append((SPOKE, b""))
         for frame in frames:
             size: i64 = len(frame)
             self.bytes_received += size
+            if is_link:
+                if size >= DATAGRAM_HEAD_BYTES + KEY_BYTES and frame[1] == DATAGRAM_FORWARD:
+                    self._forwarded(port, _FORWARD_HEAD + _u32(size - 2) + frame[2:])
+                else:
+                    others.append(frame)
+                continue
             if size < DATAGRAM_HEAD_BYTES or frame[1] != DATAGRAM_BY_KEY:
                 others.append(frame)
                 continue
@@ -264,8 +276,8 @@ class Switch:
         return others, control
 
     def take_datagrams(self, port: Port, limit: i64) -> tuple[list[bytes], bytes, list[bytes]]:
-        """What goes out now to a client on QUIC: datagrams of at most `limit` bytes (0x30 before each), frames for its
-        control stream, and packets that are too large (32 source, packet).
+        """What goes out now to a client or relay on QUIC: datagrams of at most `limit` bytes (0x30 before each), frames
+        for its control stream, and packets that are too large (32 source, to a relay 32 destination too, packet).
         """
         small: list[bytes] = []
         control: list[bytes] = []
@@ -274,10 +286,12 @@ class Switch:
             size: i64 = len(frame)
             if size == 0:
                 continue
-            if frame[0] != RECV_PACKET:
+            kind: i64 = frame[0]
+            if kind != RECV_PACKET and kind != FORWARD_PACKET:
                 control.append(frame)
             elif size - HEADER_BYTES + 1 <= limit:
-                small.append(_DATAGRAM_HEAD + frame[HEADER_BYTES:])
+                head = _DATAGRAM_HEAD if kind == RECV_PACKET else _DATAGRAM_FORWARD_HEAD
+                small.append(head + frame[HEADER_BYTES:])
             else:
                 large.append(frame[HEADER_BYTES:])
             self.bytes_sent += size
@@ -308,6 +322,10 @@ class Switch:
         self.dropped_unknown += 1
         self.dropped_bytes += len(packet)
         return False
+
+    def forwarded(self, port: Port, keys: bytes, packet: bytes) -> None:
+        """A packet of another relay that came in parts. keys: 32 source, 32 destination."""
+        self._forwarded(port, _FORWARD_HEAD + _u32(len(keys) + len(packet)) + keys + packet)
 
     def _forwarded(self, port: Port, frame: bytes) -> None:
         """A packet that another relay or worker has for a client of ours. It takes no second hop between relays."""

@@ -54,6 +54,10 @@ class TrainSocket:
             return False
         return True
 
+    @property
+    def is_ipv6(self) -> bool:
+        return self.channel.family == socket.AF_INET6
+
     def fileno(self) -> int:
         return self.channel.fileno()
 

@@ -65,7 +65,7 @@ class Gate:
     def __init__(self, settings: QuicConfiguration, reset_key: bytes, new_cid: CidMaker = random_cid) -> None:
         self.settings = settings
         self._reset_key = reset_key
-        self._new_cid = new_cid
+        self.new_cid = new_cid
         self._tickets = TicketStore()
         self._retry = QuicRetryTokenHandler()
 
@@ -115,7 +115,7 @@ class Gate:
                 original_destination_connection_id=original,
                 retry_source_connection_id=header.destination_cid,
             )
-        cid = self._new_cid()
+        cid = self.new_cid()
         token = self._retry.create_token(
             address=plain,
             original_destination_connection_id=header.destination_cid,
@@ -135,7 +135,7 @@ class Gate:
         made._now = now
         made.connection = Connection(
             configuration=self.settings,
-            new_cid=self._new_cid,
+            new_cid=self.new_cid,
             reset_key=self._reset_key,
             session_ticket_fetcher=made._fetch,
             session_ticket_handler=made._issued,

@@ -15,7 +15,7 @@ from gw.errors import WireError
 from gw.model.keys import NodeSecret
 from gw.native.relaying import Port
 from gw.relay.presence import Owner, Presence
-from gw.wire.derp.client import Client, Connected, PeerGone, PeerPresent, Restarting
+from gw.wire.derp.client import Client, Connected, PeerGone, PeerPresent, Restarting, SpeaksQuic
 from gw.wire.derp.http import MAX_HEAD_BYTES
 
 
@@ -37,10 +37,13 @@ class LinkSession:
         own_key: bytes,
         connected: Callable[[], None],
         failed: Callable[[str], None],
+        speaks_quic: Callable[[bytes, int], None] = lambda relay, port: None,
+        ended: Callable[[bytes], None] = lambda relay: None,
     ) -> None:
         """host: for the HTTP request. own_key: this relay's, to recognise itself; empty for links between workers.
 
-        connected, failed: called in the plane's thread; failed says why.
+        Called in the plane's thread: connected; failed, with why; speaks_quic, with the other relay's key and UDP port;
+        ended after that, with the key.
         """
         self.owner: Final = owner
         self.is_self = False
@@ -52,6 +55,8 @@ class LinkSession:
         self._own_key = own_key
         self._client = Client(secret, nonce, mesh_key=mesh_key)
         self._connected = connected
+        self._speaks_quic, self._ended = speaks_quic, ended
+        self._udp_port = 0  # of the other relay
         self._head: bytes | None = b""
         self.is_up = False
         self.pause_s = 0.0  # how long the other end asked us to stay away
@@ -81,8 +86,12 @@ class LinkSession:
             match event:
                 case Connected():
                     self.is_up = True
+                    self.port.relay = self._client.relay_key
                     self._client.watch()
                     self._connected()
+                case SpeaksQuic(port) if self.is_up and self._own_key and port and not self._udp_port:
+                    self._udp_port = port
+                    self._speaks_quic(self.port.relay, port)
                 case PeerPresent(peer, _):
                     self._presence.learn(self.port, peer.raw)
                 case PeerGone(peer, _):
@@ -105,3 +114,6 @@ class LinkSession:
     def leave(self) -> None:
         """The connection is gone, and the keys that were reached by it."""
         self._presence.leave(self.port)
+        if self._udp_port:
+            self._udp_port = 0
+            self._ended(self.port.relay)

@@ -19,7 +19,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, Protocol, final
 
 from gw.errors import GwError, UsageError, WireError
 from gw.model.keys import NodeSecret, RelaySecret
@@ -35,6 +35,16 @@ RETRY_S: Final = 1.0
 SIBLING_RETRY_S: Final = 0.2
 MAX_RETRY_S: Final = 5.0
 PIN_PREFIX: Final = "sha256-raw:"
+
+
+class OverQuic(Protocol):
+    """Links over QUIC beside those of here: `gw.relay.quiclinks.QuicLinks`. In the forwarding plane's thread."""
+
+    def found(self, relay: bytes, host: str, port: int) -> None:
+        """A relay that is linked with speaks QUIC there."""
+
+    def lost(self, relay: bytes) -> None:
+        """That link has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +94,7 @@ class Mesh:
         self._targets: list[Target] = []
         self._changed = asyncio.Event()
         self.up: set[Target] = set()
+        self.over_quic: OverQuic | None = None
 
     def set_targets(self, targets: list[Target]) -> None:
         self._targets = targets
@@ -121,6 +132,7 @@ class Mesh:
         ended = asyncio.Event()
         sessions: list[LinkSession] = []
         failures: list[str] = []
+        over_quic = None if target.path else self.over_quic
 
         def make(owner: Owner) -> Speaker:
             session = LinkSession(
@@ -128,6 +140,8 @@ class Mesh:
                 self._sibling_key if target.path else self._plane.reception.mesh_key, target.host,
                 own_key=b"" if target.path else self._own_key,
                 connected=lambda: self._say_up(loop, target), failed=failures.append,
+                speaks_quic=lambda relay, port: over_quic.found(relay, host, port) if over_quic is not None else None,
+                ended=lambda relay: over_quic.lost(relay) if over_quic is not None else None,
             )  # fmt: skip
             sessions.append(session)
             return session
@@ -137,6 +151,7 @@ class Mesh:
                 loop.call_soon_threadsafe(ended.set)
 
         channel = await self._dial(target)
+        host = "" if target.path else str(channel.getpeername()[0])
         context, verify = _tls(target)
         self._plane.adopt(channel, make, at_end, context=context, server_name=target.host, verify=verify)
         try:

@@ -51,6 +51,7 @@ _METRICS: Final = (
     ("quic_moves_total", "counter", "Times a client over QUIC went on from another address."),
     ("quic_rejected_total", "counter", "Handshakes over QUIC that were refused: too many, or too fast."),
     ("quic_packets_limited_total", "counter", "Packets over QUIC dropped by their sender's token bucket."),
+    ("quic_links", "gauge", "Links to other relays over QUIC."),
     ("flow_states_total", "counter", "Times a sender was told how its receiver keeps up."),
 )
 _SLOT: Final = struct.Struct(f"<{len(_METRICS)}q")
@@ -101,5 +102,5 @@ def _values(plane: Plane) -> tuple[int, ...]:
         switch.forwarded_in, switch.forwarded_out, switch.dropped_unknown, switch.dropped_unknown_forwarded,
         switch.dropped_queue, switch.dropped_disco, switch.dropped_bytes, reception.pings, reception.home_moves_in,
         reception.home_moves_out, reception.gone_not_here, plane.limited, plane.stuck, *plane.quic_counts(),
-        plane.flow_states.told,
+        sum(reception.quic_links.values()), plane.flow_states.told,
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """Who is in the region: keys of our own clients, of other workers and of other relays, and who has to hear of it.
 
     enter, leave        our own connections           ─▶  Switch.local      one active connection a key
-    learn, unlearn      what links tell               ─▶  Switch.remote     a worker of ours before another relay
+    learn, unlearn      what links tell               ─▶  Switch.remote     a worker of ours before another relay,
+                                                                            QUIC before TLS
     watchers            siblings hear of our own keys, other relays of those of all workers
 
 Of several connections with one key the last that spoke receives, also where they are at different workers.
@@ -43,7 +44,7 @@ class Presence:
         self.switch: Final = switch
         self.holders: dict[bytes, list[Port]] = {}
         self._about: dict[bytes, tuple[AddrPort, int]] = {}
-        self._sources: dict[bytes, list[Port]] = {}  # links that announce a key: siblings first, else oldest first
+        self._sources: dict[bytes, list[Port]] = {}  # links that announce a key: siblings first, then the newest
         self._keys_of: dict[Port, set[bytes]] = {}
         self.sibling_watchers: set[Port] = set()
         self.mesh_watchers: set[Port] = set()
@@ -125,13 +126,13 @@ class Presence:
         """A link announces a key."""
         known = self._keys_of.setdefault(link, set())
         was_here = self._is_here(key)
+        sources = self._sources.setdefault(key, [])
         if key not in known:
             known.add(key)
-            sources = self._sources.setdefault(key, [])
-            if link.is_sibling:
-                sources.insert(0, link)
-            else:
-                sources.append(link)
+        elif not link.is_sibling:
+            sources.remove(link)
+        if link not in sources:
+            sources.insert(0 if link.is_sibling else _place(sources, link), link)
             self.switch.remote[key] = sources[0]
         if link.is_sibling:
             active = self.switch.local.pop(key, None)
@@ -220,3 +221,13 @@ class Presence:
     def _tell(self, watchers: set[Port], frame: bytes) -> None:
         for port in watchers:
             self.switch.push(port, frame)
+
+
+def _place(sources: list[Port], link: Port) -> int:
+    """Where another relay's announcement goes: behind workers, before older ones, behind QUIC of the same relay."""
+    place = sum(source.is_sibling for source in sources)
+    if not link.is_quic:
+        for at in range(place, len(sources)):
+            if sources[at].is_quic and sources[at].relay == link.relay:
+                return at + 1
+    return place

@@ -20,8 +20,13 @@ from typing import Any, Final, Protocol, final
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.model.keys import RelaySecret
-from gw.quic.connection import stateless_reset
-from gw.quic.gate import Gate, Newcomer
+from gw.native.relaying import Port
+from gw.quic.configuration import client_settings
+from gw.quic.connection import Connection, stateless_reset
+from gw.quic.gate import CONTROL_WINDOW_BYTES, Gate
+from gw.quic.link import Link
+from gw.relay.quiclink import QuicLink
+from gw.relay.quiclinks import udp_address
 from gw.relay.quicsession import QuicSession, Stage
 from gw.relay.session import Reception
 from gw.wire import stun
@@ -63,9 +68,36 @@ class Loop(Protocol):
 class Wire(Protocol):
     """A UDP socket by the train: `gw.net.trains.TrainSocket`."""
 
+    @property
+    def is_ipv6(self) -> bool: ...
     def fileno(self) -> int: ...
     def receive(self) -> tuple[bytes, int, Any]: ...
     def send(self, packets: Sequence[tuple[bytes, Any]]) -> int: ...
+
+
+class Speaker(Protocol):
+    """A session over QUIC: a client's, or a link's that was dialled from here."""
+
+    source: AddrPort
+    stage: Stage
+    patient_until: float
+    limited: int
+    moves: int
+    was_faulty: bool
+
+    @property
+    def link(self) -> Link: ...
+    @property
+    def port(self) -> Port: ...
+    @property
+    def is_up(self) -> bool: ...
+    @property
+    def is_waiting(self) -> bool: ...
+    def receive(self, train: bytes, segment: int, address: Any, now: float) -> None: ...
+    def pour(self, now: float) -> None: ...
+    def poured(self) -> None: ...
+    def decide(self, now: float) -> None: ...
+    def limit(self) -> None: ...
 
 
 @final
@@ -74,13 +106,14 @@ class QuicClient:
 
     __slots__ = ("__weakref__", "_armed", "_host", "_port", "cids", "session")
 
-    def __init__(self, port: QuicPort, newcomer: Newcomer, source: AddrPort, original: bytes, now: float) -> None:
+    def __init__(
+        self, port: QuicPort, source: AddrPort, cids: set[bytes], make: Callable[[QuicClient], Speaker]
+    ) -> None:
+        """make: its session, given its owner."""
         self._port = port
         self._host = source.host
-        self.session: Final = QuicSession(
-            port.reception, port.secret, newcomer, self, source, now, port.unix_ms, fast=port.fast
-        )
-        self.cids = {original, *newcomer.connection.cids}
+        self.session: Speaker = make(self)
+        self.cids = cids
         self._armed: list[float] = []  # when `_tick` is called, a heap
 
     def receive(self, train: bytes, segment: int, address: Any, now: float) -> None:
@@ -295,17 +328,50 @@ class QuicPort:
                 self.send([(met, source)])
             return
         self.accepted += 1
-        client = QuicClient(self, met, address, destination_of(datagram), now)
-        self.loop.count_address(address.host, 1)
-        self._all.add(client)
+        client = QuicClient(
+            self, address, {destination_of(datagram), *met.connection.cids},
+            lambda owner: QuicSession(
+                self.reception, self.secret, met, owner, address, now, self.unix_ms, fast=self.fast
+            ),
+        )  # fmt: skip
+        self._welcome(client)
         self._unproven.add(client)
-        for cid in client.cids:
-            self._clients[cid] = client
         self.loop.arm_call(now + HANDSHAKE_S, partial(self._give_up, weakref.ref(client)))
         client.receive(datagram, len(datagram), source, now)
         if not client.session.link.has_understood and client in self._all:
             self.faults += 1
             self.forget(client)
+
+    def _welcome(self, client: QuicClient) -> None:
+        self.loop.count_address(client.host, 1)
+        self._all.add(client)
+        for cid in client.cids:
+            self._clients[cid] = client
+
+    def dial(self, host: str, port: int, relay: bytes, ended: Callable[[bool], None]) -> Callable[[], None] | None:
+        """Begin a link to another relay from this port; returns what closes it.
+
+        host: a numeric address. relay: the key that it has to prove. ended: called once, with whether it was up.
+        """
+        target = udp_address(host, port, is_ipv6=self._wire.is_ipv6)
+        if target is None:
+            return None
+        now = self.loop.now
+        settings = client_settings(frames.RELAY_ALPN, "relay", verify=False)  # its key is what is believed
+        connection = Connection(
+            configuration=settings, new_cid=self.gate.new_cid, streams=(0, 0), window=CONTROL_WINDOW_BYTES
+        )
+        address = AddrPort.of(host.partition("%")[0], port)
+        client = QuicClient(
+            self, address, set(connection.cids),
+            lambda owner: QuicLink(
+                self.reception, self.secret, connection, owner, address, relay, now, self.unix_ms, ended, fast=self.fast
+            ),
+        )  # fmt: skip
+        self._welcome(client)
+        client.session.link.connect(target, now)
+        self.rouse(client)
+        return client.close
 
     def _has_room(self, host: str) -> bool:
         """For one more whose node key is not proven."""

@@ -4,8 +4,7 @@
        │  └──resumed: the ticket stands for the proof──────▲
        └ early data: packets are forwarded, for they repel replays themselves; all that changes something waits
 
-What goes out: packets of `Port.out` as datagrams, in two parts where the path is narrow; other frames on the control
-stream.
+Another relay of the region comes the same way: with the proof of the mesh key it is a link (`gw.relay.quicmesh`).
 
 Ref: spec quic §8 to §11
 """
@@ -25,23 +24,20 @@ from gw.native.relaying import Port
 from gw.quic.gate import Newcomer
 from gw.quic.link import Link
 from gw.relay.admission import Admission
+from gw.relay.quicmesh import MeshTalk, mesh_claim, proves_mesh
+from gw.relay.quicoutflow import MAX_UNSENT_BYTES, NEVER, Outflow
 from gw.relay.session import Attendance, Reception
 from gw.wire.derp import frames as derp
 from gw.wire.derp.buckets import Bucket
 from gw.wire.quic import auth, frames
-from gw.wire.quic.datagrams import Joiner, encode_packet
+from gw.wire.quic.datagrams import Joiner
 
 logger = logging.getLogger(__name__)
 
 MAX_EARLY_BYTES: Final = 64 << 10  # of the control stream, before the handshake is over
 MAX_EARLY_PACKETS: Final = 64
-DATAGRAM_OVERHEAD_BYTES: Final = 2  # frame type and kind
 EARLY_ECHOES: Final = 8  # answers to probes of a client that has not proven its node key
-MAX_UNSENT_BYTES: Final = 16 << 10  # of the control stream; above it pings are not answered
-DEAF_S: Final = 2.0  # who sends, and takes nothing of what waits for it
-SILENT_S: Final = 10.0  # who does not even send: it may be changing networks
 TRANSPORT_CODES: Final = 0x200  # errors below are of QUIC and TLS (RFC 9000 §20.1)
-NEVER: Final = float("inf")
 
 
 class Stage(Enum):
@@ -50,28 +46,6 @@ class Stage(Enum):
     WAITING = "waiting"
     UP = "up"
     GONE = "gone"
-
-
-@final
-class Patience:
-    """How long somebody may take nothing of what waits."""
-
-    def __init__(self) -> None:
-        self._mark = -1
-        self._since = NEVER
-        self._heard_since = NEVER
-
-    def look(self, is_held: bool, mark: int, link: Link, now: float) -> float:
-        """When it is over, if nothing changes. mark: moves whenever something was taken."""
-        if not is_held:
-            self._since = self._heard_since = NEVER
-            return NEVER
-        if self._since == NEVER or mark != self._mark:
-            self._mark, self._since, self._heard_since = mark, now, NEVER
-        if self._heard_since == NEVER and link.heard_at > self._since:
-            self._heard_since = now
-            link.nudge()  # whatever the timers say: who is back answers this
-        return min(self._since + SILENT_S, self._heard_since + DEAF_S)
 
 
 @final
@@ -99,8 +73,8 @@ class QuicSession:
         self.port: Final = Port(owner)
         self.link: Final = Link(newcomer.connection, self, fast=fast)
         self.link.echoes_left = EARLY_ECHOES
-        self._packets_wait, self._control_waits = Patience(), Patience()
-        self.patient_until = NEVER  # when it is closed, if it takes nothing until then
+        self._outflow = Outflow(reception.switch, self.port, self.link)
+        self.patient_until = NEVER  # when to pour again, whatever happens
         self.stage = Stage.SHAKING
         self._now = now
         self._node = b""
@@ -109,8 +83,8 @@ class QuicSession:
         self._said_hello = False
         self._reader = frames.relay_reader()
         self._joiner: Joiner | None = None
-        self._parts = 0
         self._attendance: Attendance | None = None
+        self._talk: MeshTalk | None = None  # of another relay
         self.tokens: Bucket | None = None
         self.limited = 0
         self.moves = 0
@@ -160,6 +134,9 @@ class QuicSession:
         if self.stage is not Stage.UP:
             self._early_datagrams(batch)
             return
+        if self._talk is not None:
+            self._talk.datagrams_untrusted(batch, now)
+            return
         if self.tokens is not None:
             batch = [frame for frame in batch if self._may_send(frame, now)]
         others, control = self._reception.switch.feed_datagrams(self.port, batch)
@@ -181,7 +158,9 @@ class QuicSession:
         if code not in (0, frames.CLOSED):
             logger.debug("QUIC client %s ends: %#x %s", self.source, code, reason)
         self.stage = Stage.GONE
-        if self._attendance is not None:
+        if self._talk is not None:
+            self._talk.leave()
+        elif self._attendance is not None:
             self._attendance.leave()
         else:
             self.port.is_closed = True
@@ -229,7 +208,9 @@ class QuicSession:
             self._hello()
         is_over = self.tokens is not None and self.tokens.spend(len(data), now) > 0
         for kind, body in self._reader.feed(data):
-            if kind == frames.AUTH:
+            if self._talk is not None:
+                self._talk.frame_untrusted(kind, body, now)
+            elif kind == frames.AUTH:
                 self._auth_untrusted(body, now)
             elif self._attendance is None:
                 if self.stage is Stage.AUTH:
@@ -254,10 +235,31 @@ class QuicSession:
         if self.stage is not Stage.AUTH:
             return
         node, sealed = frames.decode_auth(body)
-        auth.open_claim(self._secret.raw, node, sealed, role=auth.CLIENT, bind=self.link.bind, now_ms=self._unix_ms())
+        claim = auth.open_claim(
+            self._secret.raw, node, sealed, role=(auth.CLIENT, auth.MESH_DIALER), bind=self.link.bind,
+            now_ms=self._unix_ms(),
+        )  # fmt: skip
+        if claim.role == auth.MESH_DIALER:
+            self._link_untrusted(claim, node, now)
+            return
         self._node = node
         self.stage = Stage.WAITING
         self.decide(now)
+
+    def _link_untrusted(self, claim: auth.Claim, relay: bytes, now: float) -> None:
+        """Another relay: it has to have the mesh key, and then we show that we have it."""
+        reception, bind = self._reception, self.link.bind
+        own = reception.identity.key
+        if not proves_mesh(reception, claim, bind, relay, own):
+            reception.refused += 1
+            self.link.close(frames.NOT_ALLOWED, "no proof of the mesh key")
+            return
+        answer = mesh_claim(reception, auth.MESH_ANSWERER, bind, relay, own, self._unix_ms())
+        sealed = auth.seal_claim(self._secret.raw, relay, reception.nonce(), answer)
+        self.link.send_stream(derp.encode(frames.AUTH_OK, sealed))
+        self.stage = Stage.UP
+        self._reader = frames.mesh_reader()  # it says nothing more before our answer
+        self._talk = MeshTalk(reception, self.port, self.link, relay, now)
 
     # Admission
 
@@ -295,6 +297,8 @@ class QuicSession:
         reception = self._reception
         rate = reception.bytes_per_second
         before = self.tokens
+        if self._talk is not None:  # relays among themselves know none
+            return
         self.tokens = Bucket(rate, reception.burst_bytes) if rate else None
         if self.stage is Stage.UP and (before is not None or rate):
             self.link.send_stream(frames.encode_limits(rate, reception.burst_bytes))
@@ -303,31 +307,10 @@ class QuicSession:
 
     def pour(self, now: float) -> None:
         """Give the link what is in `Port.out`, unless it still has datagrams waiting. Polled next."""
-        switch, link, port = self._reception.switch, self.link, self.port
-        self.patient_until = min(
-            self._packets_wait.look(link.waiting > 0, link.delivered, link, now),
-            self._control_waits.look(link.unsent > MAX_UNSENT_BYTES, link.acknowledged, link, now),
-        )
-        if self.patient_until <= now:
-            link.close(frames.CLOSED, "takes nothing of what waits for it")
-            self.patient_until = NEVER
-        if link.waiting:
-            switch.set_aside(port)
-            return
-        small, control, large = switch.take_datagrams(port, link.limit)
-        if control:
-            link.send_stream(control)
-        if small:
-            link.send_frames(small)
-        for packet in large:
-            self._parts += 1
-            for part in encode_packet(packet[:32], packet[32:], link.limit, self._parts):
-                link.send(part)
+        until = self._talk.look(now) if self._talk is not None else NEVER
+        self._outflow.pour(now)
+        self.patient_until = min(until, self._outflow.patient_until)
 
     def poured(self) -> None:
         """The link was polled: where nothing waits any more, what the queues hold goes out next."""
-        port, switch = self.port, self._reception.switch
-        if port.is_blocked and not self.link.waiting and not port.is_closed:
-            switch.taken(port)
-        elif self.link.waiting:
-            port.is_blocked = True
+        self._outflow.poured()

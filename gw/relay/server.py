@@ -140,6 +140,7 @@ class Relaying:
             self._quic = self._open_quic(sockets.stun)
             self.plane.attach(self._quic.fileno(), self._quic.ready)
             self.plane.transports.append(self._quic)
+            self._link_over_quic(self._quic, settings)
         elif sockets.stun is not None:
             responder = StunSocket(sockets.stun)
             self.plane.attach(responder.fileno(), responder.ready)
@@ -157,6 +158,13 @@ class Relaying:
         return QuicPort(
             TrainSocket(channel), self.reception, self._secret, self.plane, gate, reset_key, fast=fast_path_works()
         )
+
+    def _link_over_quic(self, port: QuicPort, settings: Settings) -> None:
+        """Other relays may link here over QUIC, and we with them."""
+        from gw.relay.quiclinks import QuicLinks
+
+        self.reception.udp_port = split_listen(settings.stun)[1]
+        self._mesh.over_quic = QuicLinks(port, self.plane)
 
     def _quic_settings(self, settings: Settings) -> QuicSettings:
         from gw.quic.configuration import server_settings

@@ -62,6 +62,8 @@ class Reception:
     gone_not_here: int = 0
     websockets: int = 0
     refused: int = 0
+    udp_port: int = 0  # where other relays may link over QUIC, 0 = nowhere
+    quic_links: dict[bytes, int] = field(default_factory=dict)  # by relay key
 
     @property
     def switch(self) -> Switch:
@@ -248,6 +250,9 @@ class Session:
         self._info = None
         limits = (0, 0) if self.port.is_mesh else (reception.bytes_per_second, reception.burst_bytes)
         reception.switch.push(self.port, info.server_info(reception.nonce(), *limits))
+        if reception.udp_port and self.port.is_mesh and not self.port.is_sibling:
+            udp_port = reception.udp_port.to_bytes(2, "big")
+            reception.switch.push(self.port, frames.encode(frames.RELAY_UDP, udp_port))
         if not self.port.is_mesh:
             reception.presence.enter(self.port, self._source, self._flags(info))
         rest, self._rest = self._rest, b""

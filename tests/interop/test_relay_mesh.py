@@ -31,10 +31,11 @@ MESH_KEY = "5a" * 32
 class Relay:
     """One `gwrelay serve` with a state directory of its own."""
 
-    def __init__(self, folder: Path, name: str, port: int) -> None:
+    def __init__(self, folder: Path, name: str, port: int, udp: int = 0) -> None:
         self.state = folder / name
         self.name = name
         self.port = port
+        self.udp = udp  # 0: neither STUN nor QUIC
         self.log = folder / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -43,8 +44,9 @@ class Relay:
             self.process = subprocess.Popen(
                 [
                     str(Path(sys.executable).parent / "gwrelay"), "serve", "--listen", f"127.0.0.1:{self.port}",
-                    "--stun", "off", "--admit", "all", "--hostname", "127.0.0.1", "--self-signed",
-                    "--node-name", self.name, "--log-level", "debug", *words,
+                    "--stun", f"127.0.0.1:{self.udp}" if self.udp else "off", "--admit", "all",
+                    "--hostname", "127.0.0.1", "--self-signed", "--node-name", self.name,
+                    "--log-level", "debug", *words,
                 ],
                 stdout=log, stderr=log, cwd="/", env={"PATH": os.environ["PATH"], "GW_STATE_DIR": str(self.state)},
             )  # fmt: skip
@@ -64,8 +66,9 @@ class Relay:
 
     def node(self) -> DERPNode:
         return DERPNode(
-            name=self.name, region_id=1, host_name="127.0.0.1", ipv4="127.0.0.1", derpport=self.port, cert_name=self.pin
-        )
+            name=self.name, region_id=1, host_name="127.0.0.1", ipv4="127.0.0.1", derpport=self.port,
+            cert_name=self.pin, quic_port=self.udp,
+        )  # fmt: skip
 
     def metric(self, name: str) -> float:
         context = ssl._create_unverified_context()
@@ -111,12 +114,16 @@ async def every_pair_talks(ends: list[End], word: bytes, within_s: float) -> Non
             await asyncio.sleep(0.05)
 
 
-async def test_every_pair_is_back_after_a_relay_of_three_was_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("over", ["tls", "quic"])
+async def test_every_pair_is_back_after_a_relay_of_three_was_killed(tmp_path: Path, over: str) -> None:
     key_file = tmp_path / "mesh.key"
     key_file.write_text(MESH_KEY + "\n")
     key_file.chmod(0o600)
     ports = [free_port() for _ in range(3)]
-    relays = [Relay(tmp_path, name, port) for name, port in zip("abc", ports, strict=True)]
+    relays = [
+        Relay(tmp_path, name, port, free_port() if over == "quic" else 0)
+        for name, port in zip("abc", ports, strict=True)
+    ]
     with stopped(relays):
         for relay in relays:
             relay.start()  # for the certificate
@@ -127,6 +134,19 @@ async def test_every_pair_is_back_after_a_relay_of_three_was_killed(tmp_path: Pa
         for relay in relays:
             relay.until("is up", 2)
             relay.until("is this relay")
+
+        async def all_over_quic() -> None:
+            """Every relay of those that live has a link to every other."""
+            deadline = time.monotonic() + 30
+            alive = [relay for relay in relays if relay.process is not None and relay.process.poll() is None]
+            while over == "quic":
+                links = [await asyncio.to_thread(relay.metric, "quic_links") for relay in alive]
+                if links == [len(alive) - 1] * len(alive):
+                    break
+                assert time.monotonic() < deadline, links
+                await asyncio.sleep(0.2)
+
+        await all_over_quic()
         ends = [End() for _ in range(6)]
         async with AsyncExitStack() as stack:
             for number, end in enumerate(ends):
@@ -143,6 +163,10 @@ async def test_every_pair_is_back_after_a_relay_of_three_was_killed(tmp_path: Pa
             await asyncio.to_thread(relays[0].start, "--mesh-key-file", str(key_file), *words)
             await asyncio.to_thread(relays[1].until, "is up", 3)  # the link to it is made again
             await every_pair_talks(ends, b"again", 10)
+            await all_over_quic()
+            await every_pair_talks(ends, b"as before", 10)
+            for relay in relays:
+                assert "Traceback" not in relay.log.read_text()
 
 
 def worker_ids(relay: Relay) -> list[int]:

@@ -18,7 +18,7 @@ from gw.wire.x25519 import public_key
 NONCE_BYTES: Final = 24
 _KNOWN: Final = frozenset(
     {frames.SERVER_KEY, frames.SERVER_INFO, frames.RECV_PACKET, frames.KEEP_ALIVE, frames.PEER_GONE,
-     frames.PEER_PRESENT, frames.PING, frames.PONG, frames.HEALTH, frames.RESTARTING}
+     frames.PEER_PRESENT, frames.PING, frames.PONG, frames.HEALTH, frames.RESTARTING, frames.RELAY_UDP}
 )  # fmt: skip
 
 
@@ -70,7 +70,14 @@ class Restarting:
     try_for_ms: int
 
 
-Event = Connected | Received | PeerGone | PeerPresent | Pong | Health | Restarting
+@dataclass(frozen=True, slots=True)
+class SpeaksQuic:
+    """A relay of ours tells one that links with it at which UDP port it may be linked with over QUIC."""
+
+    port: int
+
+
+Event = Connected | Received | PeerGone | PeerPresent | Pong | Health | Restarting | SpeaksQuic
 
 
 @final
@@ -148,6 +155,8 @@ class Client:
                 events.append(Health(payload[:1024].decode(errors="replace")))
             elif kind == frames.RESTARTING and len(payload) >= 8:
                 events.append(Restarting(*struct.unpack(">II", payload[:8])))
+            elif kind == frames.RELAY_UDP and len(payload) >= 2:
+                events.append(SpeaksQuic(int.from_bytes(payload[:2], "big")))
         return events
 
     def _hello(self, relay_key: bytes) -> None:

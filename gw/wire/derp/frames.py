@@ -38,6 +38,7 @@ PING: Final = 0x12  # both: 8 bytes
 PONG: Final = 0x13  # both: the 8 bytes of the ping
 HEALTH: Final = 0x14  # relay → client: text, empty = well again
 RESTARTING: Final = 0x15  # relay → client: u32 reconnect after ms, u32 try for ms
+RELAY_UDP: Final = 0x4A  # relay → relay that links with it, ours alone: u16 port where it speaks QUIC
 
 GONE_DISCONNECTED: Final = 0x00
 GONE_NOT_HERE: Final = 0x01

@@ -2,6 +2,8 @@
 
     0x01 DATA_KEY    32 key | packet                           to the relay the destination's, from it the source's
     0x06 FRAG_KEY    32 key | u16 id | u8 index << 4 | count | part
+    0x07 FWD_KEY     32 source | 32 destination | packet       between relays
+    0x08 FWD_PART    32 source | 32 destination | u16 id | u8 index << 4 | count | part
     0x03 PROBE       u32 sequence | u64 sender's µs | padding   comes back as 0x04 ECHO, without the padding
     0x10 WIREGUARD   a message     0x11 DISCO   a message        between peers
 
@@ -18,6 +20,8 @@ from gw.errors import WireError
 
 DATA_KEY: Final = 0x01
 FRAG_KEY: Final = 0x06
+FWD_KEY: Final = 0x07
+FWD_PART: Final = 0x08
 PROBE: Final = 0x03
 ECHO: Final = 0x04
 WIREGUARD: Final = 0x10
@@ -37,18 +41,18 @@ MAX_OPEN_BYTES: Final = 96 << 10
 def encode_packet(key: bytes, packet: bytes, limit: int, fragment: int) -> list[bytes]:
     """A packet for or from `key` in one datagram of at most `limit` bytes, or in two; none where even two are too few.
 
-    fragment: a number that the next packet of this sender does not have.
+    key: 64 bytes, source and destination, between relays. fragment: a number that the next packet of this sender does
+    not have.
     """
-    if DATA_HEAD_BYTES + len(packet) <= limit:
-        return [b"\x01" + key + packet]
+    is_forward = len(key) != KEY_BYTES
+    if 1 + len(key) + len(packet) <= limit:
+        return [(b"\x07" if is_forward else b"\x01") + key + packet]
     half = (len(packet) + 1) // 2
-    if FRAG_HEAD_BYTES + half > limit:
+    if FRAG_HEAD_BYTES - KEY_BYTES + len(key) + half > limit:
         return []
-    number = fragment & 0xFFFF
+    head = (b"\x08" if is_forward else b"\x06") + key + (fragment & 0xFFFF).to_bytes(2, "big")
     return [
-        struct.pack(">B32sHB", FRAG_KEY, key, number, index << 4 | MAX_PARTS)
-        + packet[index * half : (index + 1) * half]
-        for index in range(MAX_PARTS)
+        head + bytes([index << 4 | MAX_PARTS]) + packet[index * half : (index + 1) * half] for index in range(MAX_PARTS)
     ]
 
 
@@ -84,25 +88,29 @@ def decode_packet(datagram: bytes) -> tuple[bytes, bytes]:
 class Joiner:
     """Puts packets in two parts together again. Parts whose other half does not come are forgotten soon."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, between_relays: bool = False) -> None:
+        self._kind = FWD_PART if between_relays else FRAG_KEY
+        self._key_bytes = 2 * KEY_BYTES if between_relays else KEY_BYTES
+        self._head_bytes = FRAG_HEAD_BYTES - KEY_BYTES + self._key_bytes
         self._open: OrderedDict[bytes, tuple[int, bytes, float]] = OrderedDict()  # by key and id, oldest first
         self._bytes = 0
 
     def feed(self, datagram: bytes, now: float) -> tuple[bytes, bytes] | None:
-        """Key and packet when a FRAG_KEY completes one. Raises WireError."""
-        if len(datagram) <= FRAG_HEAD_BYTES or datagram[0] != FRAG_KEY:
+        """Key and packet when a part completes one. Raises WireError."""
+        head = self._head_bytes
+        if len(datagram) <= head or datagram[0] != self._kind:
             raise WireError("part too short")
-        name, place = datagram[1 : FRAG_HEAD_BYTES - 1], datagram[FRAG_HEAD_BYTES - 1]
+        name, place = datagram[1 : head - 1], datagram[head - 1]
         index, count = place >> 4, place & 15
         if count != MAX_PARTS or index >= count:
             raise WireError(f"part {index} of {count}")
-        part = datagram[FRAG_HEAD_BYTES:]
+        part = datagram[head:]
         waiting = self._open
         other = waiting.pop(name, None)
         if other is not None:
             self._bytes -= len(other[1])
             if other[0] != index and now - other[2] <= PART_LIFE_S:
-                return name[:KEY_BYTES], other[1] + part if index else part + other[1]
+                return name[: self._key_bytes], other[1] + part if index else part + other[1]
         waiting[name] = index, part, now
         self._bytes += len(part)
         while True:

@@ -47,6 +47,9 @@ _TO_CLIENT: Final = frozenset(
      derp.HEALTH, derp.RESTARTING}
 )  # fmt: skip
 _TO_RELAY: Final = frozenset({AUTH, derp.NOTE_PREFERRED, derp.PING, derp.PONG})
+_BETWEEN_RELAYS: Final = frozenset(
+    {HELLO, AUTH_OK, FLOW_STATE, derp.PEER_PRESENT, derp.PEER_GONE, derp.WATCH_CONNS, derp.CLOSE_PEER}
+)
 
 
 def client_reader() -> FrameReader:
@@ -57,6 +60,11 @@ def client_reader() -> FrameReader:
 def relay_reader() -> FrameReader:
     """Cuts what a client sends."""
     return FrameReader(limit=MAX_BODY_BYTES, known=_TO_RELAY)
+
+
+def mesh_reader() -> FrameReader:
+    """Cuts what another relay of the region sends."""
+    return FrameReader(limit=MAX_BODY_BYTES, known=_BETWEEN_RELAYS)
 
 
 def encode_hello(relay_key: bytes, features: int = 0) -> bytes:

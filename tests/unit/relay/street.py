@@ -29,8 +29,19 @@ CERTIFICATE = ephemeral_certificate()
 class Street:
     """Implements the port's `Loop` and `Wire`."""
 
-    def __init__(self, house: House, *, fast: bool = True, room: Callable[[str], bool] = lambda host: True) -> None:
+    is_ipv6 = False
+
+    def __init__(
+        self,
+        house: House,
+        *,
+        fast: bool = True,
+        room: Callable[[str], bool] = lambda host: True,
+        address: tuple[str, int] = RELAY,
+    ) -> None:
         self.house = house
+        self.address = address
+        self.others: list[Street] = []  # other relays that it reaches
         self.now = 100.0
         self.guests: list[QuicGuest] = []
         self.addresses: dict[str, int] = {}
@@ -86,7 +97,12 @@ class Street:
                     guest.link.receive(packet, len(packet), RELAY, self.now)
                     break
             else:
-                self.strays.append((packet, target))
+                for other in self.others:
+                    if other.address == target:
+                        other._arriving.append((packet, self.address))
+                        break
+                else:
+                    self.strays.append((packet, target))
         return 0
 
     # Time
@@ -108,18 +124,22 @@ class Street:
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         end = self.now + seconds
         while self.now < end and not until():
-            for guest in self.guests:
-                for packet, _ in guest.poll():
-                    if not self.lose(packet, True):
-                        self._arriving.append((packet, guest.address))
-            while self._arriving:
-                self.port.ready()
-                self.flush()
-            self.now += 0.001
-            while self._timers and self._timers[0][0] <= self.now:
-                heapq.heappop(self._timers)[2]()
-            self.flush()
+            self.step()
         return until()
+
+    def step(self) -> None:
+        """One millisecond."""
+        for guest in self.guests:
+            for packet, _ in guest.poll():
+                if not self.lose(packet, True):
+                    self._arriving.append((packet, guest.address))
+        while self._arriving:
+            self.port.ready()
+            self.flush()
+        self.now += 0.001
+        while self._timers and self._timers[0][0] <= self.now:
+            heapq.heappop(self._timers)[2]()
+        self.flush()
 
 
 class QuicGuest:

@@ -14,7 +14,8 @@ from aioquic.quic.rangeset import RangeSet
 from gw.quic.gate import CONTROL_WINDOW_BYTES
 from gw.quic.link import PROBE_SIZES
 from gw.relay import quicport
-from gw.relay.quicsession import EARLY_ECHOES, MAX_UNSENT_BYTES
+from gw.relay.quicoutflow import MAX_UNSENT_BYTES
+from gw.relay.quicsession import EARLY_ECHOES
 from gw.wire import stun
 from gw.wire.derp.buckets import PrefixBuckets
 from gw.wire.derp.frames import encode

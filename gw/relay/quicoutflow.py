@@ -1,0 +1,87 @@
+"""What goes out over one QUIC connection of a relay, and how long the other end may take nothing of it. No I/O.
+
+Packets of `Port.out` become datagrams, in two parts where the path is narrow; other frames go on the control stream.
+
+Ref: spec quic §8, §11
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from gw.native.relaying import Port, Switch
+from gw.quic.link import Link
+from gw.wire.quic import frames
+from gw.wire.quic.datagrams import KEY_BYTES, encode_packet
+
+MAX_UNSENT_BYTES: Final = 16 << 10  # of the control stream; above it pings are not answered
+DEAF_S: Final = 2.0  # who sends, and takes nothing of what waits for it
+SILENT_S: Final = 10.0  # who does not even send: it may be changing networks
+NEVER: Final = float("inf")
+
+
+@final
+class _Patience:
+    """How long somebody may take nothing of what waits."""
+
+    def __init__(self) -> None:
+        self._mark = -1
+        self._since = NEVER
+        self._heard_since = NEVER
+
+    def look(self, is_held: bool, mark: int, link: Link, now: float) -> float:
+        """When it is over, if nothing changes. mark: moves whenever something was taken."""
+        if not is_held:
+            self._since = self._heard_since = NEVER
+            return NEVER
+        if self._since == NEVER or mark != self._mark:
+            self._mark, self._since, self._heard_since = mark, now, NEVER
+        if self._heard_since == NEVER and link.heard_at > self._since:
+            self._heard_since = now
+            link.nudge()  # whatever the timers say: who is back answers this
+        return min(self._since + SILENT_S, self._heard_since + DEAF_S)
+
+
+@final
+class Outflow:
+    """`pour`, then poll the link, then `poured`."""
+
+    def __init__(self, switch: Switch, port: Port, link: Link) -> None:
+        self._switch = switch
+        self._port = port
+        self._link = link
+        self._packets_wait, self._control_waits = _Patience(), _Patience()
+        self._parts = 0
+        self.patient_until = NEVER  # when it is closed, if it takes nothing until then
+
+    def pour(self, now: float) -> None:
+        """Give the link what is in `Port.out`, unless it still has datagrams waiting."""
+        switch, link, port = self._switch, self._link, self._port
+        self.patient_until = min(
+            self._packets_wait.look(link.waiting > 0, link.delivered, link, now),
+            self._control_waits.look(link.unsent > MAX_UNSENT_BYTES, link.acknowledged, link, now),
+        )
+        if self.patient_until <= now:
+            link.close(frames.CLOSED, "takes nothing of what waits for it")
+            self.patient_until = NEVER
+        if link.waiting:
+            switch.set_aside(port)
+            return
+        small, control, large = switch.take_datagrams(port, link.limit)
+        if control:
+            link.send_stream(control)
+        if small:
+            link.send_frames(small)
+        head = 2 * KEY_BYTES if port.is_mesh else KEY_BYTES
+        for packet in large:
+            self._parts += 1
+            for part in encode_packet(packet[:head], packet[head:], link.limit, self._parts):
+                link.send(part)
+
+    def poured(self) -> None:
+        """Where nothing waits in the link any more, what the queues hold goes out next."""
+        port = self._port
+        if port.is_blocked and not self._link.waiting and not port.is_closed:
+            self._switch.taken(port)
+        elif self._link.waiting:
+            port.is_blocked = True
