@@ -22,12 +22,13 @@ Works with a running server, and without one on the state directory. With --addr
 Next: gw up --login-server URL --auth-key file:PATH
 """
 VERBS: Final = (
-    "init", "serve", "users", "nodes", "preauthkeys", "apikeys", "auth", "routes", "relays", "policy", "config",
-    "events", "webhooks", "undo", "backup", "restore", "import", "health", "version",
+    "init", "serve", "users", "nodes", "preauthkeys", "apikeys", "oauth-clients", "auth", "routes", "relays", "policy",
+    "config", "events", "webhooks", "undo", "backup", "restore", "import", "configtest", "health", "version",
 )  # fmt: skip
 ALIASES: Final = {
     "user": "users", "namespace": "users", "namespaces": "users", "node": "nodes", "machine": "nodes",
-    "machines": "nodes", "apikey": "apikeys", "api": "apikeys",
+    "machines": "nodes", "apikey": "apikeys", "api": "apikeys", "oauth-client": "oauth-clients",
+    "oauthclients": "oauth-clients", "oauthclient": "oauth-clients", "oauth": "oauth-clients",
     "preauthkey": "preauthkeys", "authkey": "preauthkeys", "pre": "preauthkeys", "route": "routes",
     "relay": "relays", "derp": "relays",
 }  # fmt: skip

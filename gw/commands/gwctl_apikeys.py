@@ -79,6 +79,7 @@ def _row(key: dict[str, Any]) -> list[str]:
 @app.command("expire")
 @app.command("revoke", hidden=True)
 @app.command("exp", hidden=True)
+@app.command("e", hidden=True)
 def expire(key: KeyArgument = None, prefix: Prefix = None, key_id: KeyId = None, output: Output = None) -> None:
     """Let a key open nothing any more; with an OAuth client its tokens end too."""
     check_format(output)
@@ -89,6 +90,7 @@ def expire(key: KeyArgument = None, prefix: Prefix = None, key_id: KeyId = None,
 @app.command("delete")
 @app.command("remove", hidden=True)
 @app.command("del", hidden=True)
+@app.command("rm", hidden=True)
 def delete(key: KeyArgument = None, prefix: Prefix = None, key_id: KeyId = None, output: Output = None) -> None:
     """Forget a key."""
     check_format(output)

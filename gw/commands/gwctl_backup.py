@@ -10,7 +10,7 @@ import typer
 from gw.commands import shell
 from gw.commands.controlclient import ask
 from gw.commands.output import Output, check_format, show
-from gw.errors import Conflict
+from gw.errors import Conflict, NotFound
 
 
 def command(
@@ -34,6 +34,8 @@ def command(
     target = file.absolute()
     if target.exists() and not force:
         raise Conflict(f"`{file}` exists", hint="choose another name, or --force")
+    if not target.parent.is_dir():
+        raise NotFound(f"no such folder: `{target.parent}`", hint="make it first")
     made = ask("POST", "backup")
     source = Path(made["path"])
     part = target.with_name(f".tmp-{target.name}-{os.getpid()}")

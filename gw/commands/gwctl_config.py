@@ -33,33 +33,22 @@ def get(key: KeyArgument, output: Output = None) -> None:
 def set_value(
     key: KeyArgument,
     value: Annotated[str, typer.Argument(metavar="VALUE", help="TOML; a bare word is a string.")],
+    output: Output = None,
 ) -> None:
     """Change one setting in config.toml; comments stay. A running server takes it over at once where it can.
 
     gwctl config set dns.nameservers '["1.1.1.1", "9.9.9.9"]'
     """
-    import tomlkit
+    from gw.commands.controlclient import ask
 
-    from gw.commands.controlclient import state_paths
-    from gw.state.config import decode_config
-    from gw.state.files import write_atomic
-
-    paths = state_paths()
+    check_format(output)
     known = _flat(_load())
     if key not in known and not key.startswith("dns.routes."):
         raise NotFound(f"no such setting: `{key}`", hint="see `gwctl config explain`")
-    document = tomlkit.parse(paths.config_file.read_text())
-    table_of: Any = document
-    *folders, name = key.split(".", 2) if key.startswith("dns.routes.") else key.split(".")
-    for folder in folders:
-        if folder not in table_of:
-            table_of[folder] = tomlkit.table()
-        table_of = table_of[folder]
-    table_of[name] = _parsed(value, isinstance(known.get(key), str))
-    raw = tomlkit.dumps(document).rstrip("\n").encode() + b"\n"
-    decode_config(raw, paths.config_file)
-    write_atomic(paths.config_file, raw, paths.config_file.stat().st_mode & 0o777)
-    shell.say(f"{key} = {_toml(document.unwrap() if not folders else _flat_tables(document.unwrap())[key])}")
+    changed = ask("PATCH", "config", body={"settings": {key: _parsed(value, isinstance(known.get(key), str))}})
+    show(changed, output, lambda: f"{key} = {_toml(changed['settings'][key])}")
+    if changed["restart"] and not check_format(output):
+        shell.note("in force when the server starts again")
 
 
 def _parsed(text: str, is_string: bool) -> Any:
@@ -69,7 +58,7 @@ def _parsed(text: str, is_string: bool) -> Any:
     if is_string and not text.startswith('"'):
         return text
     try:
-        return tomlkit.parse(f"x = {text}")["x"]
+        return tomlkit.parse(f"x = {text}").unwrap()["x"]
     except TOMLKitError:
         if text[:1] in '["{':
             raise UsageError(f"not a TOML value: `{text}`") from None

@@ -127,7 +127,7 @@ class _Plan:
         try:
             return MachineSecret.parse(path.read_text().strip()).text()
         except OSError as error:
-            raise translate(error, "read the server's key", path) from error
+            raise translate(error, "read the server's key", path, "check the path") from error
         except (WireError, UnicodeDecodeError):
             raise UsageError(f"not a Noise key of Headscale: `{path}`") from None
 
@@ -140,7 +140,7 @@ class _Plan:
         try:
             return path.read_text()
         except OSError as error:
-            raise translate(error, "read the policy", path) from error
+            raise translate(error, "read the policy", path, "check the path") from error
 
     def _check_policy(self) -> None:
         from gw.policy.faults import PolicyError

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 app = shell.group("policy", "Who may reach whom: gwctl policy why laptop nas:22")
 
 REFUSED = 2
+NAMED = "check the path"
 NOTHING = b'{"grants": []}'
 BATCH_HINT = 'one object a line: {"name": "…", "topology": {…}, "policy": "…"}'
 FileArgument = Annotated[
@@ -31,6 +32,8 @@ PolicyOption = Annotated[
 TopologyOption = Annotated[
     Path | None, typer.Option("--topology", "-t", metavar="FILE", help="Users and nodes; default: those there are.")
 ]
+FileOption = Annotated[Path | None, typer.Option("--file", "-f", metavar="FILE", help="The same, as Headscale has it.")]
+Bypass = Annotated[bool, typer.Option("--bypass-grpc-and-access-database-directly", hidden=True)]  # we always may
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -72,7 +75,7 @@ def evaluate(
 
 
 @app.command("check")
-def check(file: FileArgument = None) -> None:
+def check(file: FileArgument = None, named: FileOption = None, bypass: Bypass = False, output: Output = None) -> None:
     """Say whether a policy is one, or show every fault with its place.
 
     gwctl policy check policy.hujson
@@ -83,9 +86,13 @@ def check(file: FileArgument = None) -> None:
     from gw.policy.reader import read_policy
     from gw.policy.toml import SUFFIX, read_toml_policy
 
+    check_format(output)
+    file = named or file
     raw = _raw(file)
     if not raw.strip():
         shell.note(f"{_path(file)} is empty: a server allows nothing")
+        if check_format(output):
+            show(_counted(0, 0, 0), output, str)
         return
     try:
         policy = read_toml_policy(raw) if _path(file).suffix == SUFFIX else read_policy(raw)
@@ -96,11 +103,16 @@ def check(file: FileArgument = None) -> None:
         shell.note('neither "acls" nor "grants": as with Tailscale, everything is allowed')
     count = len(policy.grants or ())
     tests = len(policy.tests) + len(policy.ssh_tests)
-    shell.say(f"{_path(file)}: {count} rules, {len(policy.ssh)} for SSH, {tests} tests")
+    text = f"{_path(file)}: rules: {count}, for SSH: {len(policy.ssh)}, tests: {tests}"
+    show(_counted(count, len(policy.ssh), tests), output, lambda: text)
+
+
+def _counted(rules: int, ssh: int, tests: int) -> dict[str, int]:
+    return {"rules": rules, "sshRules": ssh, "tests": tests}
 
 
 @app.command("test")
-def test(file: FileArgument = None, topology: TopologyOption = None) -> None:
+def test(file: FileArgument = None, topology: TopologyOption = None, output: Output = None) -> None:
     """Run the policy's own `tests` and `sshTests` against the nodes there are.
 
     gwctl policy test policy.hujson --topology net.json
@@ -109,18 +121,23 @@ def test(file: FileArgument = None, topology: TopologyOption = None) -> None:
     from gw.policy.faults import PolicyError
     from gw.policy.topology import view_of
 
+    check_format(output)
     raw = _read(file)
     try:
         view = view_of(_topology(topology), raw)
     except PolicyError as error:
         raise _refusal(_path(file), error) from None
     failures = Checks(view).failures()
-    for line in failures:
-        shell.note(line)
     count = len(view.policy.tests) + len(view.policy.ssh_tests)
+    if check_format(output):
+        show({"tests": count, "failures": failures}, output, str)
+    else:
+        for line in failures:
+            shell.note(line)
     if failures:
         raise GwError(f"{len(failures)} expectations do not hold", hint="gwctl policy why SRC DST:PORT")
-    shell.say(f"{count} tests hold" if count else 'no tests: add "tests" to the policy')
+    if not check_format(output):
+        shell.say(f"{count} tests hold" if count else 'no tests: add "tests" to the policy')
 
 
 @app.command("why")
@@ -187,7 +204,10 @@ def diff(
 
 
 @app.command("get")
-def get(output: Output = None) -> None:
+@app.command("show", hidden=True)
+@app.command("view", hidden=True)
+@app.command("fetch", hidden=True)
+def get(bypass: Bypass = False, output: Output = None) -> None:
     """Print the policy of the state directory as it stands, comments and all."""
     from gw.commands.controlclient import ask
 
@@ -196,8 +216,14 @@ def get(output: Output = None) -> None:
 
 
 @app.command("set")
+@app.command("put", hidden=True)
+@app.command("update", hidden=True)
 def set_policy(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="- for standard input.")],
+    file: Annotated[str | None, typer.Argument(metavar="[FILE]", help="- for standard input.")] = None,
+    named: Annotated[str | None, typer.Option("--file", "-f", metavar="FILE", help="The same.")] = None,
+    bypass: Bypass = False,
+    force: Annotated[bool, typer.Option("--force", hidden=True)] = False,
+    output: Output = None,
 ) -> None:
     """Put a policy in force, byte for byte, after checking it and running its tests.
 
@@ -209,10 +235,14 @@ def set_policy(
     from gw.policy.toml import SUFFIX, from_toml
     from gw.state.files import write_atomic
 
+    check_format(output)
+    file = named or file
+    if not file:
+        raise UsageError("which file?", hint="gwctl policy set policy.hujson")
     if remote.address():
         text = (sys.stdin.buffer.read() if file == "-" else _raw(Path(file))).decode(errors="surrogateescape")
-        ask("PUT", "policy", body={"policy": text})
-        shell.say(f"in force at {remote.address()}")
+        put = ask("PUT", "policy", body={"policy": text})
+        show(put, output, lambda: f"in force at {remote.address()}")
         return
     path = state_paths().policy_file
     raw = sys.stdin.buffer.read() if file == "-" else _raw(Path(file))
@@ -221,7 +251,7 @@ def set_policy(
     text = from_toml(raw) if path.suffix == SUFFIX else raw
     answer = ask("POST", "policy", "check", body={"policy": text.decode(errors="surrogateescape"), "announce": True})
     write_atomic(path, raw, path.stat().st_mode & 0o777 if path.exists() else 0o640)
-    shell.say(f"{path}: {answer['rules']} rules, revision {answer['revision']}")
+    show(answer, output, lambda: f"{path}: rules: {answer['rules']}, revision {answer['revision']}")
 
 
 @app.command("fmt")
@@ -304,6 +334,8 @@ def _read(file: Path | None, *, empty: bytes = NOTHING) -> bytes:
 def _raw(file: Path | None) -> bytes:
     from gw.state.tomltext import read_bytes
 
+    if file is not None:
+        return read_bytes(file, what="policy", hint=NAMED)
     return read_bytes(_path(file), what="policy")
 
 
@@ -321,7 +353,7 @@ def _topology(file: Path | None) -> Topology:
     from gw.state.tomltext import read_bytes
 
     try:
-        return read_topology(read_bytes(file, what="topology"))
+        return read_topology(read_bytes(file, what="topology", hint=NAMED))
     except PolicyError as error:
         raise UsageError(f"{file}: {error.message}") from None
 

@@ -85,6 +85,7 @@ def _row(key: dict[str, Any]) -> list[str]:
 @app.command("expire")
 @app.command("revoke", hidden=True)
 @app.command("exp", hidden=True)
+@app.command("e", hidden=True)
 def expire(key: KeyArgument = None, key_id: KeyId = None, user: User = None, output: Output = None) -> None:
     """Let a key admit nobody any more; the nodes it admitted stay."""
     check_format(output)
@@ -94,6 +95,8 @@ def expire(key: KeyArgument = None, key_id: KeyId = None, user: User = None, out
 
 @app.command("delete")
 @app.command("del", hidden=True)
+@app.command("rm", hidden=True)
+@app.command("d", hidden=True)
 def delete(key: KeyArgument = None, key_id: KeyId = None, user: User = None, output: Output = None) -> None:
     """Forget a key; the nodes it admitted stay."""
     check_format(output)

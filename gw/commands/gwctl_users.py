@@ -24,11 +24,13 @@ def create(
     name: Annotated[str, typer.Argument(metavar="NAME")],
     display_name: Annotated[str, typer.Option("--display-name", "-d", help="Shown to people.")] = "",
     email: Annotated[str, typer.Option("--email", "-e")] = "",
+    picture: Annotated[str, typer.Option("--picture-url", "-p", metavar="URL", help="Shown to people.")] = "",
     output: Output = None,
 ) -> None:
     """Make a user. Next: gwctl preauthkeys create -u NAME"""
     check_format(output)
-    user = ask("POST", "user", body={"name": name, "displayName": display_name, "email": email})["user"]
+    body = {"name": name, "displayName": display_name, "email": email, "pictureUrl": picture}
+    user = ask("POST", "user", body=body)["user"]
     show(user, output, lambda: f"user created: {user['name']}")
 
 

@@ -143,7 +143,12 @@ def run(app: typer.Typer, script: str) -> NoReturn:
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except typer.TyperException as error:
-        fail(UsageError(_usage_text(error), hint=f"see `{script} --help`"))
+        context = getattr(error, "ctx", None)
+        if context is not None and str(error) == context.get_help():  # nothing was said but the noun
+            note(str(error))
+            sys.exit(UsageError.exit_code)
+        command = context.command_path if context is not None else script
+        fail(UsageError(_usage_text(error), hint=f"see `{command} --help`"))
     except typer.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except KeyboardInterrupt:
@@ -159,7 +164,7 @@ def run(app: typer.Typer, script: str) -> NoReturn:
 
 def _usage_text(error: typer.TyperException) -> str:
     text = error.format_message() if hasattr(error, "format_message") else str(error)
-    text = text.strip().rstrip(".")
+    text = text.strip().rstrip(".").replace("'", "`")
     return text[:1].lower() + text[1:] if text else "wrong usage"
 
 

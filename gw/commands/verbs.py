@@ -20,8 +20,12 @@ def build(script: str, help: str, verbs: Sequence[str], *, outlined: Sequence[st
     """The application with these verbs in full, those in `outlined` as name and help; in the order of `verbs`."""
     app = shell.new_app(script, help)
     for verb in verbs:
-        add(app, import_module(f"gw.commands.{script}_{verb}"), verb, outline=verb in outlined)
+        add(app, _module(script, verb), verb, outline=verb in outlined)
     return app
+
+
+def _module(script: str, verb: str) -> ModuleType:
+    return import_module(f"gw.commands.{script}_{verb.replace('-', '')}")
 
 
 def add(app: typer.Typer, module: ModuleType, name: str, *, outline: bool = False, hidden: bool = False) -> None:
@@ -49,5 +53,5 @@ def application(
     chosen = [meant] if meant in verbs and not completing else verbs
     app = build(script, help, chosen, outlined=[verb for verb in chosen if verb != meant])
     if meant != named:
-        add(app, import_module(f"gw.commands.{script}_{meant}"), named, hidden=True)
+        add(app, _module(script, meant), named, hidden=True)
     return app

@@ -20,6 +20,7 @@ MAX_USER_CHARS: Final = 63
 MAX_DESCRIPTION_CHARS: Final = 200
 MAX_TEXT_CHARS: Final = 500
 T = TypeVar("T")
+_EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
 _USER_NAME: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9._@-]+", re.ASCII)
 
 
@@ -52,6 +53,8 @@ async def create_user(
             raise UsageError(
                 f"not a text for people: `{text[:40]!a}`", hint=f"up to {MAX_TEXT_CHARS} printable characters"
             )
+    if email and not _EMAIL.fullmatch(email):
+        raise UsageError(f"not an e-mail address: `{email[:80]}`", hint="ann@example.org")
     return await tailnet.durably(_create_user(tailnet, check_user_name(name), display_name, email, picture))
 
 

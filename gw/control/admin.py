@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from gw.control.api import (
+    v1_config,
     v1_events,
     v1_keys,
     v1_logins,
@@ -36,7 +37,7 @@ PREFIX: Final = "/api"
 TABLE: Final = Table(
     operation
     for room in (
-        v1_users, v1_events, v1_nodes, v1_keys, v1_logins, v1_policy, v1_relays, v1_routes, v1_upkeep,
+        v1_users, v1_config, v1_events, v1_nodes, v1_keys, v1_logins, v1_policy, v1_relays, v1_routes, v1_upkeep,
         v1_webhooks,
         v2_devices, v2_keys, v2_policy, v2_settings, v2_users,
     )

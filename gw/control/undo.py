@@ -173,7 +173,7 @@ class Undo:
 
     def note_settings(self, changes: Mapping[str, tuple[object, object]]) -> None:
         """Settings were changed by an administrator. changes: dotted name → before, after."""
-        if not _undoing.get() and is_administrative(actor()):
+        if changes and not _undoing.get() and is_administrative(actor()):
             altered = [Altered("config", name, msgspec.to_builtins(old), msgspec.to_builtins(new))
                        for name, (old, new) in changes.items()]  # fmt: skip
             self.history.add(Step(self._tailnet.clock(), actor(), altered))
@@ -217,7 +217,7 @@ class Undo:
                 raise _moved_on("the policy was changed since")
             return
         if altered.kind == "config":
-            if msgspec.to_builtins(setting(self._tailnet.config, str(altered.key))) != altered.after:
+            if msgspec.to_builtins(setting(self._tailnet.commons.written, str(altered.key))) != altered.after:
                 raise _moved_on(f"`{altered.key}` was changed since")
             return
         current = self._tailnet.current(altered.kind, altered.key)
@@ -427,7 +427,8 @@ def describe(step: Step) -> list[str]:
         if each.kind == "policy":
             lines.append("policy: the text before")
         elif each.kind == "config":
-            lines.append(f"config: {each.key} = {each.before!r}")
+            value = "not set" if each.before is None else f"= {msgspec.json.encode(each.before).decode()}"
+            lines.append(f"config: {each.key} {value}")
         elif each.before is None:
             lines.append(f"{label}: removed")
         elif each.after is None:

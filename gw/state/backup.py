@@ -132,7 +132,7 @@ def _members(archive_path: Path) -> Iterator[tuple[str, int, bytes]]:
     except OSError as error:
         if error.errno is None:  # gzip's own complaints
             raise ConfigError(f"not a backup, or a torn one: {error}", path=str(archive_path)) from None
-        raise translate(error, "read the backup", archive_path) from error
+        raise translate(error, "read the backup", archive_path, "check the path") from error
 
 
 def restore(archive_path: Path, paths: StatePaths, *, force: bool = False) -> tuple[Manifest, Path | None]:

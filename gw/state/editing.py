@@ -14,7 +14,8 @@ from gw.state.tomltext import read_bytes, text_of
 def edit_config(path: Path, changes: Mapping[str, Any]) -> Config:
     """Write these values by their dotted names (`node.key_expiry`) and return the settings now in the file. Blocks.
 
-    Nothing is written where the result would not be a good file. Raises ConfigError, NotFound, GwError.
+    None takes a setting out. A link is followed, not replaced. Nothing is written where the result would not be a good
+    file. Raises ConfigError, NotFound, GwError.
     """
     import tomlkit
 
@@ -27,8 +28,11 @@ def edit_config(path: Path, changes: Mapping[str, Any]) -> Config:
             if folder not in place:
                 place[folder] = tomlkit.table()
             place = place[folder]
-        place[last] = value
+        if value is None:
+            place.pop(last, None)
+        else:
+            place[last] = value
     text = tomlkit.dumps(document).rstrip("\n").encode() + b"\n"
     config = decode_config(text, path)
-    write_atomic(path, text, path.stat().st_mode & 0o777)
+    write_atomic(path.resolve(), text, path.stat().st_mode & 0o777)
     return config

@@ -127,12 +127,12 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def translate(error: OSError, verb: str, path: Path) -> GwError:
-    """The operating system's refusal as an error to show: `cannot <verb> <path>: why`."""
+def translate(
+    error: OSError, verb: str, path: Path, missing: str = "see `--state-dir`, or run `gwctl init`"
+) -> GwError:
+    """The operating system's refusal as an error to show: `cannot <verb> <path>: why`. missing: the hint for that."""
     if isinstance(error, FileNotFoundError):
-        return NotFound(
-            f"cannot {verb} `{path}`: no such file or folder", hint="see `--state-dir`, or run `gwctl init`"
-        )
+        return NotFound(f"cannot {verb} `{path}`: no such file or folder", hint=missing)
     if isinstance(error, PermissionError):
         return PermissionNeeded(f"may not {verb} `{path}`", hint="use sudo, or run as the user who owns it")
     if error.errno in _FULL:

@@ -28,13 +28,16 @@ class NewerSchema(ConfigError):
     """The file was written by a newer version: nothing in it may be touched."""
 
 
-def read_bytes(path: Path, *, what: str) -> bytes:
-    """The file's content. Raises NotFound, PermissionNeeded or ConfigError (too large, or no regular file)."""
+def read_bytes(path: Path, *, what: str, hint: str = "`gwctl init --server-url URL` makes a new one") -> bytes:
+    """The file's content. hint: where there is none.
+
+    Raises NotFound, PermissionNeeded or ConfigError (too large, or no regular file).
+    """
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        raise NotFound(f"no {what}: `{path}`", hint="`gwctl init --server-url URL` makes a new one") from None
+        raise NotFound(f"no {what}: `{path}`", hint=hint) from None
     except PermissionError:
         raise PermissionNeeded(f"may not read `{path}`", hint="use sudo, or run as the user who owns it") from None
     except OSError as error:

@@ -241,14 +241,15 @@ def test_settings_are_read_and_changed_with_their_comments(ready: Run, state: Pa
 
 
 @pytest.mark.parametrize(
-    "words", [("users",), ("nodes",), ("preauthkeys",), ("auth",), ("routes",), ("config",), ("init",), ("serve",)]
+    "word",
+    ["users", "nodes", "preauthkeys", "oauth-clients", "auth", "routes", "relays", "config", "configtest", "serve"],
 )
-def test_every_noun_has_help(gwctl: Run, words: tuple[str, ...]) -> None:
-    assert good(gwctl(*words, "--help")).startswith(f"Usage: gwctl {words[0]}")
+def test_every_noun_has_help(gwctl: Run, word: str) -> None:
+    assert good(gwctl(word, "--help")).startswith(f"Usage: gwctl {word}")
 
 
 def test_an_unknown_verb_is_refused(gwctl: Run) -> None:
-    assert bad(gwctl("nodez"), 2).startswith("error: no such command 'nodez'")
+    assert bad(gwctl("nodez"), 2).startswith("error: no such command `nodez`")
 
 
 def test_an_import_into_a_directory_in_use_is_refused_and_a_fresh_one_is_filled(
@@ -352,3 +353,64 @@ def test_the_relay_map_is_changed_with_and_without_a_server(
         "relay-added", "relay-changed", "relay-removed", "relay-added", "change-undone", "relay-changed",
         "change-undone",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["ready", "served"])
+def test_a_setting_that_is_changed_names_who_did_it_and_is_taken_back(
+    mode: str, request: pytest.FixtureRequest, state: Path
+) -> None:
+    gwctl: Run = request.getfixturevalue(mode)
+    real = state / "real.toml"
+    (state / "config.toml").rename(real)
+    (state / "config.toml").symlink_to(real)
+    assert good(gwctl("config", "set", "dns.routes.corp.example.org", '["10.0.0.53"]')) == (
+        'dns.routes.corp.example.org = ["10.0.0.53"]\n'
+    )
+    assert good(gwctl("config", "set", "node.require_approval", "true")) == "node.require_approval = true\n"
+    assert "expected `bool`" in bad(gwctl("config", "set", "dns.magic", "perhaps"), 9)
+    assert "no such setting" in bad(gwctl("config", "set", "dns.magic.x", "1"), 4)
+    changed = gwctl("config", "set", "domain", "ghost.test", "-o", "json")
+    assert data(changed)["restart"] == (["domain"] if mode == "served" else [])
+    assert (state / "config.toml").is_symlink() and "ghost.test" in real.read_text()
+    assert good(gwctl("undo")) == 'config: domain = "ghost.internal"\n'
+    assert good(gwctl("undo")) == "config: node.require_approval = false\n"
+    assert good(gwctl("undo")) == "config: dns.routes.corp.example.org not set\n"
+    assert "corp.example.org" not in real.read_text()
+    told = data(gwctl("events", "-n", "50", "--json"))
+    names = {each["subject"]: each["actor"] for each in told if each["event"] == "setting-changed"}
+    assert set(names) == {"config:dns.routes", "config:node.require_approval", "config:domain"}
+    assert all("uid 0" in actor or f"uid {os.getuid()}" in actor for actor in names.values())
+
+
+HEADSCALES = """
+users create ann -d Ann -e ann@example.org -p https://example.org/ann.png | users list -n ann | users new zed
+users rename -i 1 -r anna | users destroy --identifier 2 --force | user ls
+preauthkeys create -u 1 --reusable --ephemeral -e 1h --tags tag:x,tag:y | preauthkeys list | pre revoke -i 1
+authkey rm -i 1 | apikeys create -e 90d | api ls | apikeys expire -i 1 | apikeys remove -i 1
+policy get | policy view | policy set -f FILE | policy put --file FILE --force | policy check -f FILE
+policy check -f FILE --bypass-grpc-and-access-database-directly
+oauth-clients create -s auth_keys -t tag:ci -d ci | oauth ls | oauth-clients delete --id 2
+nodes list -u anna | node ls -o yaml | nodes list-routes | nodes backfillips --force | configtest | version -o json
+"""
+
+
+def test_headscales_words_and_flags_work_as_they_are(ready: Run, state: Path) -> None:
+    for line in HEADSCALES.replace("\n", "|").split("|"):
+        words = line.replace("FILE", str(state / "policy.hujson")).split()
+        if words:
+            result = ready(*words)
+            assert result.returncode == 0, (line, result.stderr)
+
+
+def test_a_noun_alone_shows_what_there_is_and_calls_nothing_an_error(gwctl: Run) -> None:
+    for words in ((), ("users",), ("import",)):
+        assert bad(gwctl(*words), 2).startswith("Usage: gwctl")
+    assert bad(gwctl("users", "create"), 2) == "error: missing argument `NAME`\nhint: see `gwctl users create --help`\n"
+
+
+def test_a_configuration_is_tested_before_a_start(ready: Run, state: Path) -> None:
+    assert "are good" in good(ready("configtest"))
+    (state / "policy.hujson").write_text("{")
+    assert f"{state}/policy.hujson:1:" in bad(ready("configtest"), 9)
+    (state / "config.toml").write_text("listn = 1\n")
+    assert f"{state}/config.toml:1: `listn`" in bad(ready("configtest"), 9)

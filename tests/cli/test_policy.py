@@ -184,7 +184,7 @@ def test_set_keeps_every_byte_and_get_gives_it_back(ready: Run, state: Path, fil
     Path(files["policy"]).write_text(text)
     done = ready("policy", "set", files["policy"])
     assert done.returncode == 0, done.stderr
-    assert "1 rules, revision " in done.stdout
+    assert "rules: 1, revision " in done.stdout
     assert (state / "policy.hujson").read_text() == text
     assert ready("policy", "get").stdout == text
     assert json.loads(ready("policy", "get", "-o", "json").stdout)["policy"] == text
@@ -225,7 +225,7 @@ def test_convert_there_and_back_and_fmt(gwctl: Run, files: dict[str, str], tmp_p
     toml = tmp_path / "p.toml"
     toml.write_text(gwctl("policy", "convert", files["policy"]).stdout)
     assert "[[acls]]" in toml.read_text()
-    assert gwctl("policy", "check", str(toml)).stdout == f"{toml}: 1 rules, 0 for SSH, 1 tests\n"
+    assert gwctl("policy", "check", str(toml)).stdout == f"{toml}: rules: 1, for SSH: 0, tests: 1\n"
     assert gwctl("policy", "test", str(toml), "-t", files["net"]).stdout == "1 tests hold\n"
     assert '"tag:nas:22"' in gwctl("policy", "convert", str(toml)).stdout
     assert gwctl("policy", "fmt", files["policy"]).stdout == POLICY

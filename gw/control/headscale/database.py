@@ -49,7 +49,7 @@ def read_database(path: Path) -> Database:
         with path.open("rb") as file:
             magic = file.read(16)
     except OSError as error:
-        raise translate(error, "read the database", path) from error
+        raise translate(error, "read the database", path, "check the path") from error
     if magic != b"SQLite format 3\0":
         raise ConfigError("not an SQLite database", path=str(path), hint="Headscale's is `db.sqlite` where it runs")
     try:

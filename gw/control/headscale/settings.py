@@ -133,7 +133,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES)
     except OSError as error:
-        raise translate(error, "read", path) from error
+        raise translate(error, "read", path, "check the path") from error
     try:
         found = yaml.safe_load(raw)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
