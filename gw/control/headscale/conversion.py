@@ -70,6 +70,7 @@ def convert(database: Database, now: datetime) -> Converted:
     users = _users(database.users, found)
     keys = _preauth_keys(database.preauth_keys, users, found)
     _api_keys(database.api_keys, found)
+    _oauth_clients(database.oauth_clients, found)
     _nodes(database.nodes, users, keys, {row["id"]: row for row in database.preauth_keys}, found, now)
     return found
 
@@ -177,6 +178,16 @@ def _api_keys(rows: list[Row], found: Converted) -> None:
                 last_used=time_of(row.get("last_seen")),
             )
         )
+
+
+def _oauth_clients(rows: list[Row], found: Converted) -> None:
+    for row in rows:
+        if time_of(row.get("revoked")) is not None:
+            continue
+        options = [f"-s {scope}" for scope in list_of(row.get("scopes"))]
+        options += [f"-t {tag}" for tag in list_of(row.get("tags"))]
+        text = f"its secret is hashed in another way; make a new one: gwctl oauth-clients create {' '.join(options)}"
+        found.notes.append(Note("left", f"OAuth client {text_of(row.get('client_id'))}", text[:400]))
 
 
 def _tags(wanted: list[str]) -> tuple[list[str], list[str]]:

@@ -40,6 +40,7 @@ class Database:
     nodes: list[Row] = field(default_factory=list)
     preauth_keys: list[Row] = field(default_factory=list)
     api_keys: list[Row] = field(default_factory=list)
+    oauth_clients: list[Row] = field(default_factory=list)  # from 0.30 on
     policy: str = ""
 
 
@@ -70,6 +71,7 @@ def read_database(path: Path) -> Database:
                 nodes=_rows(connection, "nodes"),
                 preauth_keys=_rows(connection, "pre_auth_keys"),
                 api_keys=_rows(connection, "api_keys"),
+                oauth_clients=_rows(connection, "oauth_clients") if "oauth_clients" in names else [],
                 policy=str(policies[-1]["data"] or "") if policies else "",
             )
     except sqlite3.Error as error:

@@ -71,6 +71,21 @@ def test_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
     assert ("changed", "node 9 (NAS)") in notes
 
 
+def test_an_oauth_client_is_named_with_what_makes_it_anew(tmp_path: Path) -> None:
+    path = database("0.29", tmp_path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            """CREATE TABLE oauth_clients (id integer PRIMARY KEY AUTOINCREMENT, client_id text, secret_hash blob,
+                   scopes text, tags text, description text, user_id integer, created_at datetime, revoked datetime);
+               INSERT INTO oauth_clients VALUES
+                   (1, 'abc', '$argon2id$', '["auth_keys"]', '["tag:ci"]', '', 1, '2026-05-01 10:00:00+00:00', NULL),
+                   (2, 'old', '$argon2id$', '["all"]', '[]', '', 1, '2026-05-01', '2026-05-02 10:00:00+00:00');"""
+        )
+    notes = [note for note in convert(read_database(path), NOW).notes if note.subject.startswith("OAuth")]
+    assert [(note.level, note.subject) for note in notes] == [("left", "OAuth client abc")]
+    assert notes[0].text.endswith("gwctl oauth-clients create -s auth_keys -t tag:ci")
+
+
 def test_plain_keys_are_kept_as_hashes_and_still_admit(tmp_path: Path) -> None:
     text = "0123456789abcdef" * 3
     keys = converted("0.26", tmp_path).preauth_keys
