@@ -36,7 +36,7 @@ from gw.model.keys import DiscoKey, DiscoSecret, NodeKey
 from gw.model.sendplan import SendPlan
 from gw.wire.disco import envelope
 from gw.wire.disco.envelope import NONCE_BYTES, Envelopes
-from gw.wire.disco.messages import TX_ID_BYTES, CallMeMaybe, Ping, Pong, decode, encode
+from gw.wire.disco.messages import TX_ID_BYTES, CallMeMaybe, Message, Ping, Pong, decode, encode
 
 FRESH_ENDPOINTS_S: Final = 27.0
 CALL_INTERVAL_S: Final = 1.0  # no two calls to a peer within this
@@ -421,7 +421,7 @@ class PathFinder:
 
     # Inside: messages
 
-    def _open(self, datagram: bytes) -> list[tuple[PeerPath, Ping | Pong | CallMeMaybe]]:
+    def _open(self, datagram: bytes) -> list[tuple[PeerPath, Message]]:
         """The message for each peer that it may be from: several nodes may share a disco key."""
         try:
             sender = envelope.sender(datagram)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Final, final
 
-from librt.strings import read_i32_be
+from librt.strings import read_i32_be, read_i64_be
 from mypy_extensions import i64, mypyc_attr
 
 HEADER_BYTES: Final = 5
@@ -441,6 +441,20 @@ class Switch:
 def is_disco(data: bytes, start: i64, end: i64) -> bool:
     """Whether the packet in [start, end) sets up paths (disco)."""
     return end - start >= MIN_DISCO_BYTES and data[start] == 0x54 and data[start : start + 6] == DISCO_MAGIC
+
+
+def same_head(data: bytes, step: i64) -> bool:
+    """Whether all datagrams of `step` bytes each (the last may be shorter) begin with the same eight bytes."""
+    size: i64 = len(data)
+    if size < 8 or step < 8:
+        return False
+    head: i64 = read_i64_be(data, 0)
+    at: i64 = step
+    while at < size:
+        if at + 8 > size or read_i64_be(data, at) != head:
+            return False
+        at += step
+    return True
 
 
 def _u32(value: i64) -> bytes:

@@ -110,6 +110,30 @@ class TrainSocket:
             at = end
         return failed
 
+    def send_train(self, data: bytes, segment: int, target: Any) -> None:
+        """Send datagrams of `segment` bytes each (the last may be shorter), as `receive` gives them, to one address."""
+        size = len(data)
+        if size <= segment:
+            try:
+                self.channel.sendto(data, target)
+            except BlockingIOError:
+                self.unsent += 1
+            except OSError:
+                pass
+            return
+        if self.gso and size <= MAX_TRAIN_BYTES and -(-size // segment) <= MAX_SEGMENTS:
+            try:
+                self.channel.sendmsg([data], [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", segment))], 0, target)
+                self._refused = 0
+                return
+            except BlockingIOError:
+                self.unsent += -(-size // segment)
+                return
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    return
+        self.send([(data[at : at + segment], target) for at in range(0, size, segment)])
+
     def _send_singly(self, train: Sequence[tuple[bytes, Any]]) -> int:
         """A train was refused: for its target or its size, or because trains are not possible here."""
         failed = 0

@@ -130,19 +130,22 @@ def _steer(sock: socket.socket, lanes: int) -> bool:
 
 
 def steer_quic(sock: socket.socket, workers: int) -> bool:
-    """Have the kernel give QUIC to the worker that its connection id names, everything else to the first.
+    """Have the kernel give QUIC to the worker that its connection id names, what is relayed between two nodes (Geneve)
+    to the one that its VNI names, everything else to the first.
 
-    The first byte of an id, divided by `workers`, leaves the number of the worker, in the order of binding. sock: one
-    of those that share the port. False where the kernel does not do it.
+    The first byte of an id, or the last of a VNI, divided by `workers`, leaves the number of the worker, in the order
+    of binding. sock: one of those that share the port. False where the kernel does not do it.
     """
     return _attach(
         sock,
         (
             (0x30, 0, 0, 0),  # ldb [0]
-            (0x45, 2, 0, 0x80),  # a long header?
-            (0x45, 3, 0, 0x40),  # a short one?
+            (0x45, 4, 0, 0x80),  # a long header?
+            (0x45, 5, 0, 0x40),  # a short one?
+            (0x30, 0, 0, 2),  # ldb [2]
+            (0x15, 1, 0, 0x7A),  # Geneve?
             (0x06, 0, 0, 0),  # ret 0
-            (0x30, 0, 0, 6),  # ldb [6]: behind version and length
+            (0x30, 0, 0, 6),  # ldb [6]: behind version and length; the end of a VNI
             (0x05, 0, 0, 1),  # ja
             (0x30, 0, 0, 1),  # ldb [1]
             (0x94, 0, 0, workers),  # mod

@@ -52,6 +52,14 @@ _METRICS: Final = (
     ("quic_rejected_total", "counter", "Handshakes over QUIC that were refused: too many, or too fast."),
     ("quic_packets_limited_total", "counter", "Packets over QUIC dropped by their sender's token bucket."),
     ("quic_links", "gauge", "Links to other relays over QUIC."),
+    ("peer_relay_pairs", "gauge", "Pairs of nodes that have a UDP relay endpoint."),
+    ("peer_relay_allocations_total", "counter", "UDP relay endpoints allocated."),
+    ("peer_relay_refused_total", "counter", "Requests for one that were refused: too many, or no address to tell."),
+    ("peer_relay_binds_total", "counter", "Times a node proved its address."),
+    ("peer_relay_packets_total", "counter", "Datagrams relayed between nodes by UDP."),
+    ("peer_relay_bytes_total", "counter", "Their bytes."),
+    ("peer_relay_dropped_total", "counter", "Datagrams of no pair, not from a bound address, or not understood."),
+    ("peer_relay_limited_total", "counter", "Datagrams and requests over a node's limit."),
     ("flow_states_total", "counter", "Times a sender was told how its receiver keeps up."),
 )
 _SLOT: Final = struct.Struct(f"<{len(_METRICS)}q")
@@ -102,5 +110,6 @@ def _values(plane: Plane) -> tuple[int, ...]:
         switch.forwarded_in, switch.forwarded_out, switch.dropped_unknown, switch.dropped_unknown_forwarded,
         switch.dropped_queue, switch.dropped_disco, switch.dropped_bytes, reception.pings, reception.home_moves_in,
         reception.home_moves_out, reception.gone_not_here, plane.limited, plane.stuck, *plane.quic_counts(),
-        sum(reception.quic_links.values()), plane.flow_states.told,
+        sum(reception.quic_links.values()), *(reception.peers.totals() if reception.peers is not None else (0,) * 8),
+        plane.flow_states.told,
     )  # fmt: skip

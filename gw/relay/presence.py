@@ -197,7 +197,7 @@ class Presence:
         if port in watchers or port.is_closed:
             return
         watchers.add(port)
-        keys = set(self.switch.local)
+        keys = {key for key in self.switch.local if key in self.holders}  # not the relay's own
         if not port.is_sibling:
             keys |= {key for key, sources in self._sources.items() if sources[0].is_sibling} | set(self.holders)
         for key in keys:

@@ -1,4 +1,5 @@
-"""The relay's UDP port: STUN and QUIC by the first byte, clients of QUIC in the forwarding plane's loop.
+"""The relay's UDP port: STUN, QUIC and what is relayed between two nodes (`peerrelay`) by the first byte, clients of
+QUIC in the forwarding plane's loop.
 
     turn:   trains of datagrams ─▶ by connection id ─▶ Link ─▶ packets to the Switch
             ports with something out, and links with something to say ─▶ one poll, one train a client
@@ -25,6 +26,7 @@ from gw.quic.configuration import client_settings
 from gw.quic.connection import Connection, stateless_reset
 from gw.quic.gate import CONTROL_WINDOW_BYTES, Gate
 from gw.quic.link import Link
+from gw.relay.peerrelay import PeerRelay
 from gw.relay.quiclink import QuicLink
 from gw.relay.quiclinks import udp_address
 from gw.relay.quicsession import QuicSession, Stage
@@ -73,6 +75,7 @@ class Wire(Protocol):
     def fileno(self) -> int: ...
     def receive(self) -> tuple[bytes, int, Any]: ...
     def send(self, packets: Sequence[tuple[bytes, Any]]) -> int: ...
+    def send_train(self, data: bytes, segment: int, target: Any) -> None: ...
 
 
 class Speaker(Protocol):
@@ -213,6 +216,7 @@ class QuicPort:
         self.secret: Final = secret
         self.loop: Final = loop
         self.gate = gate
+        self.peers: PeerRelay | None = None
         self.fast: Final = fast
         self.unix_ms: Final = unix_ms
         self._reset_key = reset_key
@@ -257,6 +261,9 @@ class QuicPort:
             if len(train) < 2 or not source[1]:  # nobody can be answered at port 0
                 self.ignored += 1
                 continue
+            if not train[0] and self.peers is not None and kind_of(train) is Kind.GENEVE:
+                self._relay_untrusted(self.peers, train, segment, source)
+                continue
             if segment < len(train):
                 self._train_untrusted(train, segment, source)
                 continue
@@ -293,6 +300,9 @@ class QuicPort:
         if kind is Kind.STUN:
             self._stun_untrusted(datagram, source)
             return
+        if kind is Kind.GENEVE and self.peers is not None:
+            self._relay_untrusted(self.peers, datagram, len(datagram), source)
+            return
         if kind is Kind.QUIC_LONG:
             client = self._clients.get(destination_of(datagram))
             if client is not None:
@@ -306,6 +316,10 @@ class QuicPort:
                 self.send([(answer, source)])
             return
         self.ignored += 1
+
+    def _relay_untrusted(self, peers: PeerRelay, train: bytes, segment: int, source: Any) -> None:
+        for data, size, target in peers.feed(train, segment, source, self.loop.now):
+            self._wire.send_train(data, size, target)
 
     def _stun_untrusted(self, datagram: bytes, source: Any) -> None:
         try:

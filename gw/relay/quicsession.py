@@ -282,7 +282,7 @@ class QuicSession:
         self._attendance = Attendance(reception, self.port, now)
         claim = auth.Claim(
             role=auth.RELAY, bind=self.link.bind.hex(), at=self._unix_ms(), rate=reception.bytes_per_second,
-            burst=reception.burst_bytes,
+            burst=reception.burst_bytes, peer_relay=reception.peer_relay.hex(),
         )  # fmt: skip
         sealed = auth.seal_claim(self._secret.raw, self._node, reception.nonce(), claim)
         if not self._said_hello:

@@ -22,20 +22,22 @@ from typing import TYPE_CHECKING, Final, final
 from urllib.parse import urlsplit
 
 from gw.errors import ConfigError, Conflict, GwError, PermissionNeeded
-from gw.model.keys import RelaySecret
+from gw.model.keys import DiscoSecret, RelaySecret
 from gw.native.relaying import Switch
 from gw.net.trains import TrainSocket
 from gw.relay import certificates
 from gw.relay.admission import StateAdmission, UrlAdmission, allow_all
+from gw.relay.allocating import Desk, OwnAddresses
 from gw.relay.bootstrap import keep_names
 from gw.relay.forwarding import Limits, Listener, Plane
 from gw.relay.issuing import certificate_file, keep_certificate, proof_page, show_proofs
 from gw.relay.meshing import Mesh, Target
 from gw.relay.metrics import SLOT_BYTES, Metrics
+from gw.relay.peerrelay import PeerRelay
 from gw.relay.presence import Presence
 from gw.relay.relaymap import enter_map
 from gw.relay.session import Offer, Reception
-from gw.relay.settings import Settings, mesh_key, mesh_targets, speaks_quic
+from gw.relay.settings import Settings, mesh_key, mesh_targets, relays_peers, speaks_quic
 from gw.relay.stunning import StunSocket
 from gw.state.config import split_listen
 from gw.state.files import make_folder, read_secret, write_secret
@@ -56,7 +58,7 @@ IN_USE: Final = 98
 MAP_CHECK_S: Final = 10.0
 STOP_S: Final = 3.0
 RESTART_NEEDED: Final = (
-    "listen", "stun", "quic", "http", "metrics", "workers", "admit", "admit_fail_open", "plain", "acme"
+    "listen", "stun", "quic", "peer_relay", "http", "metrics", "workers", "admit", "admit_fail_open", "plain", "acme"
 )  # fmt: skip
 
 
@@ -136,14 +138,28 @@ class Relaying:
         self._mesh = Mesh(self.plane, self._secret, self._share.sibling_key)
         self._apply(settings)
         self._quic: QuicPort | None = None
+        self._peers = self._open_peer_relay(settings) if relays_peers(settings) else None
         if sockets.stun is not None and speaks_quic(settings):
             self._quic = self._open_quic(sockets.stun)
+            self._quic.peers = self._peers
             self.plane.attach(self._quic.fileno(), self._quic.ready)
             self.plane.transports.append(self._quic)
             self._link_over_quic(self._quic, settings)
         elif sockets.stun is not None:
             responder = StunSocket(sockets.stun)
+            responder.peers = self._peers
             self.plane.attach(responder.fileno(), responder.ready)
+
+    def _open_peer_relay(self, settings: Settings) -> PeerRelay:
+        secret = DiscoSecret(clamp(secrets.token_bytes(32)))
+        share = self._share
+        self._own_addresses = OwnAddresses(settings.hostname, split_listen(settings.stun)[1])
+        relay = PeerRelay(
+            secret, secrets.token_bytes, lambda: self._own_addresses.known, slot=share.slot, workers=share.workers
+        )
+        relay.limit(self.reception.bytes_per_second, self.reception.burst_bytes)
+        Desk(self.plane, self.reception, relay)
+        return relay
 
     def _open_quic(self, channel: socket.socket) -> QuicPort:
         from gw.quic.connection import random_cid, worker_cid
@@ -209,9 +225,11 @@ class Relaying:
                 if self._url_admission is not None:
                     tasks.create_task(self._url_admission.follow(plane.look_again))
                 elif self._settings.admit == "state":
-                    tasks.create_task(self._state_admission.follow(self._paths, plane.look_again, plane.drop))
+                    tasks.create_task(self._state_admission.follow(self._paths, plane.look_again, self._drop))
                 tasks.create_task(self._mesh.run())
                 tasks.create_task(self._follow_map())
+                if self._peers is not None:
+                    tasks.create_task(self._own_addresses.follow())
                 tasks.create_task(keep_names(self.reception.pages, self._names, self._names_changed))
                 ready()
                 await ended.wait()
@@ -221,6 +239,13 @@ class Relaying:
             await asyncio.to_thread(thread.join, STOP_S)
             for channel in self._sockets.all():
                 channel.close()
+
+    def _drop(self, node: bytes) -> None:
+        """A node is not admitted any more."""
+        self.plane.drop(node)
+        peers = self._peers
+        if peers is not None:
+            self.plane.call(lambda: peers.drop(node))
 
     def reload(self) -> bool:
         """Take over changed settings and a renewed certificate; False where they are refused and all stays as it was.
@@ -268,6 +293,8 @@ class Relaying:
             if (reception.bytes_per_second, reception.burst_bytes) != (rate, burst):
                 reception.bytes_per_second, reception.burst_bytes = rate, burst
                 plane.limit()
+                if self._peers is not None:
+                    self._peers.limit(rate, burst)
 
         plane.call(limit)
 

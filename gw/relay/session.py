@@ -23,6 +23,7 @@ from gw.native import relaying
 from gw.native.relaying import Port, Switch
 from gw.relay.admission import Admission
 from gw.relay.flowstates import tell
+from gw.relay.peerrelay import PeerRelay
 from gw.relay.presence import Owner, Presence
 from gw.wire import websocket
 from gw.wire.derp import frames
@@ -54,6 +55,7 @@ class Reception:
     sibling_key: str = ""  # of the workers of this relay among themselves
     bytes_per_second: int = 0  # what a client may send; 0 = as much as it likes
     burst_bytes: int = 0
+    peers: PeerRelay | None = None  # what nodes may have relayed by UDP
     metrics: Callable[[], str] | None = None
     homes: int = 0  # clients that have their home here
     home_moves_in: int = 0
@@ -68,6 +70,11 @@ class Reception:
     @property
     def switch(self) -> Switch:
         return self.presence.switch
+
+    @property
+    def peer_relay(self) -> bytes:
+        """The disco key of the relay between nodes, which clients are told; empty where there is none."""
+        return self.peers.key.raw if self.peers is not None else b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +256,7 @@ class Session:
         self.port.key = info.node
         self._info = None
         limits = (0, 0) if self.port.is_mesh else (reception.bytes_per_second, reception.burst_bytes)
-        reception.switch.push(self.port, info.server_info(reception.nonce(), *limits))
+        reception.switch.push(self.port, info.server_info(reception.nonce(), *limits, reception.peer_relay))
         if reception.udp_port and self.port.is_mesh and not self.port.is_sibling:
             udp_port = reception.udp_port.to_bytes(2, "big")
             reception.switch.push(self.port, frames.encode(frames.RELAY_UDP, udp_port))

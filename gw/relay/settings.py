@@ -123,6 +123,11 @@ def own_name(settings: Settings) -> str:
     return settings.node_name or f"{settings.region_id}a"
 
 
+def relays_peers(settings: Settings) -> bool:
+    """Whether nodes may have their UDP relayed. Of several workers QUIC's steering finds the one that has the pair."""
+    return settings.peer_relay and settings.stun != "off" and (settings.workers == 1 or speaks_quic(settings))
+
+
 def speaks_quic(settings: Settings) -> bool:
     """Whether clients may come over QUIC, at the port of STUN."""
     return settings.quic and settings.stun != "off" and not settings.plain

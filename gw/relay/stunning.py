@@ -1,4 +1,5 @@
-"""STUN, answered in the forwarding plane's loop.
+"""STUN, answered in the forwarding plane's loop, and what is relayed between two nodes: the UDP port of a relay without
+QUIC.
 
 Ref: RFC 8489; tailscale net/stunserver/stunserver.go
 """
@@ -6,14 +7,17 @@ Ref: RFC 8489; tailscale net/stunserver/stunserver.go
 from __future__ import annotations
 
 import socket
+import time
 from typing import Final, final
 
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
+from gw.relay.peerrelay import PeerRelay
 from gw.wire import stun
+from gw.wire.quic.demux import Kind, kind_of
 
 DATAGRAMS_A_TURN: Final = 64
-MAX_REQUEST_BYTES: Final = 2048
+MAX_REQUEST_BYTES: Final = 9216
 
 
 @final
@@ -23,6 +27,7 @@ class StunSocket:
     def __init__(self, channel: socket.socket) -> None:
         channel.setblocking(False)
         self._channel = channel
+        self.peers: PeerRelay | None = None
         self.requests = 0
         self.ignored = 0
 
@@ -34,6 +39,10 @@ class StunSocket:
         for _ in range(DATAGRAMS_A_TURN):
             try:
                 datagram, source = self._channel.recvfrom(MAX_REQUEST_BYTES)
+                if self.peers is not None and kind_of(datagram) is Kind.GENEVE:
+                    for data, _, target in self.peers.feed(datagram, len(datagram), source, time.monotonic()):
+                        self._channel.sendto(data, target)
+                    continue
                 tx_id = stun.decode_request(datagram)
                 address = AddrPort.of(source[0].partition("%")[0], source[1])
                 self._channel.sendto(stun.encode_answer(tx_id, address), source)

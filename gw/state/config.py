@@ -173,6 +173,7 @@ class RelaySettings(_Table, frozen=True, kw_only=True):
     listen: str = "0.0.0.0:443"
     stun: str = "0.0.0.0:3478"  # or `off`
     quic: bool = True  # clients may come over QUIC at the port of `stun`
+    peer_relay: bool = True  # pairs of nodes without a direct path may have their UDP relayed there
     hostname: str = ""
     region_id: int = 900
     region_code: str = "gw"

@@ -24,10 +24,12 @@ _KNOWN: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The relay accepted us. bytes_per_second: its rate limit, 0 = none."""
+    """The relay accepted us. bytes_per_second: its rate limit, 0 = none. peer_relay: the disco key of its UDP
+    relay between nodes; empty where it has none, or this is about its limit alone."""
 
     bytes_per_second: int
     burst_bytes: int
+    peer_relay: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,17 @@ class Client:
             info = json.loads(self._box.decrypt(payload))
             rate = int(info.get("TokenBucketBytesPerSecond") or 0)
             burst = int(info.get("TokenBucketBytesBurst") or 0)
+            peer_relay = peer_relay_key(info.get(frames.PEER_RELAY_FIELD))
         except (CryptoError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
             raise WireError("server info makes no sense") from None
         self.is_connected = True
-        return Connected(max(0, rate), max(0, burst))
+        return Connected(max(0, rate), max(0, burst), peer_relay)
+
+
+def peer_relay_key(told: object) -> bytes:
+    """The disco key that a relay tells as hex; empty where it makes no sense."""
+    try:
+        key = bytes.fromhex(told) if isinstance(told, str) else b""
+    except ValueError:
+        return b""
+    return key if len(key) == frames.KEY_BYTES else b""

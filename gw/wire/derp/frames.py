@@ -12,6 +12,7 @@ from gw.errors import WireError
 from gw.model.addresses import AddrPort
 
 MAGIC: Final = b"DERP\xf0\x9f\x94\x91"
+PEER_RELAY_FIELD: Final = "ghostwirePeerRelay"  # of ServerInfo: 64 hex digits
 PROTOCOL_VERSION: Final = 2
 KEY_BYTES: Final = 32
 HEADER_BYTES: Final = 5

@@ -3,6 +3,7 @@
     01 ping            12 transaction id | [32 sender's node key] | [zero padding]
     02 pong            12 transaction id | 16 + 2 the ping's source as we saw it (by relay: 127.3.3.40 : region)
     03 call-me-maybe   n × (16 + 2) the sender's endpoints
+    04 to 09           about a UDP relay between two nodes: `udprelay`
 
 Between GhostWire nodes heartbeats measure what the path delivers of WireGuard: a ping's padding begins with `gwd1` and
 the u64 number of data packets that its sender has sent to us without a relay; its pong ends with `gwd1` and how many
@@ -19,6 +20,7 @@ from typing import Final
 from gw.errors import WireError
 from gw.model.addresses import ADDR_PORT_BYTES, AddrPort
 from gw.model.keys import NodeKey
+from gw.wire.disco.udprelay import KINDS, UdpRelayMessage, decode_body, encode_body
 
 PING: Final = 0x01
 PONG: Final = 0x02
@@ -55,7 +57,7 @@ class CallMeMaybe:
     endpoints: list[AddrPort] = field(default_factory=list)
 
 
-Message = Ping | Pong | CallMeMaybe
+Message = Ping | Pong | CallMeMaybe | UdpRelayMessage
 
 
 def encode(message: Message) -> bytes:
@@ -66,6 +68,9 @@ def encode(message: Message) -> bytes:
         return bytes([PING, VERSION]) + message.tx_id + node + count + bytes(message.padding)
     if isinstance(message, Pong):
         return bytes([PONG, VERSION]) + message.tx_id + message.source.pack() + _count(message.received)
+    if not isinstance(message, CallMeMaybe):
+        kind, body = encode_body(message)
+        return bytes([kind, VERSION]) + body
     return bytes([CALL_ME_MAYBE, VERSION]) + b"".join(endpoint.pack() for endpoint in message.endpoints)
 
 
@@ -80,6 +85,8 @@ def decode(plain: bytes) -> Message | None:
         return _decode_pong(body)
     if kind == CALL_ME_MAYBE:
         return _decode_call_me_maybe(version, body)
+    if kind in KINDS:
+        return decode_body(kind, body)
     return None
 
 

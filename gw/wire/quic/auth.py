@@ -43,6 +43,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one side says of itself inside its box.
 
     at: unix milliseconds. rate, burst: bytes that it takes, 0 = any. mesh: `mesh_proof`, of a relay to another.
+    peer_relay: the disco key, as hex, of a relay's UDP relay between nodes.
     """
 
     role: str
@@ -54,6 +55,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     burst: int = 0
     tunnel_mtu: int = 0
     mesh: str = ""
+    peer_relay: str = ""
 
 
 _encoder: Final = msgspec.json.Encoder()

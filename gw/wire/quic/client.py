@@ -15,7 +15,7 @@ from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.model.keys import NodeKey, NodeSecret
 from gw.wire.derp import frames as derp
-from gw.wire.derp.client import Connected, Event, Health, PeerGone, Pong, Received, Restarting
+from gw.wire.derp.client import Connected, Event, Health, PeerGone, Pong, Received, Restarting, peer_relay_key
 from gw.wire.quic import auth, frames
 from gw.wire.quic.datagrams import DATA_KEY, FRAG_KEY, Joiner, decode_packet, encode_packet
 from gw.wire.x25519 import public_key
@@ -162,4 +162,4 @@ class RelayClient:
             raise WireError("auth before hello")
         claim = auth.open_claim(self._secret.raw, self.relay_key, body, role=auth.RELAY, bind=self._bind, now_ms=now_ms)
         self.is_connected = True
-        return Connected(claim.rate, claim.burst)
+        return Connected(claim.rate, claim.burst, peer_relay_key(claim.peer_relay))

@@ -42,7 +42,7 @@ def test_sizes_are_those_of_the_reference() -> None:
 def test_newer_peers_may_append() -> None:
     pong = messages.encode(Pong(TX, AddrPort("1.2.3.4", 5)))
     assert messages.decode(pong + b"more") == Pong(TX, AddrPort("1.2.3.4", 5))
-    assert messages.decode(b"\x09\x00whatever") is None
+    assert messages.decode(b"\x30\x00whatever") is None
 
 
 def test_counts_look_like_padding_to_who_does_not_know_them() -> None:
