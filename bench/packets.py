@@ -19,7 +19,6 @@ from collections.abc import Callable
 from mmap import mmap
 from pathlib import Path
 
-from gw.engine import cipher
 from gw.engine.filterrules import compile_rules
 from gw.model.filterrule import FilterRule, NetPortRange, PortRange
 from gw.native import COMPILED, counters, flows
@@ -30,6 +29,7 @@ from gw.native.inbound import Inbound
 from gw.native.outbound import Outbound
 from gw.native.prefixes import PrefixMap
 from gw.native.rules import RuleSet
+from gw.wire import cipher
 
 OUT = Path(__file__).resolve().parent / "out"
 MTU = 1280

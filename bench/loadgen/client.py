@@ -21,7 +21,7 @@ import zstandard
 
 from gw.model.keys import MachineKey, MachineSecret
 from gw.wire.ts2021.noise import RESPONSE_BYTES, ClientHandshake, Session
-from gw.wire.x25519 import clamp, public_key
+from gw.wire.x25519 import clamp, fresh_pair, public_key
 
 VERSION: Final = 116
 WINDOW: Final = (1 << 31) - 1
@@ -169,9 +169,9 @@ class Client:
     replies: dict[int, list[Any]] = field(default_factory=dict)  # stream -> [what, status, body]
     is_early: bool = True
 
-    def begin(self, server: MachineKey, ephemeral: bytes) -> None:
+    def begin(self, server: MachineKey) -> None:
         """Start a connection."""
-        self.handshake = ClientHandshake(self.identity.machine, server, ephemeral, VERSION)
+        self.handshake = ClientHandshake(self.identity.machine, server, fresh_pair(), VERSION)
         self.session, self.raw, self.plain, self.body = None, b"", b"", b""
         self.next_stream, self.map_stream, self.is_early = 1, 0, True
         self.replies.clear()

@@ -252,7 +252,7 @@ class Swarm:
             client.out = f"GET /key?v=116 HTTP/1.1\r\nHost: {client.authority}\r\n\r\n".encode()
         else:
             assert self.server is not None
-            client.begin(self.server, os.urandom(32))
+            client.begin(self.server)
         self._flush(life)
 
     def _ready(self, life: Life, mask: int) -> None:

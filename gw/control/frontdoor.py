@@ -24,7 +24,7 @@ from gw.errors import WireError
 from gw.model.keys import ChallengeKey, MachineKey, MachineSecret
 from gw.wire.ts2021.noise import Accepted, accept
 from gw.wire.ts2021.server import ServerConnection
-from gw.wire.x25519 import public_key
+from gw.wire.x25519 import fresh_pair, public_key
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class FrontDoor(asyncio.Protocol):
             return
         try:
             initiation = base64.b64decode(fields.get("x-tailscale-handshake", ""), validate=True)
-            accepted = accept(self._key, initiation, secrets.token_bytes(32))
+            accepted = accept(self._key, initiation, fresh_pair())
         except (WireError, binascii.Error, ValueError) as error:
             logger.debug("handshake refused: %s", error)
             self._refuse(transport, 400, "bad handshake")

@@ -6,7 +6,6 @@ import socket
 import time
 from typing import Final, final
 
-from gw.engine import cipher
 from gw.engine.link import (
     AddPeer,
     EndSession,
@@ -32,6 +31,7 @@ from gw.native.flows import FlowTable
 from gw.native.inbound import Inbound
 from gw.native.prefixes import PrefixMap
 from gw.native.rules import RuleSet
+from gw.wire import cipher
 
 FOREIGN_BATCH: Final = 64
 QUIC_BYTES: Final = 96 << 10  # of a message; the train that passes it is the last

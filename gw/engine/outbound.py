@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 from typing import Final, final
 
-from gw.engine import cipher
 from gw.engine.link import (
     AddPeer,
     DropStaged,
@@ -24,6 +23,7 @@ from gw.engine.link import (
 from gw.engine.worker import Setup, share, udp_socket
 from gw.native.flows import FlowTable
 from gw.native.outbound import Outbound
+from gw.wire import cipher
 
 RELAY_BATCH: Final = 48  # datagrams a message
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Protocol, Self, final
 
-from gw.engine import cipher
 from gw.engine.filterrules import Address, Network, compile_rules
 from gw.engine.link import (
     AddPeer,
@@ -60,6 +59,7 @@ from gw.net.offloads import ALL, Offloads
 from gw.net.trains import TrainSocket
 from gw.net.tun import Tun, open_tun
 from gw.net.udp import UdpSockets, open_udp
+from gw.wire import cipher
 from gw.wire.wg import (
     TRANSPORT,
     Activity,

@@ -43,7 +43,7 @@ class Setup(msgspec.Struct, frozen=True):
     `lanes` it belongs to; tun, udp4 and udp6 are that lane's. sealer: which of the `sealers` that share keypairs it is.
     core: CPU to keep to when busy, -1 for any. bell, other_bell: eventfds of this worker and of the lane's other one,
     -1 where there is no other.
-    cipher: as in `gw.engine.cipher`.
+    cipher: as in `gw.wire.cipher`.
     """
 
     outbound: int

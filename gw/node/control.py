@@ -12,7 +12,6 @@ import base64
 import contextlib
 import json
 import logging
-import os
 import re
 import ssl
 import struct
@@ -30,6 +29,7 @@ from gw.net.tcp import Streams, connect
 from gw.wire.ts2021.client import BodyData, Challenge, ConnectionClosed, ControlConnection, ResponseStarted, StreamEnded
 from gw.wire.ts2021.mapframes import MapFrames
 from gw.wire.ts2021.noise import ClientHandshake
+from gw.wire.x25519 import fresh_pair
 
 log: Final = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ class ControlClient:
 
     async def _open(self) -> _Link:
         server = await self._server_key()
-        hello = ClientHandshake(self._machine, server, os.urandom(32), VERSION)
+        hello = ClientHandshake(self._machine, server, fresh_pair(), VERSION)
         reader, writer = await connect(self._host, self._port, tls=self._tls)
         try:
             async with asyncio.timeout(ANSWER_S):

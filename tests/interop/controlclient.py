@@ -19,7 +19,7 @@ from gw.model.registration import RegisterAuth, RegisterRequest
 from gw.wire.ts2021.client import BodyData, ControlConnection, ResponseStarted, StreamEnded
 from gw.wire.ts2021.mapframes import MapFrames
 from gw.wire.ts2021.noise import ClientHandshake
-from gw.wire.x25519 import clamp, public_key
+from gw.wire.x25519 import clamp, fresh_pair, public_key
 
 VERSION = 116
 
@@ -50,7 +50,7 @@ class Node:
                 server = MachineKey.parse(json.load(answer)["publicKey"])
         except http.client.HTTPException as error:  # killed in the middle of its answer
             raise ConnectionError(str(error)) from error
-        hello = ClientHandshake(self.machine, server, os.urandom(32), VERSION)
+        hello = ClientHandshake(self.machine, server, fresh_pair(), VERSION)
         self.socket.close()
         self.socket = socket.create_connection(("127.0.0.1", self.port), timeout=10)
         self.socket.sendall(

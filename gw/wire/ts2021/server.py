@@ -14,7 +14,6 @@ Ref: RFC 9113, RFC 7541
 
 from __future__ import annotations
 
-import json
 import struct
 from dataclasses import dataclass
 from typing import Final, final
@@ -127,7 +126,7 @@ class ServerConnection:
         self._out = b""
         self._plain_out = _settings()
         if challenge is not None:
-            raw = json.dumps({"nodeKeyChallenge": str(challenge)}).encode()
+            raw = b'{"nodeKeyChallenge":"%b"}' % str(challenge).encode()
             self._out = session.seal(EARLY_MAGIC + struct.pack(">I", len(raw)) + raw)
 
     def data_to_send(self) -> bytes:

@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gw.engine import cipher
 from gw.native import counters, flows, outbound
 from gw.native.coalesce import Coalescer
 from gw.native.filter import Filter
@@ -23,6 +22,7 @@ from gw.native.inbound import MAX_REJECTED, Inbound
 from gw.native.outbound import Outbound
 from gw.native.prefixes import PrefixMap
 from gw.native.rules import RuleSet
+from gw.wire import cipher
 
 KEY = bytes(range(32))
 ONE, TWO = bytes([100, 64, 0, 1]), bytes([100, 64, 0, 2])

@@ -17,7 +17,7 @@ from gw.wire.ts2021 import mapframes
 from gw.wire.ts2021 import server as s
 from gw.wire.ts2021.mapframes import MapFrames, frame
 from gw.wire.ts2021.noise import ClientHandshake, accept
-from gw.wire.x25519 import clamp, public_key
+from gw.wire.x25519 import clamp, fresh_pair, public_key
 
 SERVER = clamp(b"\x11" * 32)
 CHALLENGE = ChallengeKey(b"\x07" * 32)
@@ -28,8 +28,8 @@ class Pair:
 
     def __init__(self, challenge: ChallengeKey | None = CHALLENGE, chunk: int = 1 << 20) -> None:
         server_key = MachineKey(public_key(SERVER))
-        hello = ClientHandshake(MachineSecret(clamp(b"\x22" * 32)), server_key, clamp(b"\x33" * 32), 113)
-        accepted = accept(MachineSecret(SERVER), hello.initiation(), clamp(b"\x44" * 32))
+        hello = ClientHandshake(MachineSecret(clamp(b"\x22" * 32)), server_key, fresh_pair(), 113)
+        accepted = accept(MachineSecret(SERVER), hello.initiation(), fresh_pair())
         self.client = c.ControlConnection(hello.finish(accepted.response))
         self.server = s.ServerConnection(accepted.session, challenge)
         self.chunk = chunk

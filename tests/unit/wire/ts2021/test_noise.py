@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gw.errors import WireError
 from gw.model.keys import MachineKey, MachineSecret
 from gw.wire.ts2021.noise import ClientHandshake, Session, accept, refusal
-from gw.wire.x25519 import clamp, public_key
+from gw.wire.x25519 import KeyPair, clamp, public_key
 
 SERVER, MACHINE, CLIENT_EPHEMERAL, SERVER_EPHEMERAL = (clamp(bytes([byte]) * 32) for byte in (0x11, 0x22, 0x33, 0x44))
 INITIATION = bytes.fromhex(
@@ -24,19 +24,19 @@ RESPONSE = bytes.fromhex(
 
 def handshake() -> ClientHandshake:
     server = MachineKey(public_key(SERVER))
-    return ClientHandshake(MachineSecret(MACHINE), server, CLIENT_EPHEMERAL, 113)
+    return ClientHandshake(MachineSecret(MACHINE), server, KeyPair(CLIENT_EPHEMERAL), 113)
 
 
 def sessions() -> tuple[Session, Session]:
     client = handshake()
-    accepted = accept(MachineSecret(SERVER), client.initiation(), SERVER_EPHEMERAL)
+    accepted = accept(MachineSecret(SERVER), client.initiation(), KeyPair(SERVER_EPHEMERAL))
     return client.finish(accepted.response), accepted.session
 
 
 def test_both_messages_are_those_of_the_vector() -> None:
     client = handshake()
     assert client.initiation() == INITIATION
-    accepted = accept(MachineSecret(SERVER), INITIATION, SERVER_EPHEMERAL)
+    accepted = accept(MachineSecret(SERVER), INITIATION, KeyPair(SERVER_EPHEMERAL))
     assert accepted.response == RESPONSE
     assert (accepted.version, accepted.machine) == (113, MachineKey(public_key(MACHINE)))
     session = client.finish(RESPONSE)
@@ -83,13 +83,13 @@ def test_a_refusal_is_told_with_its_text() -> None:
 
 def test_a_client_that_expects_another_server_is_refused() -> None:
     with pytest.raises(WireError):
-        accept(MachineSecret(clamp(b"\x55" * 32)), INITIATION, SERVER_EPHEMERAL)
+        accept(MachineSecret(clamp(b"\x55" * 32)), INITIATION, KeyPair(SERVER_EPHEMERAL))
 
 
 @given(st.binary(max_size=120) | st.binary(min_size=96, max_size=96).map(lambda raw: INITIATION[:5] + raw))
 def test_any_initiation_is_a_session_or_one_error(raw: bytes) -> None:
     with pytest.raises(WireError):
-        accept(MachineSecret(SERVER), raw, SERVER_EPHEMERAL)
+        accept(MachineSecret(SERVER), raw, KeyPair(SERVER_EPHEMERAL))
 
 
 @given(st.binary(max_size=120) | st.binary(min_size=48, max_size=48).map(lambda raw: RESPONSE[:3] + raw))

@@ -1,31 +1,27 @@
-"""Which ChaCha20-Poly1305 the packet workers seal and open with.
+"""Which ChaCha20-Poly1305 seals and opens the many: packets of the data plane, records of control connections.
 
     aws-lc   that of AWS-LC, by `qh3`, where it is installed: half the time on a full packet, a third on a small one
     openssl  that of OpenSSL, by `cryptography`: always there
 
-`qh3` makes it for QUIC, whose nonce is a number, big-endian, over an initialisation vector. WireGuard's nonce is four
-zeros and a counter, little-endian: so the vector is zero and the number is the counter with its bytes reversed. Its
-module is not a promise of theirs, so it is used only if it seals and opens as `cryptography` does; and it is loaded
-without the package around it, which would take a quarter of a second.
+`qh3` makes it for QUIC, whose nonce is a number, big-endian, over an initialisation vector. With a vector of zeros that
+is the nonce of control connections: four zeros and a big-endian counter. WireGuard's counter is little-endian: there
+the number is the counter with its bytes reversed. It is used only if it seals and opens as `cryptography` does.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.machinery
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from gw.wire import awslc
+
 AWS_LC: Final = "aws-lc"
 OPENSSL: Final = "openssl"
-_MODULE: Final = "qh3._hazmat"
 _ZERO_IV: Final = bytes(12)
 
 
@@ -33,7 +29,7 @@ _ZERO_IV: Final = bytes(12)
 class Cipher:
     """How keys become what the packet core calls.
 
-    numbered: `seal(number, packet, b"")` with the counter's bytes reversed, else `seal(nonce, packet, None)`; `unseal`
+    numbered: `seal(number, packet, b"")`, the number being the nonce, else `seal(nonce, packet, None)`; `unseal`
     likewise. refused: what `unseal` raises for a wrong tag.
     """
 
@@ -57,7 +53,7 @@ _OPENSSL: Final = Cipher(OPENSSL, False, InvalidTag, ChaCha20Poly1305)
 @functools.cache
 def choose() -> Cipher:
     """The fastest that is here and right."""
-    module = _load()
+    module = awslc.load()
     if module is None:
         return _OPENSSL
     try:
@@ -74,31 +70,8 @@ def named(name: str) -> Cipher:
 
 
 def reversed_counter(counter: int) -> int:
-    """The number of a numbered cipher."""
+    """The number of a numbered cipher for a counter of WireGuard."""
     return int.from_bytes(counter.to_bytes(8, "little"), "big")
-
-
-def _load() -> ModuleType | None:
-    """The extension module, without the package that it lies in."""
-    known = sys.modules.get(_MODULE)
-    if known is not None:
-        return known
-    try:
-        package = importlib.util.find_spec("qh3")
-        if package is None or not package.submodule_search_locations:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec("_hazmat", package.submodule_search_locations)
-        if spec is None or spec.origin is None:
-            return None
-        spec = importlib.util.spec_from_file_location(_MODULE, spec.origin)
-        if spec is None or spec.loader is None:
-            return None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    except Exception:  # built for another system, or broken
-        return None
-    sys.modules[_MODULE] = module  # it can be loaded once a process
-    return module
 
 
 def _is_right(cipher: Cipher) -> bool:

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from cryptography.exceptions import InvalidTag
 
-from gw.engine import cipher
+from gw.wire import awslc, cipher
 
 
 class Aead:
@@ -60,7 +60,7 @@ def module(aead: type) -> ModuleType:
 def test_only_a_cipher_that_is_right_is_taken(
     monkeypatch: pytest.MonkeyPatch, found: ModuleType | None, name: str
 ) -> None:
-    monkeypatch.setattr(cipher, "_load", lambda: found)
+    monkeypatch.setattr(awslc, "load", lambda: found)
     assert cipher.choose.__wrapped__().name == name
 
 
