@@ -21,6 +21,8 @@ from gw.model.keys import DiscoKey
 
 MAX_ENDPOINTS: Final = 100
 MAX_ENDPOINT_CHARS: Final = 64  # an IPv6 address in brackets and a port have 47
+MAX_REGION: Final = (1 << 31) - 1
+MAX_CAPABILITY_VERSION: Final = (1 << 16) - 1
 MAX_SERVICES: Final = 300
 MAX_ROUTES: Final = 1000
 MAX_TEXT: Final = 256
@@ -91,8 +93,13 @@ def _good(service: Service) -> bool:
 
 
 def _clean(service: Service) -> Service:
-    text = service.description
-    return msgspec.structs.replace(service, description=text[:MAX_TEXT].replace("\0", ""))
+    proto, text = service.proto.replace("\0", ""), service.description[:MAX_TEXT].replace("\0", "")
+    return msgspec.structs.replace(service, proto=proto, description=text)
+
+
+def clean_region(number: int) -> int:
+    """A relay region, 0 for what is none: clients on 32 bits cannot read a larger number, nor anything beside it."""
+    return number if 0 < number <= MAX_REGION else 0
 
 
 def same_for_peers(old: Hostinfo, new: Hostinfo) -> bool:

@@ -21,6 +21,7 @@ from gw.state.trail import Trail
 SECRET_FIELDS: Final = frozenset({"hash", "schema", "revision"})
 SERVER: Final = "server"
 HAND_EDIT: Final = "hand edit"
+_NOT_ADMINISTRATORS: Final = ("machine ", "anybody ", "oidc ")  # the last: a person who connects a device of their own
 
 _actor: ContextVar[str] = ContextVar("gw_actor", default=SERVER)
 
@@ -41,8 +42,8 @@ def actor() -> str:
 
 
 def is_administrative(name: str) -> bool:
-    """Whether a person with rights is behind it, rather than a machine, the policy, an editor or the server itself."""
-    return name not in (SERVER, "policy", HAND_EDIT) and not name.startswith(("machine ", "anybody "))
+    """Whether an administrator is behind it, not a machine or its owner, the policy, an editor or the server."""
+    return name not in (SERVER, "policy", HAND_EDIT) and not name.startswith(_NOT_ADMINISTRATORS)
 
 
 @final

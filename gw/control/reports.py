@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, final
 
 import msgspec
 
-from gw.control.claims import clean_disco_key, clean_endpoints, clean_hostinfo, same_for_peers
+from gw.control.claims import (
+    MAX_CAPABILITY_VERSION,
+    clean_disco_key,
+    clean_endpoints,
+    clean_hostinfo,
+    clean_region,
+    same_for_peers,
+)
 from gw.control.records import Change, ChangeKind, NodeRecord
 from gw.model.hostinfo import Hostinfo
 from gw.model.node import PeerChange
@@ -52,7 +59,7 @@ class Reports:
             if hostinfo != node.hostinfo:  # most say what they said before, and that was cleaned
                 whole = self._observe_hostinfo(node, clean_hostinfo(hostinfo))
             report = node.hostinfo.net_info
-            if home_derp is None and report is not None and report.preferred_derp:
+            if home_derp is None and report is not None:
                 home_derp = report.preferred_derp
         if endpoints is not None:
             clean = clean_endpoints(endpoints)
@@ -62,10 +69,12 @@ class Reports:
             key = clean_disco_key(disco_key)
             if key and key != node.disco_key:
                 node.disco_key = patch.disco_key = key
-        if home_derp is not None and home_derp > 0 and home_derp != node.home_derp:
-            node.home_derp = patch.derp_region = home_derp
-        if cap is not None and cap != node.cap:
-            node.cap = patch.cap = cap
+        region = clean_region(home_derp or 0)
+        if region and region != node.home_derp:
+            node.home_derp = patch.derp_region = region
+        version = None if cap is None else min(max(cap, 0), MAX_CAPABILITY_VERSION)
+        if version is not None and version != node.cap:
+            node.cap = patch.cap = version
         if whole:
             self._tailnet.republish(node)
         elif patch != PeerChange(node_id=node.id):

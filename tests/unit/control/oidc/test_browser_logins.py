@@ -12,9 +12,11 @@ import pytest
 from joserfc import jwk
 
 from gw.control import accounts, enrolment
+from gw.control.events import acting_as
 from gw.control.oidc.logins import LIFETIME_S, MAX_FOR_ONE_DEVICE, Attempt, Tickets
 from gw.control.oidc.routes import read_secret_file
 from gw.control.pending import LIFETIME_S as PENDING_S
+from gw.control.undo import Undo, describe
 from gw.errors import AuthRequired, ConfigError, GwError
 from gw.policy.reader import read_policy
 
@@ -27,6 +29,17 @@ async def test_a_person_connects_a_device(scene: Any) -> None:
     assert [event.event for event in scene.world.events] == ["user-created", "node-registered"]
     assert scene.world.events[-1].actor == "oidc ann@example.org"
     assert len(scene.logins._attempts) == len(scene.logins._confirmations) == 0
+
+
+async def test_a_login_is_no_change_of_an_administrator_and_undo_leaves_it_alone(scene: Any) -> None:
+    tailnet = scene.world.tailnet
+    undo = Undo(tailnet)
+    with acting_as("root (uid 0)"):
+        await accounts.create_user(tailnet, "zed")
+    node = await scene.log_in()
+    with acting_as("root (uid 0)"):
+        assert describe(await undo.undo()) == ["user zed: removed"]
+    assert tailnet.roster.has(node)
 
 
 async def test_what_the_provider_is_asked(make_scene: Any) -> None:
