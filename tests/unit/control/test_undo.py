@@ -187,7 +187,7 @@ async def test_settings_come_back_unless_they_were_changed_since(admin: Admin, t
     (tmp_path / "config.toml").write_text('server_url = "http://mesh.test"  # kept\n')
     await admin.does(change_settings(admin.tailnet, {"dns.magic": False}))
     assert not admin.tailnet.config.dns.magic
-    assert await admin.takes_back() == ["config: dns.magic = True"]
+    assert await admin.takes_back() == ["config: dns.magic = true"]
     assert admin.tailnet.config.dns.magic
     assert "# kept" in (tmp_path / "config.toml").read_text()
 
