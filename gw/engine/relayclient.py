@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self, final
 
 from gw.engine.relaydial import open_derp, probe_latency
-from gw.errors import GwError, NotFound, StateError, WireError
+from gw.errors import GwError, NotFound, NotRunning, StateError, WireError
 from gw.model.derpmap import DERPMap, DERPNode, DERPRegion
 from gw.model.keys import NodeKey, NodeSecret
 from gw.wire.derp.buckets import MIN_BURST_BYTES, Bucket
@@ -314,6 +314,12 @@ class _Line:
                     backoff = FIRST_BACKOFF_S
                 pause = max(asked, backoff * (0.5 + random.random()))
                 backoff = min(2 * backoff, MAX_BACKOFF_S)
+            except NotRunning as error:  # UDP passes: the relay is gone, or restarts
+                turn += 1
+                failures = 0
+                log.info("relay region %d over QUIC: %s", self.region, error.message)
+                pause = backoff * (0.5 + random.random())
+                backoff = min(2 * backoff, MAX_BACKOFF_S)
             except GwError as error:
                 turn += 1
                 failures += 1
@@ -350,6 +356,8 @@ class _Line:
             if not was_up:
                 self._events.connected(self.region)
             await line.serve()
+            if line.is_refused:
+                raise NotRunning("the relay has gone")
             code, reason = line.end or (0, "closed")
             log.info("relay region %d over QUIC ended: %s", self.region, reason or hex(code))
             return self._quic_pause

@@ -1,4 +1,4 @@
-"""Reaching a relay: TCP, TLS with a name or a pinned certificate, and the upgrade to DERP.
+"""Reaching a relay: TCP, TLS with a name or a pinned certificate, and the upgrade to DERP; where it speaks QUIC.
 
 Ref: spec relay-and-path §1.4; tailscale derp/derphttp
 """
@@ -20,6 +20,7 @@ from gw.net.tcp import Streams, connect
 
 PIN_PREFIX: Final = "sha256-raw:"
 UPGRADE_S: Final = 10.0
+RESOLVE_S: Final = 5.0
 MAX_HEAD_BYTES: Final = 16 << 10
 _META_NAME: Final = re.compile(rb"derpkey([0-9a-f]{64})")
 
@@ -115,6 +116,23 @@ async def _connect(node: DERPNode) -> Streams:
             writer.close()
             raise GwError(f"relay `{node.host_name}` shows another certificate than the relay map pins")
     return reader, writer
+
+
+async def udp_address(node: DERPNode) -> tuple[socket.AddressFamily, Any]:
+    """Where a relay speaks QUIC: the family, and the address as sockets of it have it. Raises GwError."""
+    for family, text in ((socket.AF_INET, node.ipv4), (socket.AF_INET6, node.ipv6)):
+        if is_literal(family, text):
+            return family, (text, node.quic_port)
+    families = [family for family, text in ((socket.AF_INET, node.ipv4), (socket.AF_INET6, node.ipv6)) if not text]
+    try:
+        async with asyncio.timeout(RESOLVE_S):
+            found = await asyncio.get_running_loop().getaddrinfo(node.host_name, node.quic_port, type=socket.SOCK_DGRAM)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise GwError(f"cannot look up relay `{node.host_name}`: {error}") from error
+    for family, _, _, _, address in found:
+        if family in families:
+            return socket.AddressFamily(family), address
+    raise GwError(f"the relay map rules out all addresses of `{node.host_name}`")
 
 
 def is_literal(family: socket.AddressFamily, text: str) -> bool:

@@ -21,10 +21,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, final
 
+from gw.engine.refusals import ASK_S, Refusals
 from gw.engine.relayclient import Tickets
-from gw.engine.relaydial import PIN_PREFIX, is_literal
+from gw.engine.relaydial import PIN_PREFIX, udp_address
 from gw.engine.throttle import Throttle
-from gw.errors import GwError, TimedOut, WireError
+from gw.errors import GwError, NotRunning, TimedOut, WireError
 from gw.model.derpmap import DERPNode
 from gw.model.keys import NodeKey, NodeSecret
 from gw.net.trains import TrainSocket
@@ -53,7 +54,6 @@ TRAINS_A_TURN: Final = 16
 EARLY_BYTES: Final = 600  # larger ones do not fit beside the ClientHello
 MAX_EARLY: Final = 32
 GONE_S: Final = 0.2  # for the packet that closes
-RESOLVE_S: Final = 5.0
 
 
 @final
@@ -102,6 +102,8 @@ class QuicLine:
         self._priority: deque[tuple[NodeKey, bytes]] = deque(maxlen=PRIORITY_PACKETS)
         self._data: deque[tuple[NodeKey, bytes]] = deque(maxlen=QUEUE_PACKETS)
         self._throttle = Throttle()
+        self._refusals = Refusals()
+        self.is_refused = False  # whether the host says that no relay is there
         self._unproven: list[Any] = []  # tickets that came before the relay's proof
         self._connected = asyncio.Event()
         self._ended = asyncio.Event()
@@ -117,7 +119,7 @@ class QuicLine:
         """Until the relay has let us in. Raises GwError."""
         if not 0 < self._node.quic_port < 65536:
             raise GwError(f"relay `{self._node.host_name}`: no UDP port is {self._node.quic_port}")
-        address = await self._resolve()
+        address = await udp_address(self._node)
         try:
             self._begin(address)
         except ValueError as error:  # a name that TLS cannot say
@@ -127,6 +129,8 @@ class QuicLine:
                 await self._connected.wait()
         except TimeoutError:
             raise TimedOut(f"no answer from relay `{self.name}` over QUIC") from None
+        if self.is_refused:
+            raise NotRunning(f"no relay at UDP port `{self.name}`")
         if self.end is not None:
             raise GwError(f"relay `{self.name}` ends the QUIC connection: {self.end[1] or hex(self.end[0])}")
 
@@ -193,22 +197,6 @@ class QuicLine:
 
     # Inside
 
-    async def _resolve(self) -> tuple[socket.AddressFamily, Any]:
-        node = self._node
-        for family, text in ((socket.AF_INET, node.ipv4), (socket.AF_INET6, node.ipv6)):
-            if is_literal(family, text):
-                return family, (text, node.quic_port)
-        families = [family for family, text in ((socket.AF_INET, node.ipv4), (socket.AF_INET6, node.ipv6)) if not text]
-        try:
-            async with asyncio.timeout(RESOLVE_S):
-                found = await self._loop.getaddrinfo(node.host_name, node.quic_port, type=socket.SOCK_DGRAM)
-        except (OSError, TimeoutError, ValueError) as error:
-            raise GwError(f"cannot look up relay `{node.host_name}`: {error}") from error
-        for family, _, _, _, address in found:
-            if family in families:
-                return socket.AddressFamily(family), address
-        raise GwError(f"the relay map rules out all addresses of `{node.host_name}`")
-
     def _begin(self, target: tuple[socket.AddressFamily, Any]) -> None:
         family, address = target
         try:
@@ -218,6 +206,7 @@ class QuicLine:
         except OSError as error:
             raise GwError(f"no UDP socket: {error.strerror}") from error
         self._socket = TrainSocket(channel)
+        self._socket.hear_refusals()
         self._address = address
         node = self._node
         self._pin = node.cert_name.removeprefix(PIN_PREFIX).lower() if node.cert_name.startswith(PIN_PREFIX) else ""
@@ -269,11 +258,28 @@ class QuicLine:
                 train, segment, source = channel.receive()
             except BlockingIOError:
                 break
-            except OSError:  # an ICMP message of some earlier packet
+            except OSError as error:  # an ICMP message of some earlier packet
+                channel.forget_refusals()
+                if isinstance(error, ConnectionRefusedError):
+                    self._refused(link)
                 continue
             if source[:2] == self._address[:2]:
                 link.receive(train, segment, self._address, self._loop.time())
         self._schedule()
+
+    def _refused(self, link: Link) -> None:
+        """The host says that nobody listens: ask, and believe it when it is said again."""
+        now = self._loop.time()
+        if not link.is_up or self._refusals.refused(link.heard_at, link.rtt_s, now):
+            self.is_refused = True
+            link.abandon("no relay is there")
+        elif self._refusals.may_ask(now):
+            self._loop.call_later(ASK_S, self._ask_again)
+
+    def _ask_again(self) -> None:
+        if self._link is not None and not self._link.is_closed:
+            self._link.nudge()
+            self._schedule()
 
     def _schedule(self) -> None:
         if not self._is_scheduled and self._socket is not None:

@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, final
 
 from gw.net.udp import BUFFER_BYTES, SO_RCVBUFFORCE, SO_SNDBUFFORCE, SOL_UDP, UDP_GRO, UDP_SEGMENT
@@ -21,6 +22,8 @@ REFUSED_TRAINS: Final = 3  # so many, and no more are tried
 IP_MTU_DISCOVER: Final = 10
 IP_PMTUDISC_PROBE: Final = 3
 IPV6_MTU_DISCOVER: Final = 23
+IP_RECVERR: Final = 11
+IPV6_RECVERR: Final = 25
 _NOT_HERE: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
 
 
@@ -46,6 +49,18 @@ class TrainSocket:
             self._set(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IP_PMTUDISC_PROBE)
         self.gro = self._set(SOL_UDP, UDP_GRO, 1)
         self.gso = self._set(SOL_UDP, UDP_SEGMENT, 0)
+
+    def hear_refusals(self) -> None:
+        """From now on `receive` raises ConnectionRefusedError where a host says that nobody listens at a port there."""
+        self._set(socket.IPPROTO_IP, IP_RECVERR, 1)
+        if self.channel.family == socket.AF_INET6:
+            self._set(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+
+    def forget_refusals(self) -> None:
+        """Take what the kernel keeps of them: it makes the descriptor readable."""
+        with suppress(OSError):
+            while True:
+                self.channel.recvmsg(1, 512, socket.MSG_ERRQUEUE)
 
     def _set(self, level: int, option: int, value: int) -> bool:
         try:
