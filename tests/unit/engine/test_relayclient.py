@@ -30,6 +30,7 @@ class Brief:
     """A QUIC connection that lets in and ends at once."""
 
     words: Sequence[object] = ()
+    is_refused = False
     is_early_accepted = False
     is_silent = False
     end = None
