@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -21,6 +22,7 @@ from .tunnels import tunnels
 pytestmark = [needs_namespaces(), pytest.mark.timeout(900)]
 
 KILL_EVERY_S = 2.3  # more than five deaths in ten seconds would be taken for workers that cannot live
+BACK_S: Final = 1.0
 
 # A steady flow: 32 KiB every 10 ms until the time is over; the server tells what came, and the longest silence.
 FLOW_SERVER = """
@@ -44,6 +46,28 @@ while time.monotonic() < end:
     c.sendall(data); seen.update(data); size += len(data)
     time.sleep(0.01)
 print(json.dumps({'size': size, 'digest': seen.hexdigest()}))
+"""
+# A beat of one datagram every 5 ms: the longest pause between two arrivals after a kill is how long nothing passed.
+BEAT_CATCHER = """
+import json, socket, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(('100.64.9.2', 7002))
+print('ready', flush=True)
+came = []
+while s.recv(100) != b'end':
+    came.append(time.monotonic())
+print(json.dumps(came))
+"""
+BEAT = """
+import socket, sys, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+end = time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end:
+    s.sendto(b'beat', ('100.64.9.2', 7002))
+    time.sleep(0.005)
+for _ in range(5):
+    s.sendto(b'end', ('100.64.9.2', 7002))
+    time.sleep(0.1)
 """
 # Datagrams from port 51820 on the cable, by virtio_net_hdr, which says how a train is cut. A line on stdin ends it.
 LISTENER = """
@@ -99,16 +123,23 @@ def run_with_kills(folder: Path, kills: int, lanes: int) -> None:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
 
-        with python("one", LISTENER) as listener, python("two", FLOW_SERVER) as server:
-            assert listener.stdin and listener.stdout and server.stdout
-            assert listener.stdout.readline() == server.stdout.readline() == "ready\n"
-            with python("one", FLOW_CLIENT, str(kills * KILL_EVERY_S + 3)) as client:
+        with (
+            python("one", LISTENER) as listener,
+            python("two", FLOW_SERVER) as server,
+            python("two", BEAT_CATCHER) as catcher,
+        ):
+            assert listener.stdin and listener.stdout and server.stdout and catcher.stdout
+            assert {each.stdout.readline() for each in (listener, server, catcher)} == {"ready\n"}
+            length_s = str(kills * KILL_EVERY_S + 3)
+            killed: list[float] = []
+            with python("one", FLOW_CLIENT, length_s) as client, python("one", BEAT, length_s):
                 assert client.stdout
                 time.sleep(1)
                 victims = itertools.cycle(
                     [(end, name) for name in ends["one"].ask("stats")["health"]["workers"] for end in ("one", "two")]
                 )
                 for end, name in itertools.islice(victims, kills):
+                    killed.append(time.monotonic())
                     ends[end].ask(f"kill {name}")
                     time.sleep(KILL_EVERY_S)
                 # what was taken once, or was sealed for a keypair that is gone, is taken from nobody
@@ -121,6 +152,7 @@ def run_with_kills(folder: Path, kills: int, lanes: int) -> None:
                 )
                 sent = json.loads(client.stdout.read())
             got = json.loads(server.stdout.read())
+            beats: list[float] = json.loads(catcher.stdout.read())
             after = ends["one"].ask("stats")
             listener.stdin.write("end\n")
             listener.stdin.flush()
@@ -135,7 +167,14 @@ def run_with_kills(folder: Path, kills: int, lanes: int) -> None:
         assert refused >= len(json.loads(kept)) > 5, (refused, after)
         assert after["sessions"] > kills // 4, after
         assert set(after["health"]["workers"]) == set(before["health"]["workers"])
-        print(f"{kills} kills, {seen}, longest silence {got['silence']:.2f} s, {refused} replays refused")
+        gaps = list(itertools.pairwise(beats))  # one clock: both ends are on this machine
+        back = sorted(max(b - a for a, b in gaps if at < b and a < at + KILL_EVERY_S) for at in killed)
+        middle, worst = back[len(back) // 2], back[-1]
+        assert middle < BACK_S, back
+        print(
+            f"{kills} kills, {seen}, packets pass again after {middle:.2f} s, at worst {worst:.2f} s; "
+            f"longest silence of the flow {got['silence']:.2f} s, {refused} replays refused"
+        )
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
