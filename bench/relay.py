@@ -7,6 +7,9 @@ Each figure is measured at one relay, then at the other, in turn, round after ro
 rounds' ratios, a value the median of the values. CPU is that of the relay's processes alone, user and system.
 
     GWRELAY_WORKERS=2   run ours with so many processes
+    DERP_LOAD=PROGRAM   a load of Tailscale's own client code: rows ending in "stock clients" are by it at both relays,
+                        and QUIC is compared with derper under it. PROGRAM takes -addr HOST:PORT -pairs N -size BYTES
+                        -window PACKETS -secs N; it prints `start`, `end` and JSON: packets, gbps, pps, p50us, p99us
 """
 
 from __future__ import annotations
@@ -33,11 +36,13 @@ from gw.native import COMPILED
 HERE: Final = Path(__file__).resolve().parent
 OUT: Final = HERE / "out"
 LOAD: Final = HERE / "loadgen" / "derpclients.py"
+MAX_STOCK_PAIRS: Final = 16  # beyond that the load takes the cores that the relays need
 QUIC_LOAD: Final = HERE / "loadgen" / "quicclients.py"
 MAX_QUIC_CLIENTS: Final = 1000  # a handshake costs both ends a millisecond and more
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 START_S: Final = 30.0
 QUIC: Final = "gwrelay over QUIC"
+STOCK: Final = ", stock clients"
 GWRELAY: Final = "from gw.commands.gwrelay import main; main()"
 
 
@@ -120,15 +125,19 @@ def relays(stack: ExitStack, folder: Path, workers: int) -> list[Relay]:
             "-hostname", "127.0.0.1", "-stun=false", "-http-port", "-1", "-c", str(folder / "derper.key"),
         ]  # fmt: skip
         found.append(stack.enter_context(running("derper", theirs, port, folder)))
+    if os.environ.get("DERP_LOAD"):
+        stock = Path(os.environ["DERP_LOAD"])
+        tls = [each for each in found if each.name != QUIC]
+        found += [Relay(each.name + STOCK, each.port, each.process, stock) for each in tls]
     return found
 
 
 def load(relay: Relay, *words: str) -> dict[str, float]:
     """Run the load; what it printed, and the relay's CPU a packet in `cpu_us`."""
-    process = subprocess.Popen(
-        [sys.executable, "-P", str(relay.load), *words, "--port", str(relay.port)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-P", str(relay.load), *words, "--port", str(relay.port)]
+    if relay.name.endswith(STOCK):
+        command = [str(relay.load), "-addr", f"127.0.0.1:{relay.port}", *stock_words(words)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdin is not None
     marks = []
@@ -137,6 +146,8 @@ def load(relay: Relay, *words: str) -> dict[str, float]:
             sys.exit(f"error: the load at {relay.name} failed")
         marks.append(relay.cpu_s())
     result: dict[str, float] = json.loads(process.stdout.readline())
+    if "p50us" in result:
+        result |= {"p50_us": result["p50us"], "p99_us": result["p99us"]}
     if words[0] == "idle":
         time.sleep(1)
         result["memory"] = relay.memory()
@@ -179,6 +190,8 @@ def measure(chosen: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             is_heavy = words[0] == "idle" or "16384" in words
             for _ in range(1 if is_heavy else chosen.rounds):
                 for end in ends:
+                    if end.name.endswith(STOCK) and (words[0] == "idle" or pairs_of(words) > MAX_STOCK_PAIRS):
+                        continue
                     fitting = fit_quic(words) if end.name == QUIC else words
                     before = end.memory()
                     result = load(end, *fitting)
@@ -186,30 +199,47 @@ def measure(chosen: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                         count = int(fitting[fitting.index("--connected") + 1])
                         result["client_kb"] = (result["memory"] - before) / count / 1024
                     found[end.name].append(result)
-        for figure, unit, better, kind in [(*each, kind) for kind in ("gwrelay", QUIC) for each in wanted]:
+        kinds = {"gwrelay": "", QUIC: ", over QUIC", "gwrelay" + STOCK: STOCK}
+        stock = "derper" + STOCK
+        for figure, unit, better, kind in [(*each, kind) for kind in kinds if found.get(kind) for each in wanted]:
+            if any(figure not in each for each in found[kind]):
+                continue
             ours = [each[figure] for each in found[kind]]
-            suffix = ", over QUIC" if kind == QUIC else ""
+            suffix = kinds[kind]
+            against = stock if found.get(stock) and kind != "gwrelay" else "derper"
             row: dict[str, Any] = {
                 "name": f"{name}{suffix}: {figure}", "unit": unit, "ours": statistics.median(ours), "better": better,
             }  # fmt: skip
-            if kind == QUIC and "derper" not in found:
+            if kind == QUIC and not found.get("derper"):
                 theirs = [each[figure] for each in found["gwrelay"]]
                 ratios = [one / other for one, other in zip(ours, theirs, strict=True) if other]
                 row |= {
                     "rival": "gwrelay over TLS", "rival_value": statistics.median(theirs),
                     "ratio": statistics.median(ratios or [0.0]),
                 }  # fmt: skip
-            if "derper" in found:
-                theirs = [each[figure] for each in found["derper"]]
+            if found.get(against):
+                theirs = [each[figure] for each in found[against]]
                 ratios = [one / other for one, other in zip(ours, theirs, strict=True) if other]
                 row |= {
-                    "rival": "derper", "rival_value": statistics.median(theirs),
+                    "rival": against, "rival_value": statistics.median(theirs),
                     "ratio": statistics.median(ratios or [0.0]),
                 }  # fmt: skip
             rows.append(row)
             rival = f"  {row['rival']} {row['rival_value']:.4g}  ratio {row['ratio']:.2f}" if "rival" in row else ""
             print(f"{row['name']:<42} {row['ours']:.4g} {unit}{rival}", flush=True)
     return rows
+
+
+def pairs_of(words: list[str]) -> int:
+    return int(words[words.index("--active") + 1]) if "--active" in words else 1
+
+
+def stock_words(words: list[str]) -> list[str]:
+    """The same for `$DERP_LOAD`."""
+    seconds = words[words.index("--seconds") + 1]
+    size = words[words.index("--size") + 1] if "--size" in words else "1400"
+    one = ["-window", "1"] if words[0] == "ping" else []
+    return ["-pairs", str(pairs_of(words)), "-size", size, *one, "-secs", f"{float(seconds):.0f}"]
 
 
 def fit_quic(words: list[str]) -> list[str]:
