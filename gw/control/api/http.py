@@ -17,6 +17,7 @@ import binascii
 import logging
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, Final, final
 
 import msgspec
@@ -62,11 +63,17 @@ class _Refused(GwError):
 
 
 class ErrorShape(msgspec.Struct):
-    """An error of version 1. code: gRPC's number; details: our own id of the kind, and what to try."""
+    """An error of version 1, for clients of Headscale up to 0.29 and, in its last three fields, from 0.30 on.
+
+    code: gRPC's number; details: our own id of the kind, and what to try. Ref: RFC 9457
+    """
 
     code: int
     message: str
     details: list[dict[str, str]]
+    title: str
+    status: int
+    detail: str
 
 
 class ErrorShapeV2(msgspec.Struct, omit_defaults=True):
@@ -194,5 +201,5 @@ def _error(error: GwError, is_v2: bool) -> Response:
         shape: msgspec.Struct = ErrorShapeV2(error.message, status, data)
     else:
         detail = {"@type": ERROR_TYPE, "code": error.code, **({"hint": error.hint} if error.hint else {})}
-        shape = ErrorShape(code, error.message, [detail])
+        shape = ErrorShape(code, error.message, [detail], HTTPStatus(status).phrase, status, error.message)
     return Response(msgspec.json.encode(shape), status, headers, "application/json")

@@ -69,6 +69,7 @@ class KeyV2(msgspec.Struct, rename="camel"):
     expires: str | msgspec.UnsetType
     revoked: str | msgspec.UnsetType
     invalid: bool
+    expiry_seconds: int | msgspec.UnsetType = _UNSET
     user_id: str | msgspec.UnsetType = _UNSET
     capabilities: Capabilities | msgspec.UnsetType = _UNSET
     scopes: list[str] | msgspec.UnsetType = _UNSET
@@ -103,6 +104,7 @@ def _auth_shape(call: Call, key: PreauthKeyDoc, text: str | None = None) -> KeyV
         expires=time_shape(key.expiration) or _UNSET,
         revoked=(time_shape(key.expiration) or _UNSET) if key.revoked else _UNSET,
         invalid=is_over or key.revoked or (key.used and not key.reusable),
+        expiry_seconds=_lifetime_s(key),
         user_id=str(owner.id) if owner else _UNSET,
         capabilities=Capabilities(Devices(Create(key.reusable, key.ephemeral, key.preapproved, key.tags))),
     )
@@ -119,9 +121,15 @@ def _api_shape(call: Call, key: ApiKeyDoc, text: str | None = None) -> KeyV2:
         expires=time_shape(key.expiration) or _UNSET,
         revoked=_UNSET,
         invalid=is_over,
+        expiry_seconds=_lifetime_s(key),
         scopes=key.scopes,
         tags=key.tags,
     )
+
+
+def _lifetime_s(key: PreauthKeyDoc | ApiKeyDoc) -> int | msgspec.UnsetType:
+    """From its making to its end; nothing for a key that does not end."""
+    return _UNSET if key.expiration is None else max(0, round((key.expiration - key.created).total_seconds()))
 
 
 async def list_keys(call: Call) -> Answer:

@@ -30,6 +30,7 @@ class SettingsV2(msgspec.Struct, rename="camel"):
     regional_routing_on: bool
     posture_identity_collection_on: bool
     acls_externally_managed_on: bool
+    acls_external_link: str
     https_enabled: bool
 
 
@@ -45,6 +46,7 @@ class SettingsChange(msgspec.Struct, rename="camel"):
     regional_routing_on: bool | UnsetType = UNSET
     posture_identity_collection_on: bool | UnsetType = UNSET
     acls_externally_managed_on: bool | UnsetType = UNSET
+    acls_external_link: str | UnsetType = UNSET
     https_enabled: bool | UnsetType = UNSET
 
 
@@ -60,6 +62,7 @@ def settings_shape(tailnet: Tailnet) -> SettingsV2:
         regional_routing_on=False,
         posture_identity_collection_on=False,
         acls_externally_managed_on=False,
+        acls_external_link="",
         https_enabled=False,
     )
 

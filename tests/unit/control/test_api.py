@@ -117,7 +117,8 @@ async def test_whoever_has_no_key_is_told_in_headscales_shape(api: Client, heade
     answer = await api("GET", "/api/v1/node", authorization=header)
     assert answer.status == 401
     assert answer.json["code"] == 16
-    assert list(answer.json) == ["code", "message", "details"]
+    assert list(answer.json) == ["code", "message", "details", "title", "status", "detail"]
+    assert (answer.json["title"], answer.json["status"]) == ("Unauthorized", 401)
     assert "bearer" in answer.headers["www-authenticate"].lower()
 
 
