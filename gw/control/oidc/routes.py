@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from datetime import UTC, datetime, timedelta
@@ -26,7 +27,7 @@ from starlette.routing import Route
 from gw.control import enrolment, pages
 from gw.control.enrolment import Lifetime
 from gw.control.events import acting_as
-from gw.control.oidc.answers import failure, page, shown
+from gw.control.oidc.answers import HEADERS, failure, page, shown
 from gw.control.oidc.identity import Identity, admit
 from gw.control.oidc.logins import LIFETIME_S, RANDOM_BYTES, Attempt, Confirmation, Ticket, Tickets, cookie_name
 from gw.control.oidc.people import settle_user
@@ -48,6 +49,7 @@ MAX_FORM_BYTES: Final = 4096
 MAX_CODE_CHARS: Final = 4096
 WATCH_S: Final = 30.0
 MAX_WATCH_S: Final = 600.0
+_TYPED: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}", re.ASCII)  # an id that a shell reads as one word
 AGAIN: Final = "Start again on the device: `gw up`, or `tailscale up`."
 
 
@@ -115,8 +117,10 @@ class BrowserLogins:
     async def begin(self, request: Request) -> Response:
         auth_id = request.path_params["auth_id"]
         if not self.is_on:
+            if not _TYPED.fullmatch(auth_id):  # the page says what to type: an address must not choose the words
+                return failure("Not a login", "no device shows this address", AGAIN)
             is_check = request.url.path.startswith("/auth/")
-            return HTMLResponse(pages.ssh_check(auth_id) if is_check else pages.register(auth_id))
+            return HTMLResponse(pages.ssh_check(auth_id) if is_check else pages.register(auth_id), 200, HEADERS)
         if request.method != "GET":
             return PlainTextResponse("")
         try:

