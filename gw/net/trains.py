@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, final
 
+from gw.net.answering import Source, answering, hear_destinations
 from gw.net.udp import BUFFER_BYTES, SO_RCVBUFFORCE, SO_SNDBUFFORCE, SOL_UDP, UDP_GRO, UDP_SEGMENT
 
 RECEIVE_BYTES: Final = 65536
+CONTROL_BYTES: Final = 128
 MAX_SEGMENTS: Final = 64
 MAX_TRAIN_BYTES: Final = 65000
 REFUSED_TRAINS: Final = 3  # so many, and no more are tried
@@ -37,6 +39,7 @@ class TrainSocket:
         self.channel: Final = channel
         self._refused = 0  # trains in a row whose datagrams went out one by one
         self.unsent = 0  # datagrams that the kernel had no room for
+        self._hears_destinations = False
         self.gro = False
         self.gso = gso
         if shared:
@@ -49,6 +52,10 @@ class TrainSocket:
             self._set(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IP_PMTUDISC_PROBE)
         self.gro = self._set(SOL_UDP, UDP_GRO, 1)
         self.gso = self._set(SOL_UDP, UDP_SEGMENT, 0)
+
+    def answer_from_where_asked(self) -> None:
+        """From now on `receive` gives addresses to which `send` sends from where their datagram came in."""
+        self._hears_destinations = hear_destinations(self.channel)
 
     def hear_refusals(self) -> None:
         """From now on `receive` raises ConnectionRefusedError where a host says that nobody listens at a port there."""
@@ -81,11 +88,13 @@ class TrainSocket:
 
     def receive(self) -> tuple[bytes, int, Any]:
         """Datagrams of one sender, their size (the last may be shorter), the sender. Raises OSError."""
-        data, ancillary, _, source = self.channel.recvmsg(RECEIVE_BYTES, 64)
+        data, ancillary, _, source = self.channel.recvmsg(RECEIVE_BYTES, CONTROL_BYTES)
         segment = len(data)
         for level, kind, value in ancillary:
             if level == SOL_UDP and kind == UDP_GRO and len(value) >= 2:
                 segment = int.from_bytes(value[:4], sys.byteorder)
+        if self._hears_destinations:
+            source = answering(source, ancillary)
         return data, segment or len(data), source
 
     def send(self, packets: Sequence[tuple[bytes, Any]]) -> int:
@@ -110,11 +119,13 @@ class TrainSocket:
                         break
             try:
                 if end - at > 1:
-                    segment = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", size))]
-                    self.channel.sendmsg([packet for packet, _ in packets[at:end]], segment, 0, target)
+                    control = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", size))]
+                    if type(target) is Source:
+                        control += target.control
+                    self.channel.sendmsg([packet for packet, _ in packets[at:end]], control, 0, target)
                     self._refused = 0
                 else:
-                    self.channel.sendto(first, target)
+                    self._send_one(first, target)
             except BlockingIOError:
                 self.unsent += end - at
             except OSError as error:
@@ -130,7 +141,7 @@ class TrainSocket:
         size = len(data)
         if size <= segment:
             try:
-                self.channel.sendto(data, target)
+                self._send_one(data, target)
             except BlockingIOError:
                 self.unsent += 1
             except OSError:
@@ -138,7 +149,10 @@ class TrainSocket:
             return
         if self.gso and size <= MAX_TRAIN_BYTES and -(-size // segment) <= MAX_SEGMENTS:
             try:
-                self.channel.sendmsg([data], [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", segment))], 0, target)
+                control = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", segment))]
+                if type(target) is Source:
+                    control += target.control
+                self.channel.sendmsg([data], control, 0, target)
                 self._refused = 0
                 return
             except BlockingIOError:
@@ -149,12 +163,18 @@ class TrainSocket:
                     return
         self.send([(data[at : at + segment], target) for at in range(0, size, segment)])
 
+    def _send_one(self, packet: bytes, target: Any) -> None:
+        if type(target) is Source:
+            self.channel.sendmsg([packet], target.control, 0, target)
+        else:
+            self.channel.sendto(packet, target)
+
     def _send_singly(self, train: Sequence[tuple[bytes, Any]]) -> int:
         """A train was refused: for its target or its size, or because trains are not possible here."""
         failed = 0
         for packet, target in train:
             try:
-                self.channel.sendto(packet, target)
+                self._send_one(packet, target)
             except BlockingIOError:
                 self.unsent += 1
             except OSError as error:

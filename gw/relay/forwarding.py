@@ -65,8 +65,8 @@ class Transport(Protocol):
     """Clients that are no connections of the plane's own; its descriptor is attached."""
 
     def __len__(self) -> int: ...
-    def counts(self) -> tuple[int, int, int, int, int, int]:
-        """Connections now, begun, resumed, moved, rejected; packets over the limit."""
+    def counts(self) -> tuple[int, ...]:
+        """Connections now, begun, resumed, moved, rejected; packets over the limit; protocol broken; defects met."""
 
     def decide(self, now: float) -> None:
         """Admission learned something."""
@@ -466,7 +466,7 @@ class Plane:
 
     def quic_counts(self) -> tuple[int, ...]:
         """The sums of `Transport.counts`."""
-        return tuple(map(sum, zip((0,) * 6, *(each.counts() for each in self.transports), strict=True)))
+        return tuple(map(sum, zip((0,) * 8, *(each.counts() for each in self.transports), strict=True)))
 
     def admit_address(self, host: str) -> bool:
         """Whether one more client may come from there, the rate of new ones apart."""

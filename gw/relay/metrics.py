@@ -51,6 +51,8 @@ _METRICS: Final = (
     ("quic_moves_total", "counter", "Times a client over QUIC went on from another address."),
     ("quic_rejected_total", "counter", "Handshakes over QUIC that were refused: too many, or too fast."),
     ("quic_packets_limited_total", "counter", "Packets over QUIC dropped by their sender's token bucket."),
+    ("quic_faults_total", "counter", "Connections over QUIC that broke the protocol."),
+    ("quic_broken_total", "counter", "Connections over QUIC ended by a defect of the relay, which its log tells."),
     ("quic_links", "gauge", "Links to other relays over QUIC."),
     ("peer_relay_pairs", "gauge", "Pairs of nodes that have a UDP relay endpoint."),
     ("peer_relay_allocations_total", "counter", "UDP relay endpoints allocated."),

@@ -479,9 +479,12 @@ class QuicPort:
 
     # For the plane
 
-    def counts(self) -> tuple[int, int, int, int, int, int]:
-        """Connections now, begun, resumed, moved, rejected; packets over the limit."""
-        return len(self._all), self.accepted, self.resumed, self.moves, self.rejected, self.limited
+    def counts(self) -> tuple[int, ...]:
+        """Connections now, begun, resumed, moved, rejected; packets over the limit; protocol broken; defects met."""
+        return (
+            len(self._all), self.accepted, self.resumed, self.moves, self.rejected, self.limited, self.faults,
+            self.broken,
+        )  # fmt: skip
 
     def decide(self, now: float) -> None:
         """Admission learned something."""

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 MAX_EARLY_BYTES: Final = 64 << 10  # of the control stream, before the handshake is over
 MAX_EARLY_PACKETS: Final = 64
+MAX_DEBT_S: Final = 5.0  # of a client whose control stream used up its bucket: its packets are dropped so long
 EARLY_ECHOES: Final = 8  # answers to probes of a client that has not proven its node key
 TRANSPORT_CODES: Final = 0x200  # errors below are of QUIC and TLS (RFC 9000 §20.1)
 
@@ -206,7 +207,11 @@ class QuicSession:
     def _feed(self, data: bytes, now: float) -> None:
         if not self._said_hello:
             self._hello()
-        is_over = self.tokens is not None and self.tokens.spend(len(data), now) > 0
+        debt_s = self.tokens.spend(len(data), now) if self.tokens is not None else 0.0
+        if debt_s > MAX_DEBT_S:
+            self.link.close(frames.FLOODING, "more on the control stream than the rate limit allows")
+            return
+        is_over = debt_s > 0
         for kind, body in self._reader.feed(data):
             if self._talk is not None:
                 self._talk.frame_untrusted(kind, body, now)

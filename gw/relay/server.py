@@ -171,9 +171,9 @@ class Relaying:
         reset_key = hashlib.sha256(b"ghostwire relay reset" + self._secret.raw).digest()
         new_cid = random_cid if share.workers == 1 else worker_cid(share.slot, share.workers)
         gate = Gate(self._quic_settings(self._settings), reset_key, new_cid)
-        return QuicPort(
-            TrainSocket(channel), self.reception, self._secret, self.plane, gate, reset_key, fast=fast_path_works()
-        )
+        wire = TrainSocket(channel)
+        wire.answer_from_where_asked()
+        return QuicPort(wire, self.reception, self._secret, self.plane, gate, reset_key, fast=fast_path_works())
 
     def _link_over_quic(self, port: QuicPort, settings: Settings) -> None:
         """Other relays may link here over QUIC, and we with them."""

@@ -12,12 +12,14 @@ from typing import Final, final
 
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
+from gw.net.answering import answering, hear_destinations
 from gw.relay.peerrelay import PeerRelay
 from gw.wire import stun
 from gw.wire.quic.demux import Kind, kind_of
 
 DATAGRAMS_A_TURN: Final = 64
 MAX_REQUEST_BYTES: Final = 9216
+CONTROL_BYTES: Final = 128
 
 
 @final
@@ -26,6 +28,7 @@ class StunSocket:
 
     def __init__(self, channel: socket.socket) -> None:
         channel.setblocking(False)
+        hear_destinations(channel)
         self._channel = channel
         self.peers: PeerRelay | None = None
         self.requests = 0
@@ -38,14 +41,15 @@ class StunSocket:
         """Answer what is there; garbage gets no answer."""
         for _ in range(DATAGRAMS_A_TURN):
             try:
-                datagram, source = self._channel.recvfrom(MAX_REQUEST_BYTES)
+                datagram, ancillary, _, sender = self._channel.recvmsg(MAX_REQUEST_BYTES, CONTROL_BYTES)
+                source = answering(sender, ancillary)
                 if self.peers is not None and kind_of(datagram) is Kind.GENEVE:
                     for data, _, target in self.peers.feed(datagram, len(datagram), source, time.monotonic()):
-                        self._channel.sendto(data, target)
+                        self._channel.sendmsg([data], target.control, 0, target)
                     continue
                 tx_id = stun.decode_request(datagram)
                 address = AddrPort.of(source[0].partition("%")[0], source[1])
-                self._channel.sendto(stun.encode_answer(tx_id, address), source)
+                self._channel.sendmsg([stun.encode_answer(tx_id, address)], source.control, 0, source)
                 self.requests += 1
             except BlockingIOError:
                 return

@@ -41,6 +41,7 @@ NO_AUTH: Final = 0x101
 NOT_ALLOWED: Final = 0x102
 BROKEN: Final = 0x103  # the other side broke the protocol
 RESTARTING: Final = 0x104
+FLOODING: Final = 0x105  # far more than the rate limit allows
 
 _TO_CLIENT: Final = frozenset(
     {HELLO, AUTH_OK, FLOW_STATE, LIMITS, OBSERVED_ADDR, derp.KEEP_ALIVE, derp.PEER_GONE, derp.PING, derp.PONG,

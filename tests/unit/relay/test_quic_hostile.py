@@ -19,7 +19,7 @@ from gw.relay.quicsession import EARLY_ECHOES
 from gw.wire import stun
 from gw.wire.derp.buckets import PrefixBuckets
 from gw.wire.derp.frames import encode
-from gw.wire.quic import datagrams
+from gw.wire.quic import datagrams, frames
 
 from .ends import House
 from .street import QuicGuest, Street
@@ -247,6 +247,21 @@ def test_control_frames_are_in_the_bucket() -> None:
         street.run(0.01)
     assert house.reception.pings * 13 < 30_000
     assert street.port.limited > 0
+
+
+def test_who_goes_on_flooding_the_control_stream_is_closed_with_a_word() -> None:
+    """Its debt silenced it, packets too, for as long as it would take to pay."""
+    house = House()
+    house.reception.bytes_per_second, house.reception.burst_bytes = 5_000, 20_000
+    street = Street(house)
+    guest = QuicGuest(street, 1)
+    guest.link.send_stream(encode(0x7F, bytes(40_000)))
+    street.run(1)
+    assert guest.end is None  # a debt of some seconds is paid by waiting
+    guest.link.send_stream(encode(0x7F, bytes(200_000)))
+    assert street.run(5, lambda: guest.end is not None)
+    assert guest.end == (frames.FLOODING, "more on the control stream than the rate limit allows")
+    assert len(street.port) == 0
 
 
 def test_who_sends_but_takes_nothing_is_disconnected() -> None:
