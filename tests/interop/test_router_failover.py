@@ -50,8 +50,10 @@ def eventually(wanted: Callable[[], Any], timeout_s: float = 60.0) -> Any:
 
 
 @contextmanager
-def router(folder: Path, name: str, port: int, key: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A tailscaled that is logged in and offers the subnet."""
+def router(
+    folder: Path, name: str, port: int, key: str, offer: str = f"--advertise-routes={NET}"
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A tailscaled that is logged in and offers the subnet, or something else."""
     folder.mkdir()
     socket = f"--socket={folder}/ts.sock"
     words = [os.environ["TAILSCALED"], "--tun=userspace-networking", f"--statedir={folder}", socket, "--port=0",
@@ -60,7 +62,7 @@ def router(folder: Path, name: str, port: int, key: str) -> Iterator[subprocess.
         try:
             eventually((folder / "ts.sock").exists)
             up = [os.environ["TAILSCALE"], socket, "up", f"--login-server=http://127.0.0.1:{port}", f"--auth-key={key}",
-                  f"--hostname={name}", f"--advertise-routes={NET}", "--timeout=8s"]  # fmt: skip
+                  f"--hostname={name}", offer, "--timeout=8s"]  # fmt: skip
             subprocess.run(up, capture_output=True, timeout=60)  # without a relay it may complain, and is in
             yield daemon
         finally:
@@ -110,3 +112,35 @@ def test_a_router_that_stops_answering_loses_the_subnet_and_takes_it_not_back(
         names = [each["event"] for each in gwctl("events", "-n", "100", "-e", "rout*")]
         assert names.count("router-unwell") == 1
         assert names[-1] == "router-well"
+
+
+def test_an_exit_node_is_offered_when_it_was_approved_and_no_more_when_not(
+    state: Path, port: int, tmp_path: Path
+) -> None:
+    (state / "relays" / "900.toml").write_text(RELAY)
+    (state / "policy.hujson").write_text(
+        """{"acls": [{"action": "accept", "src": ["ann@"], "dst": ["autogroup:self:*", "autogroup:internet:*"]}]}"""
+    )
+
+    def tailscale(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        argv = [os.environ["TAILSCALE"], f"--socket={tmp_path / name}/ts.sock", *words]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+
+    def offers() -> bool:
+        peers = json.loads(tailscale("laptop", "status", "--json").stdout).get("Peer") or {}
+        return any(peer["HostName"] == "exit" and peer["ExitNodeOption"] for peer in peers.values())
+
+    with ExitStack() as stack:
+        stack.enter_context(serving(state, port))
+        made = run("gwctl", "preauthkeys", "create", "-u", "ann", "--reusable", "-o", "json", state=state)
+        key = json.loads(made.stdout)["key"]
+        stack.enter_context(router(tmp_path / "exit", "exit", port, key, "--advertise-exit-node"))
+        stack.enter_context(router(tmp_path / "laptop", "laptop", port, key, "--accept-routes"))
+        eventually(lambda: "exit" in tailscale("laptop", "status").stdout)
+        assert not offers()
+        assert tailscale("laptop", "set", "--exit-node=exit").returncode != 0
+        run("gwctl", "nodes", "approve-routes", "-i", "exit", "-r", "0.0.0.0/0", state=state)
+        eventually(offers)
+        assert tailscale("laptop", "set", "--exit-node=exit").returncode == 0
+        run("gwctl", "undo", state=state)
+        eventually(lambda: not offers())

@@ -134,5 +134,22 @@ def test_our_own_node_says_that_it_waits_and_goes_on_when_it_is_approved(tmp_pat
         eventually(lambda: lab.run("ann", "ping", "-n", "-c", "1", "-W", "3", "bob"))
         lab.run(HUB, "gwctl", "nodes", "set-ip", "bob", "100.64.88.88")
         eventually(lambda: lab.run("ann", "ping", "-n", "-c", "1", "-W", "3", "100.64.88.88"))
-        lab.run(HUB, "gwctl", "nodes", "expire", "bob")
+        lab.run(HUB, "gwctl", "nodes", "rename", "bob", "nas")
+        eventually(lambda: lab.run("ann", "ping", "-n", "-c", "1", "-W", "3", "nas"))
+        lab.run(HUB, "gwctl", "nodes", "expire", "nas")
         eventually(lambda: lab.status("bob")["BackendState"] == "NeedsLogin")
+        lab.run(HUB, "gwctl", "nodes", "extend", "nas", "--for", "1h")
+        eventually(lambda: lab.status("bob")["BackendState"] == "Running")
+        lab.run(HUB, "gwctl", "nodes", "tag", "nas", "-t", "tag:web")
+        eventually(lambda: peers(lab) == [])  # nobody's own device any more
+        lab.run(HUB, "gwctl", "nodes", "delete", "nas", "--force")
+        eventually(lambda: lab.status("bob")["BackendState"] == "NeedsLogin")
+
+        user = gwctl(lab, "users", "list")[0]["name"]  # it comes back as a guest, and goes with its goodbye
+        key = gwctl(lab, "preauthkeys", "create", "-u", user, "--ephemeral", "--tags", "tag:guest")["key"]
+        (lab.state("bob") / "guest.key").write_text(key)
+        lab.run("bob", "gw", "up", "--login-server", URL, "--auth-key", f"file:{lab.state('bob') / 'guest.key'}")
+        guest: Any = eventually(named(lab, "bob"))
+        assert (guest["tags"], guest["online"]) == (["tag:guest"], True)
+        lab.run("bob", "gw", "logout")
+        eventually(lambda: named(lab, "bob")() is None)
