@@ -66,8 +66,12 @@ async def _add(
         taken = {node.name for doc in tailnet.commons.relays.values() for node in doc.nodes}
         if name in taken:
             raise Conflict(f"relay exists: `{name}`", hint=f"gwctl relays set {name}, or another --name")
-        node = checked_relay(RelayNode(name=name or _free_name(region_id, taken), region_id=region_id, **fields))
+        own = tailnet.config.relay  # of a gwrelay beside this server: it enters itself by this name and region
+        reserved = {*taken, own.node_name or f"{own.region_id}a"}
+        node = checked_relay(RelayNode(name=name or _free_name(region_id, reserved), region_id=region_id, **fields))
         if before is None:
+            if region_id == own.region_id:
+                code, region_name = code or own.region_code, region_name or own.region_name
             code = check_code(tailnet, region_id, code or f"r{region_id}")
             after = RelayRegionDoc(
                 region_id=region_id, code=code, name=check_region_name(region_name or code), nodes=[node]

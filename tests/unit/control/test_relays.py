@@ -62,33 +62,33 @@ async def test_a_relay_is_durable_visible_and_told(world: Any) -> None:
 
 async def test_every_change_of_the_map_is_taken_back(world: Any, undo: Undo) -> None:
     steps = (
-        ("POST", "", {"regionId": 900, "hostName": "a.example.org"}, "removed"),
-        ("POST", "", {"regionId": 900, "hostName": "b.example.org"}, "900b removed"),
-        ("PATCH", "/900/nodes/900b", {"derpPort": 8443}, "900b.derpport = 0"),
-        ("PATCH", "/900", {"code": "here"}, "code = 'r900'"),
-        ("DELETE", "/900/nodes/900a", {}, "900a brought back"),
-        ("DELETE", "/900", {}, "brought back"),
+        ("POST", "", {"regionId": 910, "hostName": "a.example.org"}, "removed"),
+        ("POST", "", {"regionId": 910, "hostName": "b.example.org"}, "910b removed"),
+        ("PATCH", "/910/nodes/910b", {"derpPort": 8443}, "910b.derpport = 0"),
+        ("PATCH", "/910", {"code": "here"}, "code = 'r910'"),
+        ("DELETE", "/910/nodes/910a", {}, "910a brought back"),
+        ("DELETE", "/910", {}, "brought back"),
     )
     seen: list[Any] = []
     for method, path, body, _ in steps:
-        seen.append(world.tailnet.commons.relays.get(900))
+        seen.append(world.tailnet.commons.relays.get(910))
         await call(world, method, path, **body)
     for *_, said in reversed(steps):
         with acting_as("root (uid 0)"):
             (line,) = describe(await undo.undo())
         assert line.endswith(said)
-        before, now = seen.pop(), world.tailnet.commons.relays.get(900)
+        before, now = seen.pop(), world.tailnet.commons.relays.get(910)
         if before is None:
-            assert now is None and ("relay", 900) not in world.store.documents
+            assert now is None and ("relay", 910) not in world.store.documents
         else:
             assert msgspec.structs.replace(now, revision=before.revision) == before
-            assert world.store.documents["relay", 900] == now
+            assert world.store.documents["relay", 910] == now
     assert [each.event for each in world.events][-2:] == ["relay-removed", "change-undone"]
 
 
 async def test_a_change_that_something_was_built_on_is_not_taken_back(world: Any, undo: Undo) -> None:
-    await call(world, "POST", "", regionId=900, name="one", hostName="a.example.org")
-    await call(world, "DELETE", "/900")
+    await call(world, "POST", "", regionId=910, name="one", hostName="a.example.org")
+    await call(world, "DELETE", "/910")
     world.tailnet.commons.set_relay(
         901, RelayRegionDoc(region_id=901, code="x", name="x", nodes=[relays.RelayNode(name="one", host_name="c.d")])
     )
@@ -101,21 +101,21 @@ async def test_a_change_that_something_was_built_on_is_not_taken_back(world: Any
     [
         ({"regionId": 0, "hostName": "a.b"}, "not a region"),
         ({"regionId": 1 << 31, "hostName": "a.b"}, "not a region"),
-        ({"regionId": 900}, "not a host"),
-        ({"regionId": 900, "hostName": "a..b"}, "not a host"),
-        ({"regionId": 900, "hostName": "a b"}, "not a host"),
-        ({"regionId": 900, "hostName": "300.1.1.1"}, "not a host"),
-        ({"regionId": 900, "hostName": "x" * 64}, "not a host"),
-        ({"regionId": 900, "hostName": "a.b", "name": "é"}, "not a relay's name"),
-        ({"regionId": 900, "hostName": "a.b", "ipv4": "::1"}, "not an ipv4 address"),
-        ({"regionId": 900, "hostName": "a.b", "ipv6": "x"}, "not an ipv6 address"),
-        ({"regionId": 900, "hostName": "a.b", "derpPort": 65536}, "not a port"),
-        ({"regionId": 900, "hostName": "a.b", "stunPort": -2}, "not a STUN port"),
-        ({"regionId": 900, "hostName": "a.b", "certName": "sha256-raw:00"}, "not the name of a certificate"),
-        ({"regionId": 900, "hostName": "a.b", "quicPort": 3478}, "QUIC needs"),
-        ({"regionId": 900, "hostName": "a.b", "relayKey": "00", "quicPort": 1}, "not the key"),
-        ({"regionId": 900, "hostName": "a.b", "regionCode": "1"}, "not a region's code"),
-        ({"regionId": 900, "hostName": "a.b", "regionName": "a\nb"}, "not a region's name"),
+        ({"regionId": 910}, "not a host"),
+        ({"regionId": 910, "hostName": "a..b"}, "not a host"),
+        ({"regionId": 910, "hostName": "a b"}, "not a host"),
+        ({"regionId": 910, "hostName": "300.1.1.1"}, "not a host"),
+        ({"regionId": 910, "hostName": "x" * 64}, "not a host"),
+        ({"regionId": 910, "hostName": "a.b", "name": "é"}, "not a relay's name"),
+        ({"regionId": 910, "hostName": "a.b", "ipv4": "::1"}, "not an ipv4 address"),
+        ({"regionId": 910, "hostName": "a.b", "ipv6": "x"}, "not an ipv6 address"),
+        ({"regionId": 910, "hostName": "a.b", "derpPort": 65536}, "not a port"),
+        ({"regionId": 910, "hostName": "a.b", "stunPort": -2}, "not a STUN port"),
+        ({"regionId": 910, "hostName": "a.b", "certName": "sha256-raw:00"}, "not the name of a certificate"),
+        ({"regionId": 910, "hostName": "a.b", "quicPort": 3478}, "QUIC needs"),
+        ({"regionId": 910, "hostName": "a.b", "relayKey": "00", "quicPort": 1}, "not the key"),
+        ({"regionId": 910, "hostName": "a.b", "regionCode": "1"}, "not a region's code"),
+        ({"regionId": 910, "hostName": "a.b", "regionName": "a\nb"}, "not a region's name"),
     ],
 )
 async def test_what_a_client_could_not_read_never_gets_in(world: Any, body: dict[str, Any], said: str) -> None:
@@ -125,34 +125,40 @@ async def test_what_a_client_could_not_read_never_gets_in(world: Any, body: dict
 
 
 async def test_names_and_codes_are_of_one_relay_and_one_region(world: Any) -> None:
-    await call(world, "POST", "", regionId=900, regionCode="a", name="one", hostName="a.example.org")
+    await call(world, "POST", "", regionId=910, regionCode="a", name="one", hostName="a.example.org")
     for body in (
         {"regionId": 901, "name": "one", "hostName": "b.example.org"},
         {"regionId": 901, "regionCode": "a", "hostName": "b.example.org"},
-        {"regionId": 900, "regionCode": "b", "hostName": "b.example.org"},
+        {"regionId": 910, "regionCode": "b", "hostName": "b.example.org"},
     ):
         with pytest.raises(Conflict):
             await call(world, "POST", "", **body)
-    for method, path in (("PATCH", "/7"), ("DELETE", "/7"), ("DELETE", "/900/nodes/x"), ("PATCH", "/900/nodes/x")):
+    for method, path in (("PATCH", "/7"), ("DELETE", "/7"), ("DELETE", "/910/nodes/x"), ("PATCH", "/910/nodes/x")):
         with pytest.raises(NotFound):
             await call(world, method, path)
-    assert in_map(world) == {900: ["one"]}
+    assert in_map(world) == {910: ["one"]}
+
+
+async def test_the_place_of_a_relay_beside_the_server_stays_free(world: Any) -> None:
+    """gwrelay enters itself as `900a`; a relay elsewhere by that name would be overwritten."""
+    made = (await call(world, "POST", "", regionId=900, hostName="a.example.org"))["region"]
+    assert (made["code"], made["name"], made["nodes"][0]["name"]) == ("gw", "GhostWire", "900b")
 
 
 async def test_changing_nothing_is_no_event(world: Any) -> None:
-    await call(world, "POST", "", regionId=900, hostName="a.example.org")
+    await call(world, "POST", "", regionId=910, hostName="a.example.org")
     told = len(world.events)
-    await call(world, "PATCH", "/900/nodes/900a", hostName="a.example.org")
-    await call(world, "PATCH", "/900", code="r900")
+    await call(world, "PATCH", "/910/nodes/910a", hostName="a.example.org")
+    await call(world, "PATCH", "/910", code="r910")
     assert len(world.events) == told
 
 
 async def test_the_list_tells_where_a_region_comes_from(make_world: Any) -> None:
     text = b'{"derpMap": {"Regions": {"902": {"RegionID": 902, "RegionCode": "p", "Nodes": []}}}}'
     world = make_world(read_policy(text))
-    await call(world, "POST", "", regionId=900, hostName="a.example.org")
+    await call(world, "POST", "", regionId=910, hostName="a.example.org")
     listed = (await call(world, "GET", ""))["regions"]
-    assert [(each["regionId"], each["source"]) for each in listed] == [(900, "relays"), (902, "policy")]
+    assert [(each["regionId"], each["source"]) for each in listed] == [(910, "relays"), (902, "policy")]
     with pytest.raises(NotFound) as raised:
         await call(world, "DELETE", "/902")
     assert "policy" in str(raised.value.hint)
@@ -161,7 +167,7 @@ async def test_the_list_tells_where_a_region_comes_from(make_world: Any) -> None
 async def test_a_failed_disk_changes_nothing(world: Any) -> None:
     world.store.broken = True
     with pytest.raises(GwError, match="no space"):
-        await call(world, "POST", "", regionId=900, hostName="a.example.org")
+        await call(world, "POST", "", regionId=910, hostName="a.example.org")
     assert in_map(world) == {}
 
 
@@ -170,7 +176,7 @@ def elsewhere() -> Iterator[Path]:
     """A state directory that belongs to somebody else."""
     with tempfile.TemporaryDirectory(prefix="gw-test-") as name:
         root = Path(name)
-        folder = document_path(root, "relay", 900).parent
+        folder = document_path(root, "relay", 910).parent
         folder.mkdir(mode=0o555)
         root.chmod(0o755)
         user = os.geteuid()
@@ -189,5 +195,5 @@ async def test_a_folder_that_is_not_the_servers_is_said_before_anything_is_promi
     """A document that can never reach its file would hold up the settling of all that follow."""
     world.tailnet.folder = elsewhere
     with pytest.raises(PermissionNeeded, match="may not write"):
-        await call(world, "POST", "", regionId=900, hostName="a.example.org")
+        await call(world, "POST", "", regionId=910, hostName="a.example.org")
     assert not world.store.documents
