@@ -304,6 +304,10 @@ class QuicLine:
                 for each in self._client.wrap(peer, datagram, link.limit):
                     link.send(each)
             packets += link.poll(now)
+        said = self._client.data_to_send()  # numbers for peers that packets went to
+        if said:
+            link.send_stream(said)
+            packets += link.poll(now)
         if packets:
             self._sent_at = now
             channel.send(packets)

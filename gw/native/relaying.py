@@ -46,12 +46,20 @@ LINK_QUEUE_PACKETS: Final = 4096
 OUT_BYTES: Final = 512 << 10  # more than this is not put out in one turn
 LINK_OUT_BYTES: Final = 4 << 20
 
+DATAGRAM_BY_NUMBER: Final = 0x00
 DATAGRAM_BY_KEY: Final = 0x01
+DATAGRAM_FORWARD_BY_NUMBER: Final = 0x05
 DATAGRAM_FORWARD: Final = 0x07
 DATAGRAM_HEAD_BYTES: Final = 34  # frame type, kind, key
+FLOW_HEAD_BYTES: Final = 5  # frame type, kind, number
+FORWARD_FLOW_HEAD_BYTES: Final = 8
+FLOW_AFTER: Final = 8  # packets with a key, before it gets a number
+MAX_COUNTED: Final = 512
 
 _RECV_HEAD: Final = b"\x05"
 _DATAGRAM_HEAD: Final = b"0\x01"
+_FLOW_HEAD: Final = b"0\x00"
+_FORWARD_FLOW_HEAD: Final = b"0\x05"
 _DATAGRAM_FORWARD_HEAD: Final = b"0\x07"
 _FORWARD_HEAD: Final = b"\x0a"
 
@@ -128,6 +136,10 @@ class Port:
         self.hears_flow: bool = False  # its client understands FLOW_STATE
         self.is_crowded: bool = False  # in `Switch.crowded`, or looked after by whom that gave it to
         self.crowd: dict[bytes, int] = {}  # sources whose packets had to wait → how many of them were dropped
+        self.keys: dict[bytes, bytes] = {}  # by flow number, of datagrams that it sends
+        self.numbers: dict[bytes, bytes] = {}  # by key, flow numbers for datagrams to it
+        self.numberless: dict[bytes, int] = {}  # key → packets to it that had to carry the key
+        self.wants: list[bytes] = []  # keys that should have a number
         self.out: list[bytes] = []
         self.out_bytes: i64 = 0
         self.queue: FairQueue | None = None
@@ -246,7 +258,7 @@ class Switch:
 
     def feed_datagrams(self, port: Port, frames: list[bytes]) -> tuple[list[bytes], list[tuple[int, bytes]]]:
         """Take QUIC datagrams of a client: 0x30, 0x01, 32 destination, packet; of another relay: 0x30, 0x07, 32 source,
-        32 destination, packet. Forward them.
+        32 destination, packet; or with numbers of 3 bytes for keys, 0x00 and 0x05. Forward them.
 
         Returns datagrams of other kinds, and what `feed` would return.
         """
@@ -259,19 +271,34 @@ class Switch:
             size: i64 = len(frame)
             self.bytes_received += size
             if is_link:
-                if size >= DATAGRAM_HEAD_BYTES + KEY_BYTES and frame[1] == DATAGRAM_FORWARD:
+                if size >= FORWARD_FLOW_HEAD_BYTES and frame[1] == DATAGRAM_FORWARD_BY_NUMBER:
+                    source = port.keys.get(frame[2:5])
+                    target = port.keys.get(frame[5:FORWARD_FLOW_HEAD_BYTES])
+                    if source is None or target is None:
+                        self.dropped_unknown_forwarded += 1
+                    else:
+                        self.forwarded(port, source + target, frame[FORWARD_FLOW_HEAD_BYTES:])
+                elif size >= DATAGRAM_HEAD_BYTES + KEY_BYTES and frame[1] == DATAGRAM_FORWARD:
                     self._forwarded(port, _FORWARD_HEAD + _u32(size - 2) + frame[2:])
                 else:
                     others.append(frame)
                 continue
-            if size < DATAGRAM_HEAD_BYTES or frame[1] != DATAGRAM_BY_KEY:
+            head: i64
+            if size >= FLOW_HEAD_BYTES and frame[1] == DATAGRAM_BY_NUMBER:
+                named = port.keys.get(frame[2:FLOW_HEAD_BYTES])
+                if named is None:
+                    self.dropped_unknown += 1
+                    continue
+                destination = named
+                head = FLOW_HEAD_BYTES
+            elif size >= DATAGRAM_HEAD_BYTES and frame[1] == DATAGRAM_BY_KEY:
+                destination = frame[2:DATAGRAM_HEAD_BYTES]
+                head = DATAGRAM_HEAD_BYTES
+            else:
                 others.append(frame)
                 continue
-            destination = frame[2:DATAGRAM_HEAD_BYTES]
             self.packets_received += 1
-            if not self.forward(port, destination, frame[DATAGRAM_HEAD_BYTES:]) and is_disco(
-                frame, DATAGRAM_HEAD_BYTES, size
-            ):
+            if not self.forward(port, destination, frame[head:]) and is_disco(frame, head, size):
                 control.append((NOT_HERE, destination))
         return others, control
 
@@ -286,15 +313,19 @@ class Switch:
             size: i64 = len(frame)
             if size == 0:
                 continue
+            self.bytes_sent += size
             kind: i64 = frame[0]
             if kind != RECV_PACKET and kind != FORWARD_PACKET:
                 control.append(frame)
+                continue
+            named = self._numbered(port, frame, kind == FORWARD_PACKET)
+            if named and len(named) - 1 <= limit:
+                small.append(named)
             elif size - HEADER_BYTES + 1 <= limit:
                 head = _DATAGRAM_HEAD if kind == RECV_PACKET else _DATAGRAM_FORWARD_HEAD
                 small.append(head + frame[HEADER_BYTES:])
             else:
                 large.append(frame[HEADER_BYTES:])
-            self.bytes_sent += size
         port.out.clear()
         port.out_bytes = 0
         port.is_listed = False
@@ -322,6 +353,33 @@ class Switch:
         self.dropped_unknown += 1
         self.dropped_bytes += len(packet)
         return False
+
+    def _numbered(self, port: Port, frame: bytes, is_forward: bool) -> bytes:
+        """A packet as a datagram with flow numbers, b"" where its keys have none yet."""
+        source = frame[HEADER_BYTES : HEADER_BYTES + KEY_BYTES]
+        number = port.numbers.get(source)
+        if number is None:
+            self._numberless(port, source)
+        if not is_forward:
+            if number is None:
+                return b""
+            return _FLOW_HEAD + number + frame[HEADER_BYTES + KEY_BYTES :]
+        destination = frame[HEADER_BYTES + KEY_BYTES : HEADER_BYTES + 2 * KEY_BYTES]
+        other = port.numbers.get(destination)
+        if other is None:
+            self._numberless(port, destination)
+        if number is None or other is None:
+            return b""
+        return _FORWARD_FLOW_HEAD + number + other + frame[HEADER_BYTES + 2 * KEY_BYTES :]
+
+    def _numberless(self, port: Port, key: bytes) -> None:
+        counts = port.numberless
+        count = counts.get(key, 0) + 1
+        if count == 1 and len(counts) >= MAX_COUNTED:
+            counts.clear()
+        counts[key] = count
+        if count == FLOW_AFTER:
+            port.wants.append(key)
 
     def forwarded(self, port: Port, keys: bytes, packet: bytes) -> None:
         """A packet of another relay that came in parts. keys: 32 source, 32 destination."""

@@ -35,7 +35,7 @@ STOCK_OVERHEAD_BYTES: Final = 33  # with the frame's length
 BATCHES_A_POLL: Final = 4
 LOOK_S: Final = 0.02  # how long the stock timer may lie behind while the fast path sends
 PROBE_SIZES: Final = (
-    1346,
+    1349,
     1400,
     1452,
 )  # UDP payloads worth knowing: the usual tunnel packet, PPPoE and the like, Ethernet

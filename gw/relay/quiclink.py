@@ -113,7 +113,7 @@ class QuicLink:
         if not proves_mesh(self._reception, claim, bind, own, self._relay):
             raise WireError("no proof of the mesh key")
         self.stage = Stage.UP
-        self._talk = MeshTalk(self._reception, self.port, self.link, self._relay, now)
+        self._talk = MeshTalk(self._reception, self.port, self.link, self._outflow, self._relay, now)
         logger.info("link to %s over QUIC is up", self.source)
 
     def datagrams(self, batch: list[bytes], now: float) -> None:

@@ -16,10 +16,12 @@ from typing import Final, final
 from gw.errors import WireError
 from gw.native.relaying import Port
 from gw.quic.link import Link
+from gw.relay.quicoutflow import Outflow
 from gw.relay.session import Attendance, Reception
 from gw.wire.derp import frames as derp
 from gw.wire.quic import auth, frames
 from gw.wire.quic.datagrams import Joiner
+from gw.wire.quic.flows import MAX_MESH_FLOWS
 
 ASK_S: Final = 1.0
 DEAD_S: Final = 2.5
@@ -42,11 +44,15 @@ def mesh_claim(
 class MeshTalk:
     """Begin it when the proofs are done; `look` at the time it gives, `leave` at the end."""
 
-    def __init__(self, reception: Reception, port: Port, link: Link, relay: bytes, now: float) -> None:
+    def __init__(
+        self, reception: Reception, port: Port, link: Link, outflow: Outflow, relay: bytes, now: float
+    ) -> None:
         """relay: key of the one at the other end."""
         self._reception = reception
         self._port = port
         self._link = link
+        self._outflow = outflow
+        outflow.flows.limit = MAX_MESH_FLOWS
         self._attendance = Attendance(reception, port, now)
         self._joiner = Joiner(between_relays=True)
         self._asked_at = now
@@ -62,6 +68,8 @@ class MeshTalk:
         presence = self._reception.presence
         if kind == derp.PEER_PRESENT:
             presence.learn(self._port, derp.decode_present(body)[0])
+        elif kind in frames.FLOW_FRAMES:
+            self._outflow.flow_untrusted(kind, body)
         elif kind == derp.PEER_GONE:
             if len(body) < derp.KEY_BYTES:
                 raise WireError("peer gone without a key")

@@ -13,6 +13,7 @@ from gw.native.relaying import Port, Switch
 from gw.quic.link import Link
 from gw.wire.quic import frames
 from gw.wire.quic.datagrams import KEY_BYTES, encode_packet
+from gw.wire.quic.flows import Flows
 
 MAX_UNSENT_BYTES: Final = 16 << 10  # of the control stream; above it pings are not answered
 DEAF_S: Final = 2.0  # who sends, and takes nothing of what waits for it
@@ -50,6 +51,7 @@ class Outflow:
         self._switch = switch
         self._port = port
         self._link = link
+        self.flows: Final = Flows(port.numbers, port.keys)
         self._packets_wait, self._control_waits = _Patience(), _Patience()
         self._parts = 0
         self.patient_until = NEVER  # when it is closed, if it takes nothing until then
@@ -68,6 +70,10 @@ class Outflow:
             switch.set_aside(port)
             return
         small, control, large = switch.take_datagrams(port, link.limit)
+        if port.wants:
+            if link.unsent <= MAX_UNSENT_BYTES:
+                control += b"".join(map(self.flows.want, port.wants))
+            port.wants.clear()
         if control:
             link.send_stream(control)
         if small:
@@ -77,6 +83,13 @@ class Outflow:
             self._parts += 1
             for part in encode_packet(packet[:head], packet[head:], link.limit, self._parts):
                 link.send(part)
+
+    def flow_untrusted(self, kind: int, body: bytes) -> None:
+        """A FLOW_OPEN, FLOW_OK or FLOW_CLOSE of the other end. Raises WireError. Who takes no answers gets none."""
+        if self._link.unsent <= MAX_UNSENT_BYTES:
+            answer = self.flows.frame_untrusted(kind, body)
+            if answer:
+                self._link.send_stream(answer)
 
     def poured(self) -> None:
         """Where nothing waits in the link any more, what the queues hold goes out next."""

@@ -220,6 +220,8 @@ class QuicSession:
             elif self._attendance is None:
                 if self.stage is Stage.AUTH:
                     raise WireError("frame before auth")
+            elif kind in frames.FLOW_FRAMES:
+                self._outflow.flow_untrusted(kind, body)
             elif kind == derp.PING:
                 if not 8 <= len(body) <= relaying.MAX_PING_BYTES:
                     raise WireError("ping of a strange length")
@@ -264,7 +266,7 @@ class QuicSession:
         self.link.send_stream(derp.encode(frames.AUTH_OK, sealed))
         self.stage = Stage.UP
         self._reader = frames.mesh_reader()  # it says nothing more before our answer
-        self._talk = MeshTalk(reception, self.port, self.link, relay, now)
+        self._talk = MeshTalk(reception, self.port, self.link, self._outflow, relay, now)
 
     # Admission
 

@@ -17,7 +17,16 @@ from gw.model.keys import NodeKey, NodeSecret
 from gw.wire.derp import frames as derp
 from gw.wire.derp.client import Connected, Event, Health, PeerGone, Pong, Received, Restarting, peer_relay_key
 from gw.wire.quic import auth, frames
-from gw.wire.quic.datagrams import DATA_KEY, FRAG_KEY, Joiner, decode_packet, encode_packet
+from gw.wire.quic.datagrams import (
+    DATA,
+    DATA_KEY,
+    FLOW_HEAD_BYTES,
+    FRAG_KEY,
+    Joiner,
+    decode_packet,
+    encode_packet,
+)
+from gw.wire.quic.flows import Counter, Flows
 from gw.wire.x25519 import public_key
 
 __all__ = ["Connected", "FlowState", "Health", "Observed", "PeerGone", "Pong", "Received", "RelayClient", "Restarting"]
@@ -56,6 +65,10 @@ class RelayClient:
         self._joiner = Joiner()
         self._out: list[bytes] = []
         self._parts = 0
+        self._numbers: dict[bytes, bytes] = {}  # by key, for packets to it
+        self._keys: dict[bytes, bytes] = {}  # by number, of packets from it
+        self._flows = Flows(self._numbers, self._keys)
+        self._by_key = Counter()
         self._bind = b""
         self._at_ms = 0
         self._has_said_who = False
@@ -91,6 +104,11 @@ class RelayClient:
 
     def wrap(self, destination: NodeKey, packet: bytes, limit: int) -> list[bytes]:
         """The datagrams of a packet; none where it does not fit."""
+        number = self._numbers.get(destination.raw)
+        if number is not None and FLOW_HEAD_BYTES + len(packet) <= limit:
+            return [b"\0" + number + packet]
+        if self.is_connected and self._by_key.is_due(destination.raw):
+            self._out.append(self._flows.want(destination.raw))
         self._parts += 1
         return encode_packet(destination.raw, packet, limit, self._parts)
 
@@ -100,9 +118,13 @@ class RelayClient:
         if not self.is_connected:
             return received
         for frame in batch:
-            kind = frame[1] if len(frame) > 1 else 0
+            kind = frame[1] if len(frame) > 1 else -1
             try:
-                if kind == DATA_KEY:
+                if kind == DATA and len(frame) > FLOW_HEAD_BYTES:
+                    source = self._keys.get(frame[2 : 1 + FLOW_HEAD_BYTES])
+                    if source is not None:
+                        received.append(Received(NodeKey(source), frame[1 + FLOW_HEAD_BYTES :]))
+                elif kind == DATA_KEY:
                     key, packet = decode_packet(frame[1:])
                     received.append(Received(NodeKey(key), packet))
                 elif kind == FRAG_KEY:
@@ -128,6 +150,8 @@ class RelayClient:
                 continue
             elif not self.is_connected:
                 raise WireError("a word before the proof of the relay's key")
+            elif kind in frames.FLOW_FRAMES:
+                self._out.append(self._flows.frame_untrusted(kind, body))
             elif kind == frames.FLOW_STATE:
                 receiver, *rest = frames.decode_flow_state(body)
                 events.append(FlowState(NodeKey(receiver), *rest))
@@ -138,6 +162,7 @@ class RelayClient:
             elif kind == derp.PEER_GONE:
                 if len(body) < derp.KEY_BYTES:
                     raise WireError("peer gone without a key")
+                self._out.append(self._flows.forget(body[:32]))
                 events.append(PeerGone(NodeKey(body[:32]), body[32] if len(body) > 32 else 0))
             elif kind == derp.PING and len(body) >= 8:
                 self._out.append(derp.encode(derp.PONG, body[:8]))

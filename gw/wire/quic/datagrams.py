@@ -1,5 +1,7 @@
 """Datagrams of `gw-relay/1` and `gw-peer/1`: packets by key, in two parts where the path is narrow, and probes.
 
+    0x00 DATA        3 flow number | packet                    once the number is confirmed (`flows`)
+    0x05 FWD         3 number of the source | 3 number of the destination | packet
     0x01 DATA_KEY    32 key | packet                           to the relay the destination's, from it the source's
     0x06 FRAG_KEY    32 key | u16 id | u8 index << 4 | count | part
     0x07 FWD_KEY     32 source | 32 destination | packet       between relays
@@ -18,6 +20,7 @@ from typing import Final, final
 
 from gw.errors import WireError
 
+DATA: Final = 0x00
 DATA_KEY: Final = 0x01
 FRAG_KEY: Final = 0x06
 FWD_KEY: Final = 0x07
@@ -30,6 +33,7 @@ HEARTBEAT: Final = 0x12
 
 KEY_BYTES: Final = 32
 DATA_HEAD_BYTES: Final = 33
+FLOW_HEAD_BYTES: Final = 4
 FRAG_HEAD_BYTES: Final = 36
 PROBE_BYTES: Final = 13
 MAX_PARTS: Final = 2

@@ -22,6 +22,9 @@ AUTH_S: Final = 5.0  # from the handshake until the node key is proven
 HELLO: Final = 0x40  # relay → client: u8 version, 32 relay key, u32 features
 AUTH: Final = 0x41  # client → relay: 32 node key, 24 nonce, box
 AUTH_OK: Final = 0x42  # relay → client: 24 nonce, box
+FLOW_OPEN: Final = 0x43  # sender of datagrams: 3 number, 32 key
+FLOW_OK: Final = 0x44  # receiver: 3 number
+FLOW_CLOSE: Final = 0x45  # either: 3 number, 1 reason
 FLOW_STATE: Final = 0x46  # relay → sender: u8 state, u32 kB/s, u32 packets dropped, 32 key of the receiver
 LIMITS: Final = 0x47  # relay → client: u32 kB/s, u32 burst kB, u32 packets/s; 0 = none
 OBSERVED_ADDR: Final = 0x48  # relay → client: 16 address, 2 port
@@ -44,13 +47,15 @@ RESTARTING: Final = 0x104
 FLOODING: Final = 0x105  # far more than the rate limit allows
 
 _TO_CLIENT: Final = frozenset(
-    {HELLO, AUTH_OK, FLOW_STATE, LIMITS, OBSERVED_ADDR, derp.KEEP_ALIVE, derp.PEER_GONE, derp.PING, derp.PONG,
-     derp.HEALTH, derp.RESTARTING}
+    {HELLO, AUTH_OK, FLOW_OPEN, FLOW_OK, FLOW_CLOSE, FLOW_STATE, LIMITS, OBSERVED_ADDR, derp.KEEP_ALIVE,
+     derp.PEER_GONE, derp.PING, derp.PONG, derp.HEALTH, derp.RESTARTING}
 )  # fmt: skip
-_TO_RELAY: Final = frozenset({AUTH, derp.NOTE_PREFERRED, derp.PING, derp.PONG})
+_TO_RELAY: Final = frozenset({AUTH, FLOW_OPEN, FLOW_OK, FLOW_CLOSE, derp.NOTE_PREFERRED, derp.PING, derp.PONG})
 _BETWEEN_RELAYS: Final = frozenset(
-    {HELLO, AUTH_OK, FLOW_STATE, derp.PEER_PRESENT, derp.PEER_GONE, derp.WATCH_CONNS, derp.CLOSE_PEER}
-)
+    {HELLO, AUTH_OK, FLOW_OPEN, FLOW_OK, FLOW_CLOSE, FLOW_STATE, derp.PEER_PRESENT, derp.PEER_GONE, derp.WATCH_CONNS,
+     derp.CLOSE_PEER}
+)  # fmt: skip
+FLOW_FRAMES: Final = (FLOW_OPEN, FLOW_OK, FLOW_CLOSE)
 
 
 def client_reader() -> FrameReader:

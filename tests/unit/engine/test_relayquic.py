@@ -52,6 +52,8 @@ class Silent:
     def send(self, datagram: bytes) -> None:
         self.queue.append(datagram)
 
+    def send_stream(self, data: bytes) -> None: ...
+
     def poll(self, now: float) -> list[bytes]:
         out = self.queue if self.is_open else []
         self.queue = [] if self.is_open else self.queue

@@ -344,3 +344,25 @@ def _shared() -> list[Street]:
         _guests.extend(QuicGuest(_kept[0][1], number) for number in (1, 2))
         _kept[0][0].now = _kept[0][1].now
     return _kept[0]
+
+
+def test_between_relays_two_numbers_stand_for_two_keys() -> None:
+    a, b = streets = region(2)
+    link(a, b)
+    assert run(streets, 3, lambda: linked(a, b))
+    alice, bob = QuicGuest(a, 1), QuicGuest(b, 2)
+    run(streets, 0.3)
+    sent = [b"%04d" % number + os.urandom(400) for number in range(60)]
+    for packet in sent:
+        alice.send(bob.key, packet)
+        run(streets, 0.003)
+    run(streets, 0.2)
+    assert [packet for _, packet in bob.packets] == sent
+    (port,) = [each.session.port for each in b.port._all if each.session.port.is_quic]
+    assert set(port.keys.values()) == {alice.key.raw, bob.key.raw}
+    (near,) = [each.session.port for each in a.port._all if each.session.port.is_quic]
+    before = b.house.switch.dropped_unknown_forwarded
+    near.numbers[alice.key.raw] = b"\xff\xff\xff"
+    alice.send(bob.key, b"by a number that nobody opened")
+    run(streets, 0.1)
+    assert b.house.switch.dropped_unknown_forwarded == before + 1
