@@ -154,13 +154,13 @@ async def test_changing_nothing_is_no_event(world: Any) -> None:
 
 
 async def test_the_list_tells_where_a_region_comes_from(make_world: Any) -> None:
-    text = b'{"derpMap": {"Regions": {"902": {"RegionID": 902, "RegionCode": "p", "Nodes": []}}}}'
+    text = b'{"derpMap": {"Regions": {"912": {"RegionID": 912, "RegionCode": "p", "Nodes": []}}}}'
     world = make_world(read_policy(text))
     await call(world, "POST", "", regionId=910, hostName="a.example.org")
     listed = (await call(world, "GET", ""))["regions"]
-    assert [(each["regionId"], each["source"]) for each in listed] == [(910, "relays"), (902, "policy")]
+    assert [(each["regionId"], each["source"]) for each in listed] == [(910, "relays"), (912, "policy")]
     with pytest.raises(NotFound) as raised:
-        await call(world, "DELETE", "/902")
+        await call(world, "DELETE", "/912")
     assert "policy" in str(raised.value.hint)
 
 
