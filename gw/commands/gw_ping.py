@@ -21,7 +21,8 @@ def command(
     """Ping a peer and tell how the pong came: directly, from which address, or via which relay.
 
     A first pong via a relay and a later one by an address is normal: the relay carries traffic until a direct path is
-    found. If it stays on the relay, both sides are probably behind symmetric NATs or UDP is blocked.
+    found, or a `peer-relay`: UDP through a relay. If it stays on one, both sides are
+    probably behind symmetric NATs or UDP is blocked.
     """
     import time
 
@@ -50,4 +51,4 @@ def command(
     if not answered:
         raise TimedOut(f"no pong from `{peer}` in {sent} pings", hint="gw status tells whether the peer is online")
     if not direct:
-        shell.note("direct path not found: traffic goes by the relay")
+        shell.note("direct path not found: traffic goes by a relay")

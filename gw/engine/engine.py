@@ -1,6 +1,6 @@
 """The engine: tunnel, path finder, relays and netcheck as one, on one asyncio loop.
 
-    datagrams that are not WireGuard's ──> NetCheck (STUN), PathFinder (disco)
+    datagrams that are not WireGuard's ──> NetCheck (STUN), PathFinder (disco, also through UDP relays)
     PathFinder's plans ──> Tunnel          Tunnel's relayed bulk <──> RelayPool, QuicPeers
 
 What it decides it tells by `EngineEvents`; what it should know it is told by `set_…`.
@@ -34,14 +34,14 @@ from gw.engine.paths import (
     PingResult,
     PlanChanged,
     SessionStale,
-    ToUdp,
 )
 from gw.engine.pathtotals import QUIC
-from gw.engine.peerpath import NEVER
+from gw.engine.peerpath import NEVER, ToUdp, Via
 from gw.engine.quicpeers import QuicPeers, QuicView
 from gw.engine.relayclient import RelayPool, Tickets
 from gw.engine.transport import Mode
 from gw.engine.tunnel import NO_PLAN, NodeStats, PeerStats, Tunnel
+from gw.engine.viapaths import Server
 from gw.errors import GwError, NotFound, WireError
 from gw.model.addresses import AddrPort
 from gw.model.derpmap import DERPMap
@@ -50,8 +50,9 @@ from gw.model.hostinfo import NetInfo
 from gw.model.keys import DiscoKey, DiscoSecret, NodeKey, NodeSecret
 from gw.model.sendplan import SendPlan
 from gw.net.offloads import ALL, Offloads
-from gw.wire import tsmp
+from gw.wire import geneve, tsmp
 from gw.wire.disco.envelope import is_disco
+from gw.wire.quic.demux import Kind, kind_of
 
 log: Final = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class PeerConfig:
 @dataclass(frozen=True, slots=True)
 class PeerView:
     """How a peer is reached now. direct: the trusted path; latency in seconds, 0 unknown; relay: its home region; quic:
-    None where the peer does not speak it; in_quic: its data goes so."""
+    None where the peer does not speak it; in_quic: its data goes so; via: the UDP relay by which it is reached."""
 
     direct: AddrPort | None
     latency_s: float
@@ -88,16 +89,18 @@ class PeerView:
     stats: PeerStats
     quic: QuicView | None = None
     in_quic: bool = False
+    via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """The answer to a `ping`. in_quic: it went through the QUIC connection."""
+    """The answer to a `ping`. in_quic: it went through the QUIC connection; via: through a UDP relay."""
 
     latency_s: float
     endpoint: AddrPort | None
     region: int
     in_quic: bool = False
+    via: Via | None = None
 
 
 class EngineEvents(Protocol):
@@ -135,7 +138,7 @@ class Engine:
         self._events = events
         self._interfaces = interfaces
         self._tunnel = Tunnel(secret, tun_name, port, self, lanes=lanes, offloads=offloads)
-        self._paths = PathFinder(disco, node, os.urandom, self._tunnel.direct_counts)
+        self._paths = PathFinder(disco, node, os.urandom, self._tunnel.direct_counts, self._udp_relays)
         self._quic = QuicPeers(secret, node, self, mode=transport, tickets=peer_tickets)
         self._plans: dict[NodeKey, SendPlan] = {}  # the path finder's
         self._sent_plans: dict[NodeKey, SendPlan] = {}  # the tunnel's
@@ -289,10 +292,12 @@ class Engine:
             return None
         now = time.monotonic()
         direct = self._paths.direct_path(key, now)
+        via = self._paths.via(key, now)
         last = max(stats.last_rx, stats.last_tx)
         return PeerView(
-            direct[0] if direct else None, direct[1] if direct else 0.0, peer.home, now - last < 45.0, stats,
-            self._quic.view(key), self._sent_plans.get(key, NO_PLAN).quic,
+            direct[0] if direct else None, direct[1] if direct else via[1] if via else 0.0, peer.home,
+            now - last < 45.0, stats, self._quic.view(key), self._sent_plans.get(key, NO_PLAN).quic,
+            via[0] if via else None,
         )  # fmt: skip
 
     def totals(self) -> NodeStats:
@@ -331,9 +336,33 @@ class Engine:
         for datagram, source in batch:
             if is_disco(datagram):
                 self._paths.feed_udp(datagram, source, now)
+            elif kind_of(datagram) is Kind.GENEVE:
+                self._relayed_untrusted(datagram, source, now)
             elif self._netcheck.feed(datagram, now) and self._netcheck.is_running:
                 self._look_again.set()
         self._pump()
+
+    def _relayed_untrusted(self, datagram: bytes, source: AddrPort, now: float) -> None:
+        """Through a UDP relay: disco, or WireGuard that is no data."""
+        try:
+            header = geneve.decode(datagram)
+        except WireError:
+            return
+        if header.protocol == geneve.DISCO:
+            self._paths.feed_via(datagram, source, now)
+            return
+        peer = self._paths.via_at(source, header.vni)
+        if peer is not None and not header.control:
+            self._tunnel.receive_relayed(peer, [datagram[geneve.HEADER_BYTES :]])
+
+    def _udp_relays(self, home: int) -> list[Server]:
+        """Relays that may relay UDP to a peer with this home: its own and ours, while we are connected there."""
+        found = []
+        for region in dict.fromkeys((home, self._home)):
+            told = self._relays.peer_relay(region)
+            if told is not None:
+                found.append(Server(region, *told))
+        return found
 
     def quic(self, trains: list[tuple[bytes, int, AddrPort]]) -> None:
         self._quic.receive(trains)
@@ -445,6 +474,8 @@ class Engine:
         bulk: dict[NodeKey, list[bytes]] = {}
         for source, datagram in batch:
             if source not in self._peers:
+                if self._relays.is_relay(region, source):
+                    self._paths.feed_server(datagram, now)
                 continue
             if not self._paths.feed_relay(datagram, region, source, now):
                 bulk.setdefault(source, []).append(datagram)
@@ -475,19 +506,18 @@ class Engine:
                 case PlanChanged(peer, plan):
                     before, self._plans[peer] = self._plans.get(peer), plan
                     self.replan(peer)
-                    if before is None or (before.udp, before.wake) != (plan.udp, plan.wake):
+                    if before is None or (before.udp, before.vni, before.wake) != (plan.udp, plan.vni, plan.wake):
                         self._quic.path_changed(peer)
                 case Delivered(peer, sent, received):
                     self._quic.delivered(peer, sent, received, self._tunnel.direct_counts(peer)[2])
-                case PathChanged(peer, direct, latency_s):
-                    log.info(
-                        "%s: %s", peer.short(), f"direct {direct}, {latency_s * 1e3:.1f} ms" if direct else "by relay"
-                    )
+                case PathChanged(peer, direct, latency_s, via):
+                    way = f"direct {direct}" if direct else f"peer-relay {via}" if via else ""
+                    log.info("%s: %s", peer.short(), f"{way}, {latency_s * 1e3:.1f} ms" if way else "by relay")
                     self._events.path_changed(peer)
-                case PingResult(id_, _, latency_s, endpoint, region):
+                case PingResult(id_, _, latency_s, endpoint, region, via):
                     future = self._waiting.get(id_)
                     if future is not None and not future.done():
-                        future.set_result(Pong(latency_s, endpoint, region))
+                        future.set_result(Pong(latency_s, endpoint, region, via=via))
                 case NeedEndpoints():
                     self.look_again()
                 case SessionStale(peer):

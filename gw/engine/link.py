@@ -74,6 +74,7 @@ class Plan(_Message, tag="l"):
     port: int
     relay: bool  # sealed datagrams go to the engine (too), for a relay or QUIC
     wake: bool
+    head: bytes = b""  # before each datagram to host and port
 
 
 class SendKeepalive(_Message, tag="k"):

@@ -54,9 +54,9 @@ class OutboundPlane:
                 core.remove_peer(slot)
             case Routes(slot, add, remove):
                 core.routes.change(slot, add, remove)
-            case Plan(slot, host, port, relay, wake):
+            case Plan(slot, host, port, relay, wake, head):
                 sock = (self._v6 if ":" in host else self._v4) if host else None
-                core.set_plan(slot, sock, (host, port) if sock is not None else None, relay, wake)
+                core.set_plan(slot, sock, (host, port) if sock is not None else None, relay, wake, head)
             case SendSession(slot, session, key, remote_index, expires_ns):
                 core.set_session(slot, session, self._cipher.seal(key), remote_index, expires_ns)
             case EndSession(slot, session):

@@ -5,7 +5,8 @@ each has its own deadline in one heap.
 
     idle ──wake──> seeking ──pong──> direct (trusted 6.5 s per pong, heartbeat every 3 s)
      ^               │  ^                │
-     └─45 s quiet────┘  └──no pong───────┘      while seeking, datagrams go by relay (and by the last direct path)
+     └─45 s quiet────┘  └──no pong───────┘      while seeking, datagrams go by relay (and by the last direct path);
+                                                after 2 s through a UDP relay between nodes, if one is found: `viapaths`
 
 Ref: spec relay-and-path §3; tailscale wgengine/magicsock/endpoint.go
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -25,11 +26,16 @@ from gw.engine.peerpath import (
     PING_INTERVAL_S,
     PING_TIMEOUT_S,
     TRUST_S,
+    Outgoing,
     PeerPath,
     SentPing,
     Source,
+    ToRelay,
+    ToUdp,
+    Via,
     is_better,
 )
+from gw.engine.viapaths import Server, ViaFinder
 from gw.errors import WireError
 from gw.model.addresses import DERP_MAGIC_V4, AddrPort
 from gw.model.keys import DiscoKey, DiscoSecret, NodeKey
@@ -37,6 +43,7 @@ from gw.model.sendplan import SendPlan
 from gw.wire.disco import envelope
 from gw.wire.disco.envelope import NONCE_BYTES, Envelopes
 from gw.wire.disco.messages import TX_ID_BYTES, CallMeMaybe, Message, Ping, Pong, decode, encode
+from gw.wire.disco.udprelay import CallMeMaybeVia
 
 FRESH_ENDPOINTS_S: Final = 27.0
 CALL_INTERVAL_S: Final = 1.0  # no two calls to a peer within this
@@ -45,19 +52,7 @@ FOUND_S: Final = 30.0  # a round trip proves for this long that a peer is at an 
 MAX_FOUND: Final = 4096
 FOLLOW_S: Final = 3.0  # a peer that has moved has to answer from there within this
 FOLLOW_GAP_S: Final = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class ToUdp:
-    datagram: bytes
-    to: AddrPort
-
-
-@dataclass(frozen=True, slots=True)
-class ToRelay:
-    datagram: bytes
-    peer: NodeKey
-    region: int
+VIA_AFTER_S: Final = 2.0  # without a direct path
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,22 +65,24 @@ class PlanChanged:
 
 @dataclass(frozen=True, slots=True)
 class PathChanged:
-    """direct: the trusted path, None for the relay. latency_s: of its last pong."""
+    """direct: the trusted path, None for a relay. latency_s: of its last pong. via: through a UDP relay."""
 
     peer: NodeKey
     direct: AddrPort | None
     latency_s: float
+    via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PingResult:
-    """A pong for `PathFinder.ping`. endpoint: None where it came by relay."""
+    """A pong for `PathFinder.ping`. endpoint: None where it came by relay; via: by which UDP relay."""
 
     id: int
     peer: NodeKey
     latency_s: float
     endpoint: AddrPort | None
     region: int
+    via: Via | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +106,6 @@ class Delivered:
     received: int
 
 
-Outgoing = ToUdp | ToRelay
 Event = PlanChanged | PathChanged | PingResult | NeedEndpoints | SessionStale | Delivered
 Counts = Callable[[NodeKey], tuple[int, int, int]]
 
@@ -124,8 +120,10 @@ class PathFinder:
         node: NodeKey,
         random_bytes: Callable[[int], bytes],
         counts: Counts = lambda peer: (0, 0, 0),
+        servers: Callable[[int], Sequence[Server]] = lambda home: (),
     ) -> None:
-        """counts: data packets sent to a peer, and received from it, without a relay; bytes sent so."""
+        """counts: data packets sent to a peer, and received from it, without a relay; bytes sent so.
+        servers: relays that may relay UDP to peers with this home region."""
         self._counts = counts
         self._found: OrderedDict[AddrPort, tuple[NodeKey, float]] = OrderedDict()
         self._node = node
@@ -133,6 +131,9 @@ class PathFinder:
         self._envelopes = Envelopes(disco)
         self._peers: dict[NodeKey, PeerPath] = {}
         self._by_disco: dict[DiscoKey, set[NodeKey]] = {}
+        self._vias = ViaFinder(
+            self._envelopes, lambda: self._node, random_bytes, servers, lambda disco: self._by_disco.get(disco, ())
+        )
         self._own: list[AddrPort] = []
         self._own_at = NEVER
         self._calls: dict[NodeKey, float] = {}  # calls that wait for fresh endpoints -> not longer than
@@ -162,6 +163,7 @@ class PathFinder:
         elif peer.disco != disco:
             old, peer.disco = peer.disco, disco
             self._index(peer, old)
+            self._vias.forget(key)
             self._forget_path(peer)
             self._events.append(SessionStale(key))
         peer.home = home
@@ -175,6 +177,7 @@ class PathFinder:
         if peer is not None:
             disco, peer.disco = peer.disco, None
             self._index(peer, disco)
+            self._vias.forget(key)
             self._calls.pop(key, None)
 
     def set_own_endpoints(self, endpoints: list[AddrPort], now: float) -> None:
@@ -192,6 +195,15 @@ class PathFinder:
         if peer is None or peer.best is None or not peer.is_trusted(now):
             return None
         return peer.best, peer.best_latency
+
+    def via(self, key: NodeKey, now: float) -> tuple[Via, float] | None:
+        """The trusted way through a UDP relay and its latency in seconds; None where there is none, or a direct one."""
+        peer = self._peers.get(key)
+        return None if peer is None or peer.is_trusted(now) else self._vias.via(key, now)
+
+    def via_at(self, source: AddrPort, vni: int) -> NodeKey | None:
+        """Whose datagrams come through the UDP relay at this address with this VNI."""
+        return self._vias.peer_at(source, vni)
 
     def best(self, key: NodeKey) -> AddrPort | None:
         """The best endpoint of the peer, trusted or not."""
@@ -270,6 +282,7 @@ class PathFinder:
     def network_changed(self, now: float) -> None:
         """Our own addresses changed: trust nothing, try everything."""
         self._own_at = NEVER
+        self._vias.network_changed(now)
         for peer in self._peers.values():
             if peer.best is not None:
                 peer.trust_until = NEVER
@@ -288,7 +301,7 @@ class PathFinder:
         self._note_sending(peer, now)
         if peer.best is not None and peer.is_trusted(now):
             self._ping(peer, peer.best, now, asked_by=id_)
-        else:
+        elif not self._vias.ask(key, id_, now):
             for endpoint in list(peer.candidates):
                 self._ping(peer, endpoint, now, asked_by=id_)
             self._ping(peer, None, now, asked_by=id_)
@@ -305,6 +318,14 @@ class PathFinder:
                 self._on_pong(peer, message, source, now)
         return True
 
+    def feed_via(self, datagram: bytes, source: AddrPort, now: float) -> None:
+        """Take a datagram of the UDP socket with disco behind a Geneve header. Nonsense and strangers are dropped."""
+        self._vias.feed_udp(datagram, source, now)
+
+    def feed_server(self, datagram: bytes, now: float) -> None:
+        """Take a datagram that a relay sent by DERP from its own key."""
+        self._vias.feed_server(datagram, now)
+
     def feed_relay(self, datagram: bytes, region: int, source: NodeKey, now: float) -> bool:
         """Take a datagram that a relay brought from `source`; False where it is not disco."""
         if not envelope.is_disco(datagram):
@@ -318,17 +339,19 @@ class PathFinder:
                 self._on_pong(peer, message, None, now)
             elif isinstance(message, CallMeMaybe):
                 self._on_call(peer, message, now)
+            elif isinstance(message, CallMeMaybeVia) and peer.disco is not None:
+                self._vias.called(peer.key, peer.disco, peer.home, message, now)
         return True
 
     # Time and results
 
     def deadline(self) -> float | None:
         """When `poll` has something to do."""
-        due = self._due[0][0] if self._due else None
-        waiting = min(self._calls.values(), default=None)
-        if due is None or waiting is None:
-            return waiting if due is None else due
-        return min(due, waiting)
+        due = [self._due[0][0]] if self._due else []
+        via = self._vias.deadline()
+        if via is not None:
+            due.append(via)
+        return min((*due, *self._calls.values()), default=None)
 
     def poll(self, now: float) -> tuple[list[Outgoing], list[Event]]:
         """Do what is due; take what there is to send and to tell, in order."""
@@ -343,7 +366,17 @@ class PathFinder:
                 peer = self._peers.get(key)
                 if peer is not None:
                     self._call(peer, now)
-        out, self._out = self._out, []
+        self._vias.poll(now)
+        changed, self._vias.changed = self._vias.changed, []
+        for key in changed:
+            peer = self._peers.get(key)
+            if peer is not None:
+                self._plan(peer, now)
+        for asked_by, key, latency, way in self._vias.pongs:
+            self._events.append(PingResult(asked_by, key, latency, None, 0, way))
+        self._vias.pongs.clear()
+        out, self._out = [*self._out, *self._vias.out], []
+        self._vias.out.clear()
         events, self._events = self._events, []
         return out, events
 
@@ -353,8 +386,14 @@ class PathFinder:
         peer.last_send = now
         if peer.disco is None:
             return
-        if not peer.is_trusted(now):
+        if peer.is_trusted(now):
+            peer.seeking_since = NEVER
+        else:
             self._seek(peer, now, call=True)
+            if peer.seeking_since == NEVER:
+                peer.seeking_since = now
+            if now - peer.seeking_since >= VIA_AFTER_S:
+                self._vias.want(peer.key, peer.disco, peer.home, now)
         if peer.heartbeat_at is None:
             peer.heartbeat_at = now + HEARTBEAT_S
             self._at(peer.heartbeat_at, peer)
@@ -503,10 +542,14 @@ class PathFinder:
     def _plan(self, peer: PeerPath, now: float) -> None:
         """Tell of a plan or path that is different now."""
         trusted = peer.is_trusted(now)
+        found = None if trusted else self._vias.via(peer.key, now)
+        via = found[0] if found is not None else None
         if peer.disco is None:
             plan = SendPlan(udp=peer.best or next(iter(peer.candidates), None))
         elif trusted:
             plan = SendPlan(udp=peer.best, wake=not peer.is_active(now))
+        elif via is not None:
+            plan = SendPlan(udp=via.address, vni=via.vni, wake=not peer.is_active(now))
         else:
             plan = SendPlan(udp=peer.best, relay=bool(peer.home), wake=not peer.is_active(now))
         if plan != peer.plan:
@@ -514,9 +557,10 @@ class PathFinder:
             self._events.append(PlanChanged(peer.key, plan))
         direct = peer.best if trusted else None
         changed_much = abs(peer.best_latency - peer.shown_latency) > 0.2 * peer.shown_latency
-        if direct != peer.shown or (direct is not None and changed_much):
-            peer.shown, peer.shown_latency = direct, peer.best_latency
-            self._events.append(PathChanged(peer.key, direct, peer.best_latency if direct else 0.0))
+        if direct != peer.shown or via != peer.shown_via or (direct is not None and changed_much):
+            peer.shown, peer.shown_latency, peer.shown_via = direct, peer.best_latency, via
+            latency = peer.best_latency if direct else found[1] if found is not None else 0.0
+            self._events.append(PathChanged(peer.key, direct, latency, via))
 
     def _forget_path(self, peer: PeerPath) -> None:
         peer.best, peer.best_latency, peer.trust_until = None, 0.0, NEVER

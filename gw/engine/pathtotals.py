@@ -4,7 +4,8 @@ Workers count by peer alone. What a peer has moved since it was last looked at i
 that time; so it has to be looked at before its path changes (`settle`, `heard`), and whenever somebody asks. Exact but
 for the packets under way in the moment of a change.
 
-    direct_ipv4, direct_ipv6, derp: the names that Tailscale's metrics have for paths; quic: direct as well, inside QUIC
+    direct_ipv4, direct_ipv6, peer_relay_ipv4, peer_relay_ipv6, derp: the names that Tailscale's metrics have for paths
+    quic: direct as well, inside QUIC
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ DIRECT_IPV4: Final = "direct_ipv4"
 DIRECT_IPV6: Final = "direct_ipv6"
 RELAY: Final = "derp"
 QUIC: Final = "quic"
-PATHS: Final = (DIRECT_IPV4, DIRECT_IPV6, QUIC, RELAY)
+PEER_RELAY_IPV4: Final = "peer_relay_ipv4"
+PEER_RELAY_IPV6: Final = "peer_relay_ipv6"
+PATHS: Final = (DIRECT_IPV4, DIRECT_IPV6, QUIC, PEER_RELAY_IPV4, PEER_RELAY_IPV6, RELAY)
 
 
 @dataclass(slots=True)
@@ -63,7 +66,9 @@ class PathTotals:
             self.received[seen.source].add(*_moved(seen.received, now.packets, now.size))
         now = self._tallies.sent(slot)
         packets, size = _moved(seen.sent, now.packets, now.size)
-        if plan.udp is not None:
+        if plan.udp is not None and plan.vni:
+            self.sent[peer_relay(plan.udp)].add(packets, size)
+        elif plan.udp is not None:
             self.sent[_direct(plan.udp)].add(packets, size)
             seen.direct.add(packets, size)
         if plan.quic:
@@ -80,7 +85,7 @@ class PathTotals:
 
     def carried(self, slot: int, plan: SendPlan, carrier: str) -> None:
         """What does not come as it is comes by this carrier from now on."""
-        if self._of(slot).source in (RELAY, QUIC):
+        if self._of(slot).source not in ("", DIRECT_IPV4, DIRECT_IPV6):
             self.heard(slot, plan, None, carrier)
 
     def sent_direct(self, slot: int) -> Total:
@@ -103,6 +108,11 @@ def _moved(before: Total, packets: int, size: int) -> tuple[int, int]:
     moved = max(packets - before.packets, 0), max(size - before.size, 0)
     before.packets, before.size = packets, size
     return moved
+
+
+def peer_relay(address: AddrPort) -> str:
+    """The path by a UDP relay between nodes at this address."""
+    return PEER_RELAY_IPV6 if address.is_v6 else PEER_RELAY_IPV4
 
 
 def _direct(address: AddrPort) -> str:

@@ -27,6 +27,35 @@ IDLE_PLAN: Final = SendPlan(wake=True)
 NEVER: Final = float("-inf")
 
 
+@dataclass(frozen=True, slots=True)
+class Via:
+    """A UDP relay between us and a peer, and the number that it has given the pair."""
+
+    address: AddrPort
+    vni: int
+
+    def __str__(self) -> str:
+        return f"{self.address}:vni:{self.vni}"
+
+
+@dataclass(frozen=True, slots=True)
+class ToUdp:
+    datagram: bytes
+    to: AddrPort
+
+
+@dataclass(frozen=True, slots=True)
+class ToRelay:
+    """By DERP."""
+
+    datagram: bytes
+    peer: NodeKey
+    region: int
+
+
+Outgoing = ToUdp | ToRelay
+
+
 class Source(Enum):
     """How a candidate became known."""
 
@@ -77,6 +106,8 @@ class PeerPath:
     shown: AddrPort | None = None  # the direct path last told of
     shown_latency: float = 0.0
     counts: bool = False  # pings to it tell what was sent, pongs what was received
+    seeking_since: float = NEVER  # without a direct path while there is data; NEVER: not
+    shown_via: Via | None = None  # the UDP relay last told of
     follow: tuple[AddrPort, float] | None = None  # where it has moved to, if a pong says so until then
 
     def is_trusted(self, now: float) -> bool:

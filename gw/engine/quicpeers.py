@@ -170,7 +170,7 @@ class QuicPeers:
 
     def plan(self, peer: NodeKey, plan: SendPlan) -> SendPlan:
         """The path finder's plan, with QUIC in it where that is the way."""
-        if peer not in self._able or plan.udp is None:
+        if peer not in self._able or plan.udp is None or plan.vni:
             return plan
         match self._chooser.way(peer):
             case Way.DIRECT:

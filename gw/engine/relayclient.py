@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self, final
 from gw.engine.relaydial import open_derp, probe_latency
 from gw.errors import GwError, NotFound, NotRunning, StateError, WireError
 from gw.model.derpmap import DERPMap, DERPNode, DERPRegion
-from gw.model.keys import NodeKey, NodeSecret
+from gw.model.keys import DiscoKey, NodeKey, NodeSecret
 from gw.wire.derp.buckets import MIN_BURST_BYTES, Bucket
 from gw.wire.derp.client import Client, Connected, Health, PeerGone, Received, Restarting
 from gw.wire.derp.frames import RECEIVE_TIMEOUT_S
@@ -167,6 +167,16 @@ class RelayPool:
         line = self._lines.get(region)
         return line.transport if line is not None else ""
 
+    def peer_relay(self, region: int) -> tuple[NodeKey, DiscoKey] | None:
+        """The key of the relay that we are connected to there, and of its UDP relay between nodes, if it has one."""
+        line = self._lines.get(region)
+        return line.peer_relay if line is not None else None
+
+    def is_relay(self, region: int, key: NodeKey) -> bool:
+        """Whether this is the key of the relay that we are connected to there."""
+        line = self._lines.get(region)
+        return line is not None and key.raw in line.relay_keys
+
     async def latency_check(self, region: int) -> float:
         """Seconds to the region over HTTPS. Raises GwError."""
         found = self._region(region)
@@ -238,6 +248,7 @@ class _Line:
         self._quic_changed = asyncio.Event()
         self._network_changed = asyncio.Event()
         self._tls_up = False
+        self._quic_peer_relay = self._tls_peer_relay = b""  # the disco key of its UDP relay
         self._secret = secret
         self._events = events
         self._unlearn = unlearn
@@ -284,6 +295,22 @@ class _Line:
     @property
     def transport(self) -> str:
         return "quic" if self._quic is not None else "derp" if self._tls_up else ""
+
+    @property
+    def relay_keys(self) -> tuple[bytes, ...]:
+        """Of those that carry packets now."""
+        carriers = (self._quic, self._client if self._tls_up else None)
+        return tuple(each.relay_key for each in carriers if each is not None)
+
+    @property
+    def peer_relay(self) -> tuple[NodeKey, DiscoKey] | None:
+        if self._quic is not None and (not self._tls_up or not self._quic.is_silent):
+            key, disco = self._quic.relay_key, self._quic_peer_relay
+        elif self._tls_up and self._client is not None:
+            key, disco = self._client.relay_key, self._tls_peer_relay
+        else:
+            return None
+        return (NodeKey(key), DiscoKey(disco)) if disco else None
 
     async def run(self) -> None:
         """Connect and reconnect until stopped, or idle where this is not the home."""
@@ -341,6 +368,7 @@ class _Line:
 
         assert self._tickets is not None
         self._quic_pause = 0.0
+        self._quic_peer_relay = b""
         line = QuicLine(node, self._secret, self._tickets, self._take_quic, list(self._waiting))
         try:
             await line.open()
@@ -492,7 +520,10 @@ class _Line:
             match event:
                 case Received(source, packet):
                     batch.append((source, packet))
-                case Connected(rate, burst) if not over_quic:
+                case Connected(_, _, told) if over_quic:
+                    self._quic_peer_relay = told or self._quic_peer_relay
+                case Connected(rate, burst, told):
+                    self._tls_peer_relay = told
                     was_up, self._tls_up = self.is_up, True
                     self._bucket = Bucket(rate, max(burst, MIN_BURST_BYTES))
                     if not was_up:

@@ -149,6 +149,11 @@ class QuicLine:
                 self._schedule()
 
     @property
+    def relay_key(self) -> bytes:
+        """Empty before it is known."""
+        return self._client.relay_key
+
+    @property
     def is_silent(self) -> bool:
         """Whether what we send is not answered any more."""
         link = self._link

@@ -43,7 +43,7 @@ from gw.engine.link import (
     ToWorker,
     Tsmp,
 )
-from gw.engine.pathtotals import QUIC, RELAY, PathTotals, Total
+from gw.engine.pathtotals import QUIC, RELAY, PathTotals, Total, peer_relay
 from gw.engine.tallies import Tallies
 from gw.engine.worker import Setup
 from gw.engine.workers import SharedTables, Workers, usual_lanes
@@ -59,7 +59,8 @@ from gw.net.offloads import ALL, Offloads
 from gw.net.trains import TrainSocket
 from gw.net.tun import Tun, open_tun
 from gw.net.udp import UdpSockets, open_udp
-from gw.wire import cipher
+from gw.wire import cipher, geneve
+from gw.wire.geneve import Header
 from gw.wire.wg import (
     TRANSPORT,
     Activity,
@@ -90,7 +91,7 @@ class TunnelEvents(Protocol):
     """What the tunnel tells its owner, on the owner's loop."""
 
     def datagrams(self, batch: list[tuple[bytes, AddrPort]]) -> None:
-        """Everything that came on UDP and is not WireGuard or QUIC: STUN, disco."""
+        """Everything that came on UDP and is not WireGuard or QUIC: STUN, disco, what comes by UDP relays."""
 
     def quic(self, trains: list[tuple[bytes, int, AddrPort]]) -> None:
         """QUIC packets that came on UDP: datagrams of one size in a row, that size, where they came from."""
@@ -303,12 +304,14 @@ class Tunnel:
         if peer is None or (peer.plan == plan and not plan.wake):
             return
         new_path = (
-            (plan.udp is not None and plan.udp != peer.plan.udp)
+            (plan.udp is not None and (plan.udp, plan.vni) != (peer.plan.udp, peer.plan.vni))
             or (plan.relay and not peer.plan.relay)
             or (plan.quic and not peer.plan.quic)
         )
         self._settle(peer)
-        peer.plan = plan
+        before, peer.plan = peer.plan, plan
+        if before.vni or plan.vni:  # what the peer sends goes that way too, as a rule
+            self._totals.carried(peer.slot, before, _carrier(peer))
         self._tell_plan(peer)
         if new_path:
             self._do(self._device.nudge(key.raw, time.monotonic()), None)
@@ -520,7 +523,7 @@ class Tunnel:
     def _tell_plan(self, peer: _Peer) -> None:
         plan = peer.plan
         host, port = (plan.udp.host, plan.udp.port) if plan.udp is not None else ("", 0)
-        self._tell_outbound(Plan(peer.slot, host, port, plan.relay or plan.quic, plan.wake))
+        self._tell_outbound(Plan(peer.slot, host, port, plan.relay or plan.quic, plan.wake, _head(plan)))
 
     def _on_message(self, message: FromWorker) -> None:
         match message:
@@ -540,7 +543,7 @@ class Tunnel:
                 peer = self._slots.get(slot)
                 if peer is not None:
                     source = AddrPort(host, port) if host else None
-                    self._totals.heard(slot, peer.plan, source, peer.carrier)
+                    self._totals.heard(slot, peer.plan, source, _carrier(peer))
                     self._events.heard(peer.key, source)
             case Rejected(slot, head):
                 peer = self._slots.get(slot)
@@ -645,7 +648,7 @@ class Tunnel:
         if plan.udp is None and not plan.relay and not plan.quic:
             self._events.wake(peer.key)
             plan = peer.plan  # waking may have found a way
-        if plan.udp is not None and not self.send(datagram, plan.udp):
+        if plan.udp is not None and not self.send(_head(plan) + datagram, plan.udp):
             self._events.send_failed(peer.key, 0)
         if plan.relay or plan.quic:
             self._events.relay_out(peer.key, [datagram])
@@ -670,6 +673,16 @@ class Tunnel:
         if self._free_slots:
             return self._free_slots.pop()
         return len(self._slots) if len(self._slots) < MAX_PEERS else None
+
+
+def _carrier(peer: _Peer) -> str:
+    """The path of what the peer sends and is not heard directly."""
+    return peer_relay(peer.plan.udp) if peer.plan.vni and peer.plan.udp is not None else peer.carrier
+
+
+def _head(plan: SendPlan) -> bytes:
+    """What stands before each datagram to `plan.udp`."""
+    return geneve.encode(Header(geneve.WIREGUARD, plan.vni)) if plan.vni else b""
 
 
 def _prefixes(networks: Iterable[Network]) -> list[tuple[bytes, int]]:

@@ -75,12 +75,14 @@ def resolve(lab: Lab, one: str, other: str) -> str:
 
 
 def settled_path(lab: Lab, one: str, other: str) -> tuple[str, float]:
-    """How the peer is reached: the direct path if one is found soon, else the relay; (words, seconds)."""
+    """How the peer is reached: the direct path if one is found soon, else a relay; (words, seconds)."""
     deadline = time.monotonic() + (PATH_S if can_be_direct(lab, one, other) else 0.0)
     while True:
         result = json.loads(lab.run(one, "gw", "ping", "--json", "-c", "1", other))
         if result.get("Endpoint"):
             return f"direct {result['Endpoint']}", float(result["LatencySeconds"])
+        if time.monotonic() >= deadline and result.get("PeerRelay"):
+            return f"peer-relay {result['PeerRelay']}", float(result["LatencySeconds"])
         if time.monotonic() >= deadline:
             return f"relay {result.get('DERPRegionCode', '')}", float(result["LatencySeconds"])
         time.sleep(0.3)

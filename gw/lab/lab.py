@@ -47,8 +47,10 @@ class Lab:
         folder: Path | None = None,
         say: Callable[[str], None] = lambda text: None,
         log_level: str = "info",
+        peer_relay: bool = True,
     ) -> None:
-        """folder: of this lab's files, else the machine's one. say: told each step as it begins."""
+        """folder: of this lab's files, else the machine's one. say: told each step as it begins. peer_relay: whether
+        gwrelay relays UDP between nodes."""
         names = [node.name for node in nodes]
         if len(set(names)) != len(names) or len(names) > MAX_NODES:
             raise UsageError(f"a lab has up to {MAX_NODES} nodes of different names")
@@ -59,6 +61,7 @@ class Lab:
         self.folder: Final = folder or lab_folder()
         self.say: Final = say
         self._log_level = log_level
+        self._config = CONFIG + ("" if peer_relay else "\n[relay]\npeer_relay = false\n")
         self._ledger: Ledger | None = None
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -204,7 +207,7 @@ class Lab:
         self.say(f"control server {URL}, relay and DNS on {HUB_ADDRESS}")
         self.run(HUB, "gwctl", "init", "--server-url", URL)
         config = self.state(HUB) / "config.toml"
-        config.write_text(config.read_text() + CONFIG)
+        config.write_text(config.read_text() + self._config)
         self.run(HUB, "gwctl", "users", "create", "lab")
         key = json.loads(self.run(HUB, "gwctl", "preauthkeys", "create", "-u", "lab", "--reusable", "-o", "json"))
         descriptor = os.open(self.key_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -67,7 +67,7 @@ def roam(say: Callable[[str], None], ways: Sequence[str] = WAYS, seconds: int = 
     if shutil.which("iperf3") is None:
         raise NotFound("no program `iperf3`", hint="apt install iperf3")
     began = time.monotonic()
-    lab = Lab(NODES, say=lambda text: say(f"[{time.monotonic() - began:4.1f} s] {text}"))
+    lab = Lab(NODES, say=lambda text: say(f"[{time.monotonic() - began:4.1f} s] {text}"), peer_relay=False)
     runs: list[Run] = []
     try:
         with lab:

@@ -28,6 +28,7 @@ class PingResult(GoStruct):
     err: str = ""
     latency_seconds: float = 0.0
     endpoint: str = ""
+    peer_relay: str = ""  # ADDRESS:vni:N
     derp_region_id: int = 0
     derp_region_code: str = ""
     transport: str = ""  # ours: `quic` where the pong came inside QUIC
@@ -35,5 +36,9 @@ class PingResult(GoStruct):
     def describe(self) -> str:
         """One line: who answered, by which path, how fast."""
         direct = f"{self.transport} {self.endpoint}".strip() if self.endpoint else ""
-        path = direct or f"relay {self.derp_region_code or self.derp_region_id}"
+        path = (
+            direct
+            or (f"peer-relay {self.peer_relay}" if self.peer_relay else "")
+            or f"relay {self.derp_region_code or self.derp_region_id}"
+        )
         return f"pong from {self.node_name} ({self.node_ip}) via {path} in {self.latency_seconds * 1000:.1f} ms"

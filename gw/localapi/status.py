@@ -33,8 +33,9 @@ class QuicStatus(GoStruct, omit_defaults=False):
 
 class PeerStatus(GoStruct, omit_defaults=False):
     """This node or a peer. Ours are latency_seconds (the last path probe's round trip), rx_packets, tx_packets,
-    drops: packets by reason, transport (`udp`, `quic`, `relay`, empty while idle), transport_reason (why it is not
-    udp), and quic. Bytes are those of the packets inside the tunnel."""
+    drops: packets by reason, transport (`udp`, `quic`, `peer-relay`, `relay`, empty while idle),
+    transport_reason (why it is not udp), and quic. peer_relay: ADDRESS:vni:N. Bytes are those
+    of the packets inside the tunnel."""
 
     id: str = ""
     node_id: int = 0
@@ -78,9 +79,12 @@ class PeerStatus(GoStruct, omit_defaults=False):
     quic: QuicStatus | None = msgspec.field(default=None, name="QUIC")
 
     def path_text(self) -> str:
-        """How the peer is reached: `direct ADDRESS`, `quic ADDRESS`, `relay CODE`, `idle` or `offline`."""
+        """How the peer is reached: `direct ADDRESS`, `quic ADDRESS`, `peer-relay ADDRESS:vni:N`, `relay CODE`,
+        `idle` or `offline`."""
         if not self.online:
             return "offline"
+        if self.peer_relay:
+            return f"peer-relay {self.peer_relay}"
         if self.cur_addr:
             return f"{'quic' if self.transport == 'quic' else 'direct'} {self.cur_addr}"
         return f"relay {self.relay}" if self.active and self.relay else "idle"

@@ -10,7 +10,16 @@ import time
 from mmap import mmap
 from typing import Any, Final, final
 
-from librt.strings import BytesWriter, read_i16_be, read_i32_le, read_i64_be, read_i64_le, write_i32_le, write_i64_le
+from librt.strings import (
+    BytesWriter,
+    read_i16_be,
+    read_i32_be,
+    read_i32_le,
+    read_i64_be,
+    read_i64_le,
+    write_i32_le,
+    write_i64_le,
+)
 from mypy_extensions import i64, mypyc_attr
 
 from gw.native.coalesce import Coalescer
@@ -43,6 +52,9 @@ TRANSPORT: Final = 4
 FIRST_QUIC: Final = 0x40  # QUIC's first byte is never lower
 DISCO_FIRST: Final = 0x54
 DISCO_SECOND: Final = 0x53  # a connection id of ours never begins with it
+GENEVE_BYTES: Final = 8
+RELAYED_BYTES: Final = GENEVE_BYTES + 32
+RELAYED_HEAD: Final = 0x00007A12  # no options, no control, WireGuard follows
 MAX_EARLY: Final = 64
 BOTH_WAYS_NS: Final = 2_000_000_000  # a peer that tries a path sends both ways: the direct one counts
 MAX_FOREIGN: Final = 512  # datagrams for the engine in one round; more are dropped
@@ -197,8 +209,13 @@ class Inbound:
             end: i64 = at + i64(step)
             if end > size:
                 end = size
+            start: i64 = at
+            came_from = source
+            if end - at >= RELAYED_BYTES and data[at] == 0 and _is_relayed(data, at):
+                at += GENEVE_BYTES
+                came_from = None  # a relay's address is not the peer's
             if end - at < 32 or read_i32_le(data, at) != TRANSPORT:
-                if _is_quic(data, at):
+                if at == start and _is_quic(data, at):
                     while end < size and _is_quic(data, end):
                         end += i64(step)
                     if end > size:
@@ -208,7 +225,7 @@ class Inbound:
                     at = end
                     continue
                 if source is not None and len(self.foreign) < MAX_FOREIGN:
-                    self.foreign.append((data[at:end], source))
+                    self.foreign.append((data[start:end], source))
                 at = end
                 continue
             index: i64 = i64(read_i32_le(data, at + 4)) & 0xFFFFFFFF
@@ -222,10 +239,10 @@ class Inbound:
                 if index & (self.lanes - 1) != self.lane:
                     # another lane's: the system steers by the first datagram of a train
                     if source is not None and len(self.foreign) < MAX_FOREIGN:
-                        self.foreign.append((data[body - 16 : end], source))
+                        self.foreign.append((data[start:end], source))
                     continue
                 if len(self.early) < MAX_EARLY and not self.retrying:
-                    self.early.append((data[body - 16 : end], source))
+                    self.early.append((data[body - 16 : end], came_from))
                 else:
                     self.drops.add(DROP_UNKNOWN_SESSION)
                 continue
@@ -247,7 +264,7 @@ class Inbound:
             except self.invalid_tag:
                 self._drop(session.peer.tally, DROP_TAG)
                 continue
-            if source is not None and len(packet) != 0:
+            if came_from is not None and len(packet) != 0:
                 session.peer.tally.counter += 1
             if not session.window.accept(counter):
                 self._drop(session.peer.tally, DROP_REPLAY)
@@ -260,14 +277,14 @@ class Inbound:
                 if touched is not None:
                     touched.tally.store()
                 touched = peer
-                if source is not None:
+                if came_from is not None:
                     peer.direct_ns = now_ns
-                if (not peer.heard or peer.source != source) and (
-                    source is not None or now_ns - peer.direct_ns > BOTH_WAYS_NS
+                if (not peer.heard or peer.source != came_from) and (
+                    came_from is not None or now_ns - peer.direct_ns > BOTH_WAYS_NS
                 ):
                     peer.heard = True
-                    peer.source = source
-                    self.heard.append((peer.slot, source))
+                    peer.source = came_from
+                    self.heard.append((peer.slot, came_from))
             tally = peer.tally
             tally.any_ns = now_ns
             if len(packet) == 0:
@@ -330,6 +347,12 @@ class Inbound:
     def _drop(self, tally: Tally, reason: int) -> None:
         self.drops.add(reason)
         tally.drop(reason)
+
+
+def _is_relayed(data: bytes, at: i64) -> bool:
+    """Whether a UDP relay between nodes has brought this: a Geneve header with WireGuard behind it. The VNI says no
+    more than the session's index does."""
+    return read_i32_be(data, at) == RELAYED_HEAD and data[at + 7] == 0
 
 
 def _is_quic(data: bytes, at: i64) -> bool:

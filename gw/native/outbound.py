@@ -92,6 +92,7 @@ class OutPeer:
         self.socket: Any = None
         self.address: Any = None
         self.trains: bool = True  # False where the path's MTU is too small for the kernel to cut trains
+        self.lead: bytes = b""  # before each datagram to `address`
         self.relay: bool = False
         self.wake: bool = False
         self.staged: list[bytes] = []
@@ -141,7 +142,8 @@ class Outbound:
             peer.tally.clear()
         self.relayed.pop(slot, None)
 
-    def set_plan(self, slot: int, sock: Any, address: Any, relay: bool, wake: bool) -> None:
+    def set_plan(self, slot: int, sock: Any, address: Any, relay: bool, wake: bool, lead: bytes = b"") -> None:
+        """lead: stands before each datagram to `address`."""
         peer = self.peers.get(slot)
         if peer is not None:
             peer.socket = sock
@@ -150,6 +152,7 @@ class Outbound:
             peer.address = address
             peer.relay = relay
             peer.wake = wake
+            peer.lead = lead
 
     def set_session(self, slot: int, session: int, seal: Any, remote_index: int, expires_ns: int) -> None:
         """Send with this keypair from now on, from the sealer's first counter; what waited for it goes out."""
@@ -307,7 +310,7 @@ class Outbound:
                 if length + pad > self.mtu:
                     pad = self.mtu - length
                 packet = packet + PAD[int(pad)]
-            pieces.append(heads[at : at + 16])
+            pieces.append(peer.lead + heads[at : at + 16] if peer.lead else heads[at : at + 16])
             if self.numbered:
                 number: i64 = read_i64_be(heads, at + 8)
                 pieces.append(seal(number if number >= 0 else int(number) + TWO_64, packet, b""))
@@ -338,7 +341,7 @@ class Outbound:
                 self.relayed[peer.slot] = waiting
             at = 0
             while at < len(pieces):
-                waiting.append(pieces[at] + pieces[at + 1])
+                waiting.append(pieces[at][-16:] + pieces[at + 1])
                 at += 2
 
     def _heads(self, peer: OutPeer, count: i64) -> bytes:
@@ -407,13 +410,13 @@ class Outbound:
         count = len(pieces)
         at = 0
         while at < count:
-            size: i64 = 16 + len(pieces[at + 1])
+            size: i64 = len(pieces[at]) + len(pieces[at + 1])
             end = at + 2
             if self.gso and peer.trains:
                 total: i64 = size
                 is_open = True
                 while is_open and end < count:
-                    next_size: i64 = 16 + len(pieces[end + 1])
+                    next_size: i64 = len(pieces[end]) + len(pieces[end + 1])
                     if next_size > size or end - at == 2 * MAX_SEGMENTS or total + next_size > MAX_TRAIN:
                         is_open = False
                     else:

@@ -445,6 +445,7 @@ class Daemon:
             node_name=_label(node),
             latency_seconds=pong.latency_s,
             endpoint=str(pong.endpoint) if pong.endpoint is not None else "",
+            peer_relay=str(pong.via) if pong.via is not None else "",
             transport="quic" if pong.in_quic else "",
             derp_region_id=pong.region,
             derp_region_code=statusview.region_code(self._netmap.derp_map, pong.region) if pong.region else "",

@@ -41,7 +41,7 @@ Sample = tuple[Labels, float]
 @dataclass(frozen=True, slots=True)
 class NodeNumbers:
     """What the daemon knows, taken at one moment. home: relay region, 0 for none; routes: subnets, exits not counted;
-    offloads: by the names in OFFLOADS; active: peers with traffic now, by `direct`, `quic` or `relay`."""
+    offloads: by the names in OFFLOADS; active: peers with traffic now, by `direct`, `quic`, `peer_relay` or `relay`."""
 
     version: str
     compiled: bool

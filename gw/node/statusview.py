@@ -100,11 +100,13 @@ def whole_status(
 
 def numbers(netmap: Netmap, engine: Engine, *, is_running: bool, warnings: int) -> NodeNumbers:
     """What Prometheus is told of the node; proportional to the peers with traffic."""
-    active = {"direct": 0, "quic": 0, "relay": 0}
+    active = {"direct": 0, "quic": 0, "peer_relay": 0, "relay": 0}
     for view in map(engine.view, engine.active_peers()):
         if view is not None and view.is_active:
-            way = "quic" if view.in_quic else "direct"
-            active[way if view.direct is not None else "relay"] += 1
+            if view.direct is not None:
+                active["quic" if view.in_quic else "direct"] += 1
+            else:
+                active["peer_relay" if view.via is not None else "relay"] += 1
     health = engine.health()
     lanes = health.get("lanes")
     node = netmap.self_node
@@ -185,6 +187,8 @@ def _add_view(status: PeerStatus, view: PeerView) -> None:
         status.transport = "quic"
     elif view.direct is not None:
         status.transport = "udp"
+    elif view.via is not None:
+        status.transport, status.peer_relay = "peer-relay", str(view.via)
     elif view.is_active:
         status.transport = "relay"
     if view.quic is not None:

@@ -69,11 +69,13 @@ class PeerRow:
 
     @property
     def path(self) -> str:
-        """`direct 1.2.3.4:5`, `quic 1.2.3.4:5`, `relay CODE`, `idle` or `offline`."""
+        """`direct 1.2.3.4:5`, `quic 1.2.3.4:5`, `peer-relay 1.2.3.4:5:vni:6`, `relay CODE`, `idle` or `offline`."""
         if self.raw.get("Online") is False:
             return "offline"
         if address := self.raw.get("CurAddr"):
             return f"{'quic' if self.raw.get('Transport') == 'quic' else 'direct'} {address}"
+        if peer_relay := self.raw.get("PeerRelay"):
+            return f"peer-relay {peer_relay}"
         if relay := self.raw.get("Relay"):
             return f"relay {relay}" if self.raw.get("Active") else "idle"
         return "idle"

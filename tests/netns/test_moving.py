@@ -51,7 +51,7 @@ c.close();print(sent,flush=True)
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     nodes = [NodeSpec("bob", Nat.ENDPOINT_INDEPENDENT), NodeSpec("cat", Nat.SYMMETRIC)]
-    with Lab(nodes, folder=tmp_path_factory.mktemp("moving") / "lab", log_level="debug") as lab:
+    with Lab(nodes, folder=tmp_path_factory.mktemp("moving") / "lab", log_level="debug", peer_relay=False) as lab:
         yield lab
 
 

@@ -10,7 +10,8 @@ import itertools
 import random
 from dataclasses import dataclass, field
 
-from gw.engine.paths import NeedEndpoints, PathChanged, PathFinder, PingResult, PlanChanged, ToUdp
+from gw.engine.paths import NeedEndpoints, PathChanged, PathFinder, PingResult, PlanChanged
+from gw.engine.peerpath import ToUdp
 from gw.model.addresses import AddrPort
 from gw.model.keys import DiscoKey, DiscoSecret, NodeKey
 from gw.model.sendplan import SendPlan

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from gw.engine.paths import Delivered, Event, Outgoing, PathFinder, ToUdp
+from gw.engine.paths import Delivered, Event, PathFinder
+from gw.engine.peerpath import Outgoing, ToUdp
 from gw.model.addresses import AddrPort
 from gw.model.keys import DiscoSecret, NodeKey
 from gw.wire.disco import messages

@@ -86,6 +86,25 @@ def test_what_goes_inside_quic_is_told_from_what_a_relay_brings(world: tuple[Pat
     assert totals.sent_direct(SLOT) == Total(3, 300)
 
 
+def test_what_goes_through_a_udp_relay_is_no_direct_path(world: tuple[PathTotals, Peer, Tallies]) -> None:
+    totals, peer, _ = world
+    via = SendPlan(udp=DIRECT4.udp, vni=5)
+    totals.heard(SLOT, RELAY, None)
+    peer.moves(1, 1)
+    totals.settle(SLOT, RELAY)
+    totals.carried(SLOT, RELAY, "peer_relay_ipv4")
+    peer.moves(5, 7)
+    totals.settle(SLOT, via)
+    totals.carried(SLOT, via, "derp")
+    peer.moves(2, 3)
+    totals.settle(SLOT, SendPlan(udp=DIRECT6.udp, vni=5))
+    assert _moved(totals.sent) == {
+        "derp": Total(1, 100), "peer_relay_ipv4": Total(5, 500), "peer_relay_ipv6": Total(2, 200),
+    }  # fmt: skip
+    assert _moved(totals.received) == {"derp": Total(4, 400), "peer_relay_ipv4": Total(7, 700)}
+    assert totals.sent_direct(SLOT) == Total()
+
+
 def test_what_goes_both_ways_counts_on_both(world: tuple[PathTotals, Peer, Tallies]) -> None:
     totals, peer, _ = world
     peer.moves(4, 0)

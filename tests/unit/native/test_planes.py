@@ -92,7 +92,10 @@ def planes(request: pytest.FixtureRequest) -> Iterator[Planes]:
 
 def datagram() -> st.SearchStrategy[bytes]:
     """Anything, or what begins as transport data of a session that is there."""
-    head = st.tuples(st.sampled_from([b"\x04\0\0\0\x06\0\0\0", b"\x04\0\0\0", b"\x01\0\0\0"]), st.binary(max_size=200))
+    head = st.tuples(
+        st.sampled_from([b"\x04\0\0\0\x06\0\0\0", b"\x04\0\0\0", b"\x01\0\0\0", b"\0\0\x7a\x12\0\0\1\0\x04\0\0\0"]),
+        st.binary(max_size=200),
+    )
     return st.binary(max_size=300) | head.map(lambda each: each[0] + each[1])
 
 
@@ -242,6 +245,35 @@ def test_packets_that_came_without_a_relay_are_counted_copies_too() -> None:
             planes.inbound.receive(data, len(data), source, time.monotonic_ns())
         planes.inbound.receive(sealed(b"", 6), 32, SOURCE, time.monotonic_ns())  # a keepalive says nothing
         assert planes.inbound.peers[0].tally.counter == 2
+    finally:
+        planes.close()
+
+
+def test_what_a_udp_relay_carries_has_a_head_and_is_no_direct_path() -> None:
+    planes = Planes()
+    lead = b"\0\0\x7a\x12\0\0\5\0"
+    try:
+        packet = b"\x45\0\0\x1c\0\0\0\0\x40\x01\0\0" + ONE + TWO + b"\x08\0" + bytes(6)
+        planes.outbound.set_plan(0, planes.wire, SOURCE, True, False, lead)
+        for _ in range(3):
+            planes.tun.send(bytes(10) + packet)
+        planes.outbound.last_ns = time.monotonic_ns()  # busy: none leaves alone
+        planes.outbound.pump(4)
+        assert planes.wire.trains == [3]  # one train, and every datagram with its head
+        sent = planes.wire.sent
+        assert [each[:12] for each in sent] == [lead + b"\4\0\0\0"] * 3
+        assert planes.outbound.relayed[0] == [each[8:] for each in sent]  # by DERP without it
+        other = lead + b"\1\0\0\0" + bytes(len(sent[0]) - 12)  # a handshake message, which the engine looks at
+        planes.inbound.receive(b"".join([*sent[:2], other, sent[2]]), len(sent[0]), SOURCE, time.monotonic_ns())
+        planes.inbound.flush()
+        assert planes.inbound.peers[0].tally.packets == 3
+        assert planes.inbound.heard == [(0, None)]
+        assert planes.inbound.foreign == [(other, SOURCE)]
+        assert planes.inbound.peers[0].tally.counter == 0  # of those that came directly
+        for bad in (b"\0\x80" + lead[2:], lead[:7] + b"\1", b"\0\0\x7a\x11\0\0\5\0"):
+            planes.inbound.receive(bad + sent[0][8:], 1 << 16, SOURCE, time.monotonic_ns())
+        assert len(planes.inbound.foreign) == 4
+        assert planes.inbound.peers[0].tally.packets == 3
     finally:
         planes.close()
 

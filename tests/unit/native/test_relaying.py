@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gw.native.relaying import FairQueue, Port, Switch, is_disco
+from gw.native.relaying import FairQueue, Port, Switch, is_disco, same_head
 from gw.wire.derp.buckets import Bucket
 
 FRAMES = st.lists(st.tuples(st.sampled_from([b"a", b"b", b"c"]), st.binary(min_size=1, max_size=8)), max_size=60)
@@ -54,6 +54,18 @@ def test_one_turn_does_not_pile_up_without_bounds_for_one_client() -> None:
     switch.taken(receiver)
     assert switch.clear_dirty() == [receiver]
     assert (len(first) + len(switch.take(receiver))) % 1437 == 0
+
+
+@given(
+    st.lists(st.sampled_from([b"12345678", b"12345679"]), min_size=1, max_size=5),
+    st.integers(8, 20),
+    st.integers(0, 30),
+)
+def test_datagrams_of_a_train_have_one_head_or_several(heads: list[bytes], step: int, cut: int) -> None:
+    train = b"".join(head.ljust(step, b"x") for head in heads)
+    train = train[: max(len(train) - cut % step, 8)]
+    pieces = [train[at : at + step] for at in range(0, len(train), step)]
+    assert same_head(train, step) is all(piece[:8] == pieces[0][:8] for piece in pieces)
 
 
 def test_what_is_disco() -> None:

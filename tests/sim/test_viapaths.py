@@ -1,0 +1,294 @@
+"""Two path finders that never find each other directly, and the UDP relay's own core between them."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gw.engine.paths import VIA_AFTER_S, PathFinder, PingResult, PlanChanged
+from gw.engine.peerpath import ToRelay, ToUdp, Via
+from gw.engine.viapaths import ASK_GAP_S, Server, ViaFinder
+from gw.model.addresses import AddrPort
+from gw.model.keys import DiscoSecret, NodeKey
+from gw.model.sendplan import SendPlan
+from gw.relay.peerrelay import PeerRelay
+from gw.wire import geneve
+from gw.wire.disco.envelope import Envelopes, sender
+from gw.wire.disco.messages import Ping, encode
+from gw.wire.disco.udprelay import CallMeMaybeVia, RelayEndpoint, pair_of
+
+RELAY_AT = AddrPort("192.0.2.9", 3478)
+RELAY_KEY = NodeKey(bytes([99]) * 32)
+REGION = 1
+NODES = {"a": NodeKey(bytes([101]) * 32), "b": NodeKey(bytes([102]) * 32)}
+OTHER = {"a": "b", "b": "a"}
+
+
+def randoms(seed: int) -> Callable[[int], bytes]:
+    return random.Random(seed).randbytes
+
+
+class World:
+    """a and b, the relay, and what is lost between them."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.relay = PeerRelay(DiscoSecret(bytes([9]) * 32), randoms(9), lambda: (RELAY_AT,))
+        self.secrets = {"a": DiscoSecret(bytes([1]) * 32), "b": DiscoSecret(bytes([2]) * 32)}
+        self.at = {"a": ("198.51.100.1", 1), "b": ("198.51.100.2", 2)}
+        self.has_relay = True
+        self.is_direct = False
+        self.lose: Callable[[str, bytes], bool] = lambda name, datagram: False
+        self.plans: dict[str, SendPlan] = {}
+        self.pongs: list[PingResult] = []
+        self.to_relay: list[bytes] = []
+        self.finders = {
+            name: PathFinder(self.secrets[name], NODES[name], randoms(number), servers=lambda home: self.servers(home))
+            for number, name in enumerate(NODES, 1)
+        }
+        for name, finder in self.finders.items():
+            other = OTHER[name]
+            endpoint = AddrPort(*self.at[other])
+            finder.set_peer(NODES[other], self.finders[other].disco_key, REGION, [endpoint], self.now)
+            finder.set_own_endpoints([AddrPort(*self.at[name])], self.now)
+
+    def servers(self, home: int) -> list[Server]:
+        return [Server(home, RELAY_KEY, self.relay.key)] if self.has_relay else []
+
+    def run(self, seconds: float, *, traffic: str = "ab") -> None:
+        until = self.now + seconds
+        while self.now < until:
+            for name in traffic:
+                self.finders[name].active(NODES[OTHER[name]], self.now)
+            self.settle()
+            self.now += 0.25
+        self.settle()
+
+    def settle(self) -> None:
+        for _ in range(50):
+            moved = False
+            for name, finder in self.finders.items():
+                out, events = finder.poll(self.now)
+                for event in events:
+                    if isinstance(event, PlanChanged):
+                        self.plans[name] = event.plan
+                    elif isinstance(event, PingResult):
+                        self.pongs.append(event)
+                for outgoing in out:
+                    moved = True
+                    self.carry(name, outgoing)
+            self.relay.sweep(self.now)
+            if not moved:
+                return
+        raise AssertionError("they never fall silent")
+
+    def carry(self, name: str, outgoing: ToUdp | ToRelay) -> None:
+        if isinstance(outgoing, ToRelay):
+            if outgoing.peer == RELAY_KEY:
+                answer = self.relay.request(NODES[name].raw, outgoing.datagram, self.now)
+                if answer is not None:
+                    self.finders[name].feed_server(answer, self.now)
+            else:
+                self.finders[OTHER[name]].feed_relay(outgoing.datagram, REGION, NODES[name], self.now)
+            return
+        if self.lose(name, outgoing.datagram):
+            return
+        if outgoing.to == RELAY_AT:
+            self.to_relay.append(outgoing.datagram)
+            for datagram, _, target in self.relay.feed(outgoing.datagram, 9000, self.at[name], self.now):
+                for name_, address in self.at.items():
+                    if address == target:
+                        self.finders[name_].feed_via(datagram, RELAY_AT, self.now)
+        elif self.is_direct:
+            other = OTHER[name]
+            if outgoing.to == AddrPort(*self.at[other]):
+                self.finders[other].feed_udp(outgoing.datagram, AddrPort(*self.at[name]), self.now)
+
+    def vias(self) -> Iterator[Via | None]:
+        for name, finder in self.finders.items():
+            found = finder.via(NODES[OTHER[name]], self.now)
+            yield found[0] if found is not None else None
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_without_a_direct_path_both_go_through_the_relay(world: World) -> None:
+    world.run(VIA_AFTER_S - 0.5)
+    assert list(world.vias()) == [None, None]
+    world.run(2)
+    one, other = world.vias()
+    assert one is not None
+    assert one == other
+    assert one.address == RELAY_AT
+    for name in NODES:
+        assert world.plans[name] == SendPlan(udp=RELAY_AT, vni=one.vni)
+        assert world.finders[name].via_at(RELAY_AT, one.vni) == NODES[OTHER[name]]
+    assert len(world.relay) == 1
+    world.run(120)
+    assert list(world.vias()) == [one, other]
+    assert world.relay.counts.allocated == 1
+
+
+def test_one_that_sends_is_enough(world: World) -> None:
+    world.run(5, traffic="a")
+    assert next(world.vias()) is not None
+
+
+def test_a_direct_path_is_preferred_and_always_tried(world: World) -> None:
+    world.run(5)
+    assert world.plans["a"].vni
+    world.is_direct = True
+    world.run(8)
+    for name in NODES:
+        assert world.plans[name] == SendPlan(udp=AddrPort(*world.at[OTHER[name]]))
+    assert list(world.vias()) == [None, None]
+    world.is_direct = False
+    world.run(20)  # the direct path's trust runs out; the way through the relay is known
+    assert world.plans["a"].vni
+    assert world.relay.counts.allocated == 1
+
+
+def test_where_a_direct_path_is_found_at_once_no_relay_is_asked(world: World) -> None:
+    world.is_direct = True
+    world.run(60)
+    assert world.relay.counts.allocated == 0
+    assert not world.to_relay
+
+
+def test_a_ping_goes_through_the_relay(world: World) -> None:
+    world.run(5)
+    id_ = world.finders["a"].ping(NODES["b"], world.now)
+    world.settle()
+    (pong,) = world.pongs
+    assert (pong.id, pong.endpoint, pong.via) == (id_, None, next(world.vias()))
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_lost_datagrams_are_sent_again(world: World, every: int) -> None:
+    counter = itertools.count()
+    world.lose = lambda name, datagram: bool(next(counter) % every)
+    world.run(40)
+    counts = world.relay.counts
+    assert counts.bound >= 2
+    world.lose = lambda name, datagram: False
+    world.run(40)
+    assert None not in list(world.vias())
+
+
+def test_a_node_that_moves_binds_again(world: World) -> None:
+    world.run(5)
+    before = next(world.vias())
+    world.at["a"] = ("203.0.113.7", 7)
+    world.finders["a"].network_changed(world.now)
+    world.run(2)
+    assert list(world.vias()) == [before, before]
+    assert world.relay.counts.allocated == 1
+    assert world.relay.counts.bound == 3
+
+
+def test_a_node_that_is_moved_by_its_nat_comes_back(world: World) -> None:
+    """Nobody tells it: pongs fail to come."""
+    world.run(5)
+    world.at["a"] = ("203.0.113.7", 7)
+    world.run(12)
+    assert None not in list(world.vias())
+    assert world.relay.counts.allocated == 1
+
+
+def test_another_relay_process_is_asked_when_the_old_one_is_gone(world: World) -> None:
+    world.run(5)
+    world.relay = PeerRelay(DiscoSecret(bytes([8]) * 32), randoms(8), lambda: (RELAY_AT,))
+    world.run(10)
+    assert world.plans["a"].vni == 0 or None not in list(world.vias())  # data goes by DERP meanwhile
+    world.run(40)
+    assert None not in list(world.vias())
+    assert world.relay.counts.allocated == 1
+
+
+def test_a_quiet_pair_is_left_alone(world: World) -> None:
+    world.run(5)
+    world.run(120, traffic="")
+    count = len(world.to_relay)
+    world.run(120, traffic="")
+    assert len(world.to_relay) == count
+    world.run(20)
+    assert None not in list(world.vias())
+
+
+def test_a_relay_that_does_not_answer_is_asked_seldom(world: World) -> None:
+    world.relay.request = lambda source, datagram, now: asked.append(now)  # type: ignore[method-assign,assignment,func-returns-value]
+    asked: list[float] = []
+    world.run(3 * ASK_GAP_S, traffic="a")
+    assert len(asked) == 6  # each time once more after 3 s
+
+
+def test_without_a_relay_nothing_happens(world: World) -> None:
+    world.has_relay = False
+    world.run(60)
+    assert world.plans["a"].relay
+    assert not world.to_relay
+
+
+def test_a_peer_that_is_removed_is_forgotten(world: World) -> None:
+    world.run(5)
+    finder = world.finders["a"]
+    finder.remove_peer(NODES["b"])
+    vias: ViaFinder = finder._vias
+    assert not vias._peers and not vias._legs and not vias._works
+    world.run(60, traffic="b")
+
+
+def test_what_a_hostile_peer_calls_us_to_is_bounded(world: World) -> None:
+    finder = world.finders["a"]
+    b = Envelopes(world.secrets["b"])
+    clients = pair_of(finder.disco_key, b.key)
+    for number in range(200):
+        server = Envelopes(DiscoSecret(number.to_bytes(32, "big")))
+        endpoint = RelayEndpoint(server.key, clients, 1, 7, 30.0, 300.0, (AddrPort("192.0.2.66", 9),) * 32)
+        datagram = b.seal(finder.disco_key, number.to_bytes(24, "big"), encode(CallMeMaybeVia(endpoint)))
+        finder.feed_relay(datagram, REGION, NODES["b"], world.now)
+        world.now += 0.1
+    out, _ = finder.poll(world.now)
+    at_victim = [each for each in out if isinstance(each, ToUdp) and each.to.host == "192.0.2.66"]
+    assert len(at_victim) <= 4 * 8 * 5
+    assert len(finder._vias._works) <= 4
+
+
+def test_a_stranger_s_ping_through_the_relay_gets_no_answer(world: World) -> None:
+    world.run(5)
+    via = next(world.vias())
+    assert via is not None
+    finder = world.finders["a"]
+    stranger = Envelopes(DiscoSecret(bytes([77]) * 32))
+    head = geneve.encode(geneve.Header(geneve.DISCO, via.vni))
+    ping = stranger.seal(finder.disco_key, bytes(24), encode(Ping(bytes(12), NODES["b"])))
+    finder.poll(world.now)
+    finder.feed_via(head + ping, RELAY_AT, world.now)
+    assert not [each for each in finder.poll(world.now)[0] if isinstance(each, ToUdp)]
+    good = Envelopes(world.secrets["b"]).seal(finder.disco_key, bytes(24), encode(Ping(bytes(12), NODES["b"])))
+    finder.feed_via(head + good, AddrPort("192.0.2.10", 3478), world.now)  # not by the relay that we know
+    assert not [each for each in finder.poll(world.now)[0] if isinstance(each, ToUdp)]
+    finder.feed_via(head + good, RELAY_AT, world.now)
+    (pong,) = [each for each in finder.poll(world.now)[0] if isinstance(each, ToUdp)]
+    assert sender(pong.datagram[8:]) == finder.disco_key
+
+
+@given(st.binary(max_size=300), st.booleans())
+def test_any_bytes_through_a_relay_change_nothing(noise: bytes, is_ours: bool) -> None:
+    world = World()
+    world.run(4)
+    via = next(world.vias())
+    assert via is not None
+    if is_ours:
+        noise = geneve.encode(geneve.Header(geneve.DISCO, via.vni)) + noise
+    world.finders["a"].feed_via(noise, RELAY_AT, world.now)
+    world.finders["a"].feed_server(noise, world.now)
+    assert next(world.vias()) == via
