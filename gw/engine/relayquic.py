@@ -261,12 +261,11 @@ class QuicLine:
                 return
             try:
                 train, segment, source = channel.receive()
-            except BlockingIOError:
-                break
-            except OSError as error:  # an ICMP message of some earlier packet
-                channel.forget_refusals()
-                if isinstance(error, ConnectionRefusedError):
+            except OSError as error:  # nothing there, or an ICMP message of some earlier packet
+                if channel.take_refusals():
                     self._refused(link)
+                if isinstance(error, BlockingIOError):
+                    break
                 continue
             if source[:2] == self._address[:2]:
                 link.receive(train, segment, self._address, self._loop.time())

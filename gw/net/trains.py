@@ -24,6 +24,7 @@ REFUSED_TRAINS: Final = 3  # so many, and no more are tried
 IP_MTU_DISCOVER: Final = 10
 IP_PMTUDISC_PROBE: Final = 3
 IPV6_MTU_DISCOVER: Final = 23
+ERRORS_A_TURN: Final = 64
 IP_RECVERR: Final = 11
 IPV6_RECVERR: Final = 25
 _NOT_HERE: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
@@ -63,11 +64,21 @@ class TrainSocket:
         if self.channel.family == socket.AF_INET6:
             self._set(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
 
-    def forget_refusals(self) -> None:
-        """Take what the kernel keeps of them: it makes the descriptor readable."""
+    def take_refusals(self) -> bool:
+        """Take what the kernel keeps of them, which makes the descriptor readable; whether there was any.
+
+        Call it whenever `receive` raises: a `send` may have got the error itself.
+        """
+        found = False
         with suppress(OSError):
-            while True:
-                self.channel.recvmsg(1, 512, socket.MSG_ERRQUEUE)
+            for _ in range(ERRORS_A_TURN):
+                _, ancillary, _, _ = self.channel.recvmsg(1, 512, socket.MSG_ERRQUEUE)
+                found = found or any(
+                    kind in (IP_RECVERR, IPV6_RECVERR)
+                    and int.from_bytes(value[:4], sys.byteorder) == errno.ECONNREFUSED
+                    for _, kind, value in ancillary
+                )
+        return found
 
     def _set(self, level: int, option: int, value: int) -> bool:
         try:

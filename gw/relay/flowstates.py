@@ -113,6 +113,8 @@ def tell(switch: Switch, sender: bytes, body: bytes, *, by: Port | None = None) 
 
     False where the sender cannot be told.
     """
+    if len(body) < frames.FLOW_STATE_BYTES:
+        return False
     port = switch.local.get(sender)
     if port is not None:
         frame = encode(frames.FLOW_STATE, body)

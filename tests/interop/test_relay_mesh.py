@@ -208,6 +208,36 @@ async def test_workers_are_one_relay_and_a_dead_one_is_replaced(tmp_path: Path) 
     assert "Traceback" not in relay.log.read_text()
 
 
+async def test_workers_of_two_relays_are_linked_over_quic(tmp_path: Path) -> None:
+    """Whoever dialled: the kernel leads the answers to the worker that asked."""
+    key_file = tmp_path / "mesh.key"
+    key_file.write_text(MESH_KEY + "\n")
+    key_file.chmod(0o600)
+    relays = [Relay(tmp_path, name, free_port(), free_port()) for name in "ab"]
+    with stopped(relays):
+        for relay in relays:
+            relay.start()  # for the certificate
+            relay.stop()
+        for relay, other in (relays, reversed(relays)):
+            words = ["--mesh-with", f"127.0.0.1:{other.port}#{other.pin}", "--workers", "2"]
+            relay.start("--mesh-key-file", str(key_file), *words)
+        deadline = time.monotonic() + 40
+        while True:
+            with suppress(OSError):
+                if min([await asyncio.to_thread(relay.metric, "quic_links") for relay in relays]) >= 2:
+                    break
+            assert time.monotonic() < deadline, [relay.log.read_text() for relay in relays]
+            await asyncio.sleep(0.2)
+        ends = [End() for _ in range(8)]
+        async with AsyncExitStack() as stack:
+            for number, end in enumerate(ends):
+                await stack.enter_async_context(end.pool)
+                end.pool.set_map(seen_from(relays[number % 2], relays))
+                end.pool.set_home(1)
+            await every_pair_talks(ends, b"across", 20)
+    assert not any("Traceback" in relay.log.read_text() for relay in relays)
+
+
 def test_a_worker_is_for_the_relay_alone() -> None:
     program = Path(sys.executable).parent / "gwrelay"
     told = subprocess.run([program, "worker", "0"], stdin=subprocess.DEVNULL, capture_output=True, text=True)

@@ -34,6 +34,7 @@ ROUTES_ACK: Final = 0x52
 PATH_NOTE: Final = 0x53
 CLOSE_REASON: Final = 0x54
 
+FLOW_STATE_BYTES: Final = 41
 FLOW_OK_STATE: Final = 0  # the receiver keeps up again
 FLOW_CONGESTED: Final = 1
 FLOW_GONE: Final = 2
@@ -103,7 +104,7 @@ def encode_flow_state(receiver: bytes, state: int, bytes_per_second: int, droppe
 
 def decode_flow_state(body: bytes) -> tuple[bytes, int, int, int]:
     """Receiver, state, bytes a second, packets dropped. Raises WireError."""
-    if len(body) < 9 + KEY_BYTES:
+    if len(body) < FLOW_STATE_BYTES:
         raise WireError("flow state too short")
     state, rate, dropped, receiver = struct.unpack_from(">BII32s", body)
     return receiver, state, rate * 1000, dropped

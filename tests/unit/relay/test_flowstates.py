@@ -279,6 +279,7 @@ def test_whatever_a_relay_says_of_flows_is_taken_or_dropped(noise: bytes) -> Non
     for kind, payload in house.switch.feed(link, frame):
         assert kind == FLOW_STATE
         tell(house.switch, payload[:32], payload[32:], by=link)
+        assert not tell(house.switch, payload[:32], payload[32:][:40])
     client = Port(None)
     client.is_active = True
     assert house.switch.feed(client, frame) == []
