@@ -2,6 +2,7 @@
 
     clients (one light process) ──TLS──▶ relay ──TLS──▶ clients, all on loopback
     the same over QUIC, at the same relay: rows that end in "over QUIC"; the rival is derper over TLS there too
+    UDP between nodes, at the same relay: rows that end in "UDP between nodes"
 
 Each figure is measured at one relay, then at the other, in turn, round after round. A ratio is the median of the
 rounds' ratios, a value the median of the values. CPU is that of the relay's processes alone, user and system.
@@ -42,6 +43,9 @@ MAX_QUIC_CLIENTS: Final = 1000  # a handshake costs both ends a millisecond and 
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 START_S: Final = 30.0
 QUIC: Final = "gwrelay over QUIC"
+UDP: Final = "gwrelay, UDP between nodes"
+UDP_LOAD: Final = HERE / "loadgen" / "udppairs.py"
+MAX_UDP_PAIRS: Final = 500
 STOCK: Final = ", stock clients"
 GWRELAY: Final = "from gw.commands.gwrelay import main; main()"
 
@@ -118,6 +122,7 @@ def relays(stack: ExitStack, folder: Path, workers: int) -> list[Relay]:
     ]  # fmt: skip
     found = [stack.enter_context(running("gwrelay", ours, port, folder))]
     found.append(Relay(QUIC, udp, found[0].process, QUIC_LOAD))
+    found.append(Relay(UDP, port, found[0].process, UDP_LOAD))
     if os.environ.get("DERPER"):
         port = free_port()
         theirs = [
@@ -127,7 +132,7 @@ def relays(stack: ExitStack, folder: Path, workers: int) -> list[Relay]:
         found.append(stack.enter_context(running("derper", theirs, port, folder)))
     if os.environ.get("DERP_LOAD"):
         stock = Path(os.environ["DERP_LOAD"])
-        tls = [each for each in found if each.name != QUIC]
+        tls = [each for each in found if each.name not in (QUIC, UDP)]
         found += [Relay(each.name + STOCK, each.port, each.process, stock) for each in tls]
     return found
 
@@ -190,6 +195,8 @@ def measure(chosen: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             is_heavy = words[0] == "idle" or "16384" in words
             for _ in range(1 if is_heavy else chosen.rounds):
                 for end in ends:
+                    if end.name == UDP and (words[0] == "idle" or pairs_of(words) > MAX_UDP_PAIRS):
+                        continue
                     if end.name.endswith(STOCK) and (words[0] == "idle" or pairs_of(words) > MAX_STOCK_PAIRS):
                         continue
                     fitting = fit_quic(words) if end.name == QUIC else words
@@ -199,7 +206,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                         count = int(fitting[fitting.index("--connected") + 1])
                         result["client_kb"] = (result["memory"] - before) / count / 1024
                     found[end.name].append(result)
-        kinds = {"gwrelay": "", QUIC: ", over QUIC", "gwrelay" + STOCK: STOCK}
+        kinds = {"gwrelay": "", QUIC: ", over QUIC", UDP: ", UDP between nodes", "gwrelay" + STOCK: STOCK}
         stock = "derper" + STOCK
         for figure, unit, better, kind in [(*each, kind) for kind in kinds if found.get(kind) for each in wanted]:
             if any(figure not in each for each in found[kind]):
@@ -210,7 +217,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             row: dict[str, Any] = {
                 "name": f"{name}{suffix}: {figure}", "unit": unit, "ours": statistics.median(ours), "better": better,
             }  # fmt: skip
-            if kind == QUIC and not found.get("derper"):
+            if kind in (QUIC, UDP) and not found.get("derper"):
                 theirs = [each[figure] for each in found["gwrelay"]]
                 ratios = [one / other for one, other in zip(ours, theirs, strict=True) if other]
                 row |= {

@@ -104,7 +104,7 @@ class Peer:
             except ssl.SSLWantReadError:
                 self.incoming.write(self.sock.recv(1 << 16))
 
-    def greet(self) -> None:
+    def greet(self) -> Connected:
         """From the first byte to the relay's ServerInfo, blocking."""
         while True:
             try:
@@ -127,8 +127,9 @@ class Peer:
             if up:
                 self.tls.write(up)
                 self.sock.sendall(self.outgoing.read())
-            if any(isinstance(event, Connected) for event in events):
-                return
+            for event in events:
+                if isinstance(event, Connected):
+                    return event
             data = self.plain()
 
 
