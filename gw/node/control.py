@@ -33,7 +33,7 @@ from gw.wire.x25519 import fresh_pair
 
 log: Final = logging.getLogger(__name__)
 
-VERSION: Final = 116  # capability version that we speak
+VERSION: Final = 121  # capability version that we speak: UDP relays between nodes are its newest part
 WATCHDOG_S: Final = 120.0
 ANSWER_S: Final = 30.0
 FOLLOWUP_S: Final = 600.0  # then ask again: a middlebox may have forgotten the connection

@@ -106,6 +106,34 @@ def test_a_tsnet_server_serves_us_and_is_served_by_us(nat: Nat, way: str, tmp_pa
 
 
 @pytest.mark.against("TAILSCALED", "TAILSCALE")
+def test_tailscaled_follows_us_to_the_relay_s_udp(tmp_path: Path) -> None:
+    """No direct path is possible. gwd has an endpoint allocated by gwrelay, which is no node, and calls the peer."""
+    nodes = [NodeSpec("ann", Nat.ENDPOINT_INDEPENDENT), NodeSpec("stock", Nat.SYMMETRIC, daemon=False)]
+    with Lab(nodes, folder=tmp_path / "lab") as lab:
+        folder = lab.state("stock")
+        socket = f"--socket={folder}/ts.sock"
+        lab.start(
+            "stock", "tailscaled", os.environ["TAILSCALED"], "--tun=ts0", f"--statedir={folder}/ts", socket,
+            "--no-logs-no-support",
+        )  # fmt: skip
+        cli = [os.environ["TAILSCALE"], socket]
+        eventually(lambda: (folder / "ts.sock").exists())
+        key = f"file:{lab.key_file}"
+        lab.run("stock", *cli, "up", f"--login-server={URL}", f"--auth-key={key}", "--hostname=stock", "--timeout=30s")
+
+        def ours() -> bool:
+            lab.run("ann", "ping", "-n", "-c", "2", "-W", "3", "stock")
+            return bool(json.loads(lab.run("ann", "gw", "ping", "--json", "-c", "1", "stock")).get("PeerRelay"))
+
+        def theirs() -> bool:
+            status = json.loads(lab.run("stock", *cli, "status", "--json"))
+            return ":vni:" in next(iter(status["Peer"].values()))["PeerRelay"]
+
+        eventually(lambda: ours() and theirs(), 60)
+        lab.run("stock", "ping", "-n", "-c", "5", "-i", "0.2", "-W", "3", status_ip(lab))
+
+
+@pytest.mark.against("TAILSCALED", "TAILSCALE")
 @pytest.mark.parametrize(("nat", "way"), [(Nat.NONE, "direct"), (Nat.SYMMETRIC, "direct"), (Nat.UDP_BLOCKED, "relay")])
 def test_tailscaled_is_a_node_like_any_other(nat: Nat, way: str, tmp_path: Path) -> None:
     with mesh_with(nat, tmp_path) as lab:
