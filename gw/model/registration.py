@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -26,7 +26,7 @@ class RegisterRequest(GoStruct, omit_defaults=False):
     old_node_key: str = ZERO_NODE_KEY
     nl_key: str = msgspec.field(default=ZERO_NL_KEY, name="NLKey")
     auth: RegisterAuth | None = None
-    expiry: datetime = ZERO_TIME
+    expiry: Annotated[datetime, msgspec.Meta(tz=True)] = ZERO_TIME
     followup: str = ""
     hostinfo: Hostinfo | None = None
     ephemeral: bool = False
