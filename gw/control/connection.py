@@ -79,10 +79,13 @@ class ControlSocket(asyncio.Protocol):
     def begin(self, stream: int) -> bool:
         return self._transport is not None and self._http.start(stream, 200)
 
-    def push(self, stream: int, data: bytes) -> None:
-        sealed = self._http.send_now(stream, data)
+    def push(self, stream: int, data: bytes) -> bool:
+        sealed = None if self._is_full else self._http.send_now(stream, data)
+        if sealed is None:
+            return False
         if sealed and self._transport is not None:
             self._transport.write(sealed)
+        return True
 
     def make_room(self, stream: int, size: int) -> None:
         self._http.make_room(stream, size)

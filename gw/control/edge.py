@@ -73,7 +73,9 @@ class Pipe(Protocol):
     def begin(self, stream: int) -> bool:
         """Answer 200 with a body to come. False where the client is gone."""
 
-    def push(self, stream: int, data: bytes) -> None: ...
+    def push(self, stream: int, data: bytes) -> bool:
+        """Send bytes of the body; False, and nothing is sent, where it is slow."""
+
     def make_room(self, stream: int, size: int) -> None:
         """A message of this size comes: as much again may wait behind it before the stream counts as slow."""
 
@@ -159,26 +161,23 @@ class Switchboard:
 
     def deliver(self, message: bytes, numbers: Iterable[int], *, is_whole: bool) -> None:
         packed = bare = b""
+        outlets = self._outlets
         for number in numbers:
-            outlet = self._outlets.get(number)
-            if outlet is None:
+            outlet = outlets.get(number)
+            if outlet is None or (outlet.is_behind and not is_whole):
                 continue
-            if outlet.is_behind and not is_whole:
-                continue
-            if outlet.pipe.is_slow(outlet.stream):
-                outlet.is_behind = True
-                self._desk.behind(self, number)
-                continue
-            if outlet.is_behind:  # the desk may have sent this before it heard of the loss: then it sends another
-                outlet.is_behind = False
-                self._desk.drained(self, number)
             if outlet.compress:
                 data = packed = packed or frame(message, compress=True)
             else:
                 data = bare = bare or frame(message, compress=False)
-            if is_whole:
+            if is_whole and not outlet.pipe.is_slow(outlet.stream):
+                if outlet.is_behind:  # the desk may have sent this before it heard of the loss: then it sends another
+                    outlet.is_behind = False
+                    self._desk.drained(self, number)
                 outlet.pipe.make_room(outlet.stream, len(data))
-            outlet.pipe.push(outlet.stream, data)
+            if not outlet.pipe.push(outlet.stream, data):
+                outlet.is_behind = True
+                self._desk.behind(self, number)
 
     def end(self, number: int) -> None:
         outlet = self._outlets.pop(number, None)
@@ -200,8 +199,7 @@ class Switchboard:
                 outlet = self._outlets.get(number)
                 if outlet is None:
                     continue
-                if not outlet.pipe.is_slow(outlet.stream):
-                    outlet.pipe.push(outlet.stream, KEEP_ALIVE if outlet.compress else KEEP_ALIVE_PLAIN)
+                outlet.pipe.push(outlet.stream, KEEP_ALIVE if outlet.compress else KEEP_ALIVE_PLAIN)
                 self._wind(number)
 
     def _wind(self, number: int) -> None:

@@ -252,7 +252,7 @@ class Fanout:
         self._dirty, self._patches, self._lost, self._own = {}, {}, {}, {}
         try:
             told = self._who_is_told(batch)
-            groups: dict[tuple[object, ...], list[Session]] = {}
+            groups = self._patched_alike(told, batch)
             for node_id in told.keys() | batch.lost.keys() | batch.own.keys():
                 session = self._sessions.get(node_id)
                 if session is not None:
@@ -303,11 +303,34 @@ class Fanout:
             audience = self._audience(members[0])
             for viewer in audience.members:
                 if viewer.id in sessions:
-                    told[viewer.id] = told.get(viewer.id, 0) | bits
+                    more = told.get(viewer.id)
+                    told[viewer.id] = bits if more is None else more | bits
             for each in members:  # what a node that became visible sees itself
                 if batch.dirty[each.id] and each.id in sessions:
                     batch.sees[each.id] = audience.bits & ~(1 << self._slot(each.id))
         return told
+
+    def _patched_alike(self, told: dict[int, int], batch: _Batch) -> dict[tuple[object, ...], list[Session]]:
+        """Take those out of `told` who get nothing but patches of nodes that they know: nearly all, nearly always."""
+        groups: dict[tuple[object, ...], list[Session]] = {}
+        if batch.whole or batch.lost or batch.own or batch.sees:
+            return groups
+        last, members = 0, []
+        for node_id, bits in list(told.items()):
+            session = self._sessions[node_id]
+            if (
+                node_id in batch.dirty
+                or session.is_behind
+                or session.is_due
+                or session.omit_peers
+                or bits & ~session.known
+            ):
+                continue
+            if bits is not last:
+                last, members = bits, groups.setdefault((0, bits, 0, 0, None, b"", b"", b""), [])
+            members.append(session)
+            del told[node_id]
+        return groups
 
     def _assign(
         self, session: Session, batch: _Batch, told: int, groups: dict[tuple[object, ...], list[Session]]

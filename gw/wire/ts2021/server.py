@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, final
 
 import hpack
@@ -208,8 +209,11 @@ class ServerConnection:
             self._ended(stream, found)
         return True
 
-    def send_now(self, stream: int, data: bytes) -> bytes:
-        """`send` and `data_to_send` in one: what can leave at once, sealed. The hot path of a change told to many."""
+    def send_now(self, stream: int, data: bytes) -> bytes | None:
+        """`send` and `data_to_send` in one: what can leave at once, sealed; None where the stream is clogged.
+
+        The hot path of a change told to many, who mostly have it on streams of one number.
+        """
         found = self._streams.get(stream)
         if found is None:
             return b""
@@ -223,11 +227,13 @@ class ServerConnection:
             or self._plain_out
             or self._out
         ):
+            if self.is_clogged(stream):
+                return None
             self.send(stream, data)
             return self.data_to_send()
         found.window -= size
         self._window -= size
-        return self._session.seal_one(_HEAD.pack(size << 8, 0, stream) + data)
+        return self._session.seal_one(_framed(stream, data))
 
     def is_clogged(self, stream: int) -> bool:
         """True where so much waits for the client that more would only grow memory."""
@@ -439,6 +445,12 @@ class ServerConnection:
         self._pump(stream, found)
         if found.waiting is None:
             events.append(Drained(stream))
+
+
+@lru_cache(maxsize=4)
+def _framed(stream: int, data: bytes) -> bytes:
+    """One DATA frame. The last ones are kept: a body sent to many is the same object, whose hash is made once."""
+    return _HEAD.pack(len(data) << 8, 0, stream) + data
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:

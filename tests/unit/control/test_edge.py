@@ -51,8 +51,10 @@ class Pipe:
         self.begun.append(stream)
         return True
 
-    def push(self, stream: int, data: bytes) -> None:
-        self.messages += self.frames.feed(data)
+    def push(self, stream: int, data: bytes) -> bool:
+        if not self.slow:
+            self.messages += self.frames.feed(data)
+        return not self.slow
 
     def make_room(self, stream: int, size: int) -> None: ...
 
