@@ -7,10 +7,12 @@ SQLite database and its defaults.
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -74,6 +76,7 @@ class Server:
     """A server process with its children. Start it with `start`, end it with `stop` or `kill`."""
 
     name = ""
+    is_tls = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -85,19 +88,31 @@ class Server:
         raise NotImplementedError
 
     def start(self) -> float:
-        """Seconds until it accepts connections."""
+        """Seconds until it answers."""
         command, environment = self.command()
         begun = time.monotonic()
         with open(self.folder / "server.log", "ab") as log:
             self.process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
         while time.monotonic() < begun + START_LIMIT_S:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return time.monotonic() - begun
+            if self._answers():
+                return time.monotonic() - begun
             if self.process.poll() is not None:
                 break
             time.sleep(0.02)
         raise RuntimeError(f"{self.name} does not start: {(self.folder / 'server.log').read_text()[-2000:]}")
+
+    def _answers(self) -> bool:
+        """Whether it tells its key; waits for one that accepts and is not ready."""
+        kind = http.client.HTTPSConnection if self.is_tls else http.client.HTTPConnection
+        more = {"context": ssl._create_unverified_context()} if self.is_tls else {}
+        client = kind("127.0.0.1", self.port, timeout=5, **more)
+        try:
+            client.request("GET", "/key?v=116")
+            return client.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            client.close()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -150,7 +165,8 @@ class GhostWire(Server):
         self, folder: Path, *, policy: str, users: int, shared: bool = False, tls: bool = False, workers: int = 0
     ) -> None:
         super().__init__(folder)
-        self.policy, self.users, self.shared, self.tls, self.workers = policy, users, shared, tls, workers
+        self.policy, self.users, self.shared, self.workers = policy, users, shared, workers
+        self.is_tls = tls
         self.keys: list[str] = []
         self.shared_key = ""
 
@@ -162,10 +178,10 @@ class GhostWire(Server):
         from gw.state.store import DirectoryStore, Put
 
         paths = StatePaths(self.folder / "state")
-        scheme = "https" if self.tls else "http"
+        scheme = "https" if self.is_tls else "http"
         config = f'server_url = "{scheme}://127.0.0.1:{self.port}"\nlisten = "127.0.0.1:{self.port}"\n'
         config += 'domain = "bench.test"\n'
-        if self.tls:
+        if self.is_tls:
             certificate(self.folder)
             config += f'tls_cert_file = "{self.folder}/cert.pem"\ntls_key_file = "{self.folder}/key.pem"\n'
         init_state_dir(paths, config=config, policy=self.policy)

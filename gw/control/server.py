@@ -90,7 +90,10 @@ async def serve(
     workers: connection workers; 0 = this process holds the connections too.
     """
     store = DirectoryStore(paths).open()
+    listener: socket.socket | None = None
     try:
+        listener = listening_socket(config.listen)
+        listener.listen(BACKLOG)  # who comes while everything is read waits for it, and is not refused
         metrics = Metrics()
         tailnet = Tailnet.load(
             store,
@@ -113,7 +116,6 @@ async def serve(
             logins.provider()  # what is wrong with its files is said here and now
             if config.oidc.only_start_if_oidc_is_available:
                 await logins.check()
-        listener = listening_socket(config.listen)
         plain = listening_socket(config.http_listen) if config.http_listen else None
         observed = ObservedFile(paths.observed_file, tailnet.nodes, tailnet.clock)
         tailnet.subscribe(observed.take)
@@ -148,6 +150,8 @@ async def serve(
                 ready(f"control server for {tailnet.domain} on {config.listen}, {len(tailnet.nodes)} nodes")
                 await asyncio.Event().wait()
     finally:
+        if listener is not None:
+            listener.close()
         store.close()
 
 
