@@ -7,6 +7,7 @@ A reader never sees half a file: the bytes go to a temporary file beside it, are
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from itertools import count
@@ -56,18 +57,23 @@ def read_secret(path: Path) -> bytes:
         raise translate(error, "read", path) from error
 
 
-def write_temporary(
-    path: Path, raw: bytes, mode: int = 0o644, *, durable: bool, owners: dict[Path, Owner] | None = None
-) -> Path:
-    """Write `raw` beside `path` under a temporary name and return that name. Raises OSError and leaves nothing.
+def write_temporary(path: Path, raw: bytes, mode: int = 0o644, *, durable: bool) -> Path:
+    """Write `raw` beside `path` under a temporary name and return that name. Raises OSError and leaves nothing."""
+    return Path(write_into(str(path.parent), raw, mode, durable=durable))
+
+
+def write_into(
+    folder: str, raw: bytes, mode: int = 0o644, *, durable: bool, owners: dict[str, Owner] | None = None
+) -> str:
+    """The same for a batch, where paths as objects would cost as much as the files. Returns the temporary file's path.
 
     owners: of folders, as far as they are known by now; a batch asks once for each.
     """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{next(_serial)}")
+    temporary = f"{folder}/{TEMPORARY_PREFIX}{os.getpid()}-{next(_serial)}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, SECRET_MODE)
     try:
         try:
-            inherit_owner(descriptor, path.parent, owners)
+            inherit_owner(descriptor, folder, owners)
             os.fchmod(descriptor, mode)
             left = memoryview(raw)
             while left:
@@ -77,7 +83,8 @@ def write_temporary(
         finally:
             os.close(descriptor)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
     return temporary
 
@@ -104,21 +111,21 @@ def _adopt(folder: Path, mode: int) -> None:
         os.close(descriptor)
 
 
-def inherit_owner(descriptor: int, parent: Path, owners: dict[Path, Owner] | None = None) -> None:
+def inherit_owner(descriptor: int, parent: Path | str, owners: dict[str, Owner] | None = None) -> None:
     """As root, give an open file or folder the owner and group of the folder it lies in. Raises OSError."""
     if os.geteuid() != 0:
         return
-    owner = owners.get(parent) if owners is not None else None
+    owner = owners.get(str(parent)) if owners is not None else None
     if owner is None:
-        status = parent.stat()
+        status = os.stat(parent)
         owner = status.st_uid, status.st_gid
         if owners is not None:
-            owners[parent] = owner
+            owners[str(parent)] = owner
     if owner != (0, 0):
         os.fchown(descriptor, *owner)
 
 
-def sync_folder(path: Path) -> None:
+def sync_folder(path: Path | str) -> None:
     """Make the names in a folder durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

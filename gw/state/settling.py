@@ -25,7 +25,7 @@ from typing import Final
 from gw.errors import ConfigError
 from gw.state.changes import Ident
 from gw.state.documents import PLACES, Key, Kind, file_name
-from gw.state.files import Owner, sync_folder, write_temporary
+from gw.state.files import Owner, sync_folder, write_into, write_temporary
 from gw.state.journal import Entry, fingerprint
 from gw.state.tomltext import MAX_FILE_BYTES
 
@@ -50,9 +50,9 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One file to change. seen: what `stat` said when its text was read."""
+    """One file to change. path: text, for there are many; seen: what `stat` said when its text was read."""
 
-    path: Path
+    path: str
     entry: Entry
     seen: tuple[int, int, int] | None
 
@@ -62,7 +62,7 @@ def document_path(root: Path, kind: Kind, key: Key) -> Path:
     return root / PLACES[kind].folder / file_name(key)
 
 
-def read_document(path: Path) -> bytes | None:
+def read_document(path: Path | str) -> bytes | None:
     """The file's bytes; None if there is none. Raises ConfigError for what is no readable regular file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -92,8 +92,10 @@ def settle(root: Path, entries: Iterable[Entry], check: Check) -> list[Loss]:
         chains.setdefault((entry.kind, entry.key), []).append(entry)
     losses: list[Loss] = []
     steps: list[_Step] = []
+    folders = {kind: str(root / place.folder) for kind, place in PLACES.items()}
     for ident, chain in chains.items():
-        step = _decide(root, ident, chain, check, losses)
+        path = f"{folders[ident[0]]}/{file_name(ident[1])}"
+        step = _decide(path, ident, chain, check, losses)
         if step is not None:
             steps.append(step)
     late = _apply(root, steps)
@@ -102,13 +104,12 @@ def settle(root: Path, entries: Iterable[Entry], check: Check) -> list[Loss]:
     return losses
 
 
-def _decide(root: Path, ident: Ident, chain: list[Entry], check: Check, losses: list[Loss]) -> _Step | None:
+def _decide(path: str, ident: Ident, chain: list[Entry], check: Check, losses: list[Loss]) -> _Step | None:
     """What to do with one file; None if nothing. Appends to losses what was put aside."""
-    path = document_path(root, *ident)
     start = 0
     for index in range(1, len(chain)):
         if chain[index].before != chain[index - 1].after:
-            losses.append(Loss(ident, "conflict", _keep_conflict(path, chain[index - 1])))
+            losses.append(Loss(ident, "conflict", _keep_conflict(Path(path), chain[index - 1])))
             start = index
     run = chain[start:]
     last = run[-1]
@@ -116,7 +117,7 @@ def _decide(root: Path, ident: Ident, chain: list[Entry], check: Check, losses: 
     try:
         current = read_document(path) if seen is not None else None
     except ConfigError:
-        return _Step(path, last, _set_aside(path, ident, losses))
+        return _Step(path, last, _set_aside(Path(path), ident, losses))
     found = fingerprint(current)
     if found == last.after:
         return None
@@ -124,10 +125,10 @@ def _decide(root: Path, ident: Ident, chain: list[Entry], check: Check, losses: 
         return _Step(path, last, seen)
     if current is not None:
         try:
-            check(ident[0], path.name, current, str(path))
+            check(ident[0], os.path.basename(path), current, path)
         except ConfigError:
-            return _Step(path, last, _set_aside(path, ident, losses))
-    losses.append(Loss(ident, "conflict", _keep_conflict(path, last)))
+            return _Step(path, last, _set_aside(Path(path), ident, losses))
+    losses.append(Loss(ident, "conflict", _keep_conflict(Path(path), last)))
     return None
 
 
@@ -162,9 +163,9 @@ def _free_name(path: Path, suffix: str, text: bytes | None) -> Path:
         number += 1
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _stamp(path: Path | str) -> tuple[int, int, int] | None:
     try:
-        status = path.lstat()
+        status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size
@@ -173,29 +174,30 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 def _apply(root: Path, steps: list[_Step]) -> list[Ident]:
     """Steps 2 to 5. Returns the documents whose files were edited meanwhile; they are untouched."""
     late: list[Ident] = []
-    temporary: dict[Path, Path] = {}
-    owners: dict[Path, Owner] = {}
+    temporary: dict[str, str] = {}
+    owners: dict[str, Owner] = {}
     try:
         for step in steps:
             if step.entry.text is not None:
                 mode = PLACES[step.entry.kind].mode
                 durable = len(steps) <= FEW
-                temporary[step.path] = write_temporary(step.path, step.entry.text, mode, durable=durable, owners=owners)
+                folder = os.path.dirname(step.path)
+                temporary[step.path] = write_into(folder, step.entry.text, mode, durable=durable, owners=owners)
         if len(steps) > FEW:
             sync_file_system(root)
         for step in steps:
             if _stamp(step.path) != step.seen:
                 late.append((step.entry.kind, step.entry.key))
             elif step.entry.text is None:
-                step.path.unlink(missing_ok=True)
+                Path(step.path).unlink(missing_ok=True)
             else:
-                temporary[step.path].rename(step.path)
+                os.rename(temporary[step.path], step.path)
                 del temporary[step.path]
     finally:
         for leftover in temporary.values():
-            leftover.unlink(missing_ok=True)
-    for folder in {step.path.parent for step in steps}:
-        if folder.is_dir():
+            Path(leftover).unlink(missing_ok=True)
+    for folder in {os.path.dirname(step.path) for step in steps}:
+        if os.path.isdir(folder):
             sync_folder(folder)
     return late
 

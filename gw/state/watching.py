@@ -46,6 +46,9 @@ class Watcher:
     def __init__(self, paths: StatePaths, heads: Heads, migrations: Migrations) -> None:
         self._paths, self._heads, self._migrations = paths, heads, migrations
         self.refused: dict[Subject, int] = {}
+        self._kinds_in: dict[str, list[Kind]] = {}  # by folder
+        for kind, place in PLACES.items():
+            self._kinds_in.setdefault(str(paths.root / place.folder), []).append(kind)
         self._others: dict[Path, int] = {path: _glance(path) for path in self._other_files()}
         self._opened_ns = paths.lock_file.stat().st_mtime_ns if paths.lock_file.exists() else 0
 
@@ -115,13 +118,14 @@ class Watcher:
         return changes
 
     def _examine_document(self, path: Path, gone: list[Path] | None) -> ExternalChange | None:
+        folder, name = os.path.split(path)
         for suffix in (CONFLICT, BROKEN):  # beside a conflict lies a file that somebody edited
-            if suffix in path.name:
-                path = path.with_name(path.name.partition(suffix)[0])
-        folder = str(path.parent.relative_to(self._paths.root))
-        for kind, place in PLACES.items():
-            if place.folder == folder and kind in self._heads.known:
-                key = key_of(kind, path.name)
+            if suffix in name:
+                name = name.partition(suffix)[0]
+                path = path.with_name(name)
+        for kind in self._kinds_in.get(folder, ()):
+            if kind in self._heads.known:
+                key = key_of(kind, name)
                 if key is not None:
                     with self._heads.lock:
                         return self._compare(kind, key, path, gone)

@@ -190,7 +190,7 @@ async def test_files_that_cannot_be_settled_stay_in_the_journal(
     with DirectoryStore(paths, settle_delay_s=NEVER_S).open() as store:
         await store.commit([Put(node(1))])
         with monkeypatch.context() as patch:
-            patch.setattr("gw.state.settling.write_temporary", refuse)
+            patch.setattr("gw.state.settling.write_into", refuse)
             assert not store.settle()
             assert not store.settle()
             await store.commit([Put(node(1).edited(hostname="late")), Put(node(2))])
@@ -198,7 +198,7 @@ async def test_files_that_cannot_be_settled_stay_in_the_journal(
     assert caplog.text.count("stay in the journal") == 1
     assert os.listdir(paths.nodes_dir) == []
     with monkeypatch.context() as patch:
-        patch.setattr("gw.state.settling.write_temporary", refuse)
+        patch.setattr("gw.state.settling.write_into", refuse)
         with DirectoryStore(paths).open() as store:
             assert store.load("node")[1].hostname == "late", "a start on a full disk reads through the journal"
     with DirectoryStore(paths).open() as store:
