@@ -11,6 +11,7 @@ Ref: spec relay-and-path §6; tailscale wgengine/magicsock/relaymanager.go
 from __future__ import annotations
 
 import heapq
+import ipaddress
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
@@ -235,6 +236,8 @@ class ViaFinder:
             peer = self._peers.get(key) if key is not None else None
             if peer is None or (not header.control and sender != peer.disco):
                 return
+            if header.control:
+                self._know(sender)
             message = decode(self._envelopes.open(inner))
         except WireError:
             return
@@ -369,7 +372,7 @@ class ViaFinder:
                 return
             work.binds_left -= 1
             bind = Bind(BIND, endpoint.vni, work.generation, peer.disco)
-            for address in endpoint.addresses[:MAX_ADDRESSES]:
+            for address in filter(_is_usable, endpoint.addresses[:MAX_ADDRESSES]):
                 self._send(endpoint.server, bind, address, endpoint.vni, control=True)
         else:
             if not work.pings_left:
@@ -498,3 +501,9 @@ class ViaFinder:
 
     def _at(self, when: float, peer: _Peer) -> None:
         heapq.heappush(self._due, (when, next(self._serial), peer.key))
+
+
+def _is_usable(address: AddrPort) -> bool:
+    """Whether a relay may be there: a peer does not make us speak to this host's own services, or to many at once."""
+    host = ipaddress.ip_address(address.host)
+    return bool(address.port) and not (host.is_loopback or host.is_multicast or host.is_unspecified or host.is_reserved)

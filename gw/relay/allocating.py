@@ -15,7 +15,6 @@ from typing import Final, final
 
 from gw.model.addresses import AddrPort
 from gw.native.relaying import Port
-from gw.relay.admission import Admission
 from gw.relay.forwarding import Plane
 from gw.relay.peerrelay import SWEEP_S, PeerRelay
 from gw.relay.session import Reception
@@ -45,9 +44,13 @@ class Desk:
         switch, now = self._reception.switch, self._plane.now
         for _, payload in self._reader.feed(switch.take(self._port)):
             source = payload[:KEY_BYTES]
-            if self._reception.admit(source, "") is not Admission.ALLOWED:
+            if not self._reception.presence.is_here(source):  # with one of our workers, which has let it in
                 continue
-            answer = self._relay.request(source, payload[KEY_BYTES:], now)
+            try:
+                answer = self._relay.request(source, payload[KEY_BYTES:], now)
+            except Exception:  # a defect of ours ends this request, not the loop
+                logger.exception("a request for a UDP relay endpoint is dropped: a defect, please report it")
+                continue
             if answer is not None:
                 switch.forward(self._port, source, answer)
         # nobody has to be told when the relay itself is gone

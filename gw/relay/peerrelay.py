@@ -41,6 +41,7 @@ MAX_PAIRS: Final = 1 << 16
 MAX_PAIRS_A_NODE: Final = 512
 REQUESTS_A_S: Final = 20.0
 REQUEST_BURST: Final = 200.0
+CONTROLS_A_S: Final = 5000.0  # that are opened, whoever may have sent them
 MAX_ASKING: Final = 4096  # nodes whose rate is remembered
 MAX_DISCO_BYTES: Final = 1024
 MIN_BYTES: Final = HEADER_BYTES + 32  # a keepalive of WireGuard
@@ -128,6 +129,7 @@ class PeerRelay:
         self._nodes: OrderedDict[bytes, _Node] = OrderedDict()
         self._vni = int.from_bytes(random_bytes(3), "big")
         self._lamport = 0
+        self._controls = Bucket(CONTROLS_A_S, CONTROLS_A_S)
         self._secrets = [random_bytes(32), random_bytes(32)]
         self._rotate_at: float | None = None
         self._rate = (0, 0)
@@ -310,7 +312,7 @@ class PeerRelay:
                 return None
             sender = envelope.sender(inner)
             leg = next((each for each in pair.legs if each.key == sender), None)
-            if leg is None:
+            if leg is None or not self._controls.take(1, now):
                 return None
             message = decode(self._envelopes.open(inner))
         except WireError:

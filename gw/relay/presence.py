@@ -55,7 +55,7 @@ class Presence:
     def enter(self, port: Port, address: AddrPort, flags: int) -> None:
         """A client was admitted: from now on it receives what is for its key."""
         others = self.holders.setdefault(port.key, [])
-        was_here = self._is_here(port.key)
+        was_here = self.is_here(port.key)
         others.append(port)
         self._about[port.key] = address, flags
         if len(others) > 1:
@@ -101,7 +101,7 @@ class Presence:
         port.is_active = False
         gone = frames.encode(frames.PEER_GONE, port.key + bytes([frames.GONE_DISCONNECTED]))
         self._tell(self.sibling_watchers, gone)
-        if not self._is_here(port.key):
+        if not self.is_here(port.key):
             self._tell(self.mesh_watchers, gone)
         self._if_gone(port.key)
 
@@ -125,7 +125,7 @@ class Presence:
     def learn(self, link: Port, key: bytes) -> None:
         """A link announces a key."""
         known = self._keys_of.setdefault(link, set())
-        was_here = self._is_here(key)
+        was_here = self.is_here(key)
         sources = self._sources.setdefault(key, [])
         if key not in known:
             known.add(key)
@@ -172,7 +172,7 @@ class Presence:
         held = self.holders.get(key)
         if held and key not in self.switch.local and not (sources and sources[0].is_sibling):
             self._activate(held[-1])
-        if not self._is_here(key):
+        if not self.is_here(key):
             self._tell(self.mesh_watchers, frames.encode(frames.PEER_GONE, key + bytes([frames.GONE_DISCONNECTED])))
         self._if_gone(key)
 
@@ -203,7 +203,7 @@ class Presence:
         for key in keys:
             self.switch.push(port, self._present(key))
 
-    def _is_here(self, key: bytes) -> bool:
+    def is_here(self, key: bytes) -> bool:
         """Whether a worker of this relay has the key."""
         sources = self._sources.get(key)
         return bool(self.holders.get(key)) or (sources is not None and sources[0].is_sibling)

@@ -318,8 +318,13 @@ class QuicPort:
         self.ignored += 1
 
     def _relay_untrusted(self, peers: PeerRelay, train: bytes, segment: int, source: Any) -> None:
-        for data, size, target in peers.feed(train, segment, source, self.loop.now):
-            self._wire.send_train(data, size, target)
+        try:
+            for data, size, target in peers.feed(train, segment, source, self.loop.now):
+                self._wire.send_train(data, size, target)
+        except Exception:
+            self.broken += 1
+            if self._complaints.take(1, self.loop.now):
+                logger.exception("relayed datagrams from %s are dropped: a defect, please report it", source)
 
     def _stun_untrusted(self, datagram: bytes, source: Any) -> None:
         try:

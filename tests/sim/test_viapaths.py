@@ -262,6 +262,21 @@ def test_what_a_hostile_peer_calls_us_to_is_bounded(world: World) -> None:
     assert len(finder._vias._works) <= 4
 
 
+def test_a_peer_does_not_make_us_speak_to_our_own_host(world: World) -> None:
+    finder = world.finders["a"]
+    b = Envelopes(world.secrets["b"])
+    server = Envelopes(DiscoSecret(bytes([55]) * 32))
+    hosts = ("127.0.0.1", "::1", "224.0.0.1", "255.255.255.255", "0.0.0.0", "192.0.2.66")
+    endpoint = RelayEndpoint(
+        server.key, pair_of(finder.disco_key, b.key), 1, 7, 30.0, 300.0, tuple(AddrPort(host, 53) for host in hosts)
+    )
+    finder.feed_relay(
+        b.seal(finder.disco_key, bytes(24), encode(CallMeMaybeVia(endpoint))), REGION, NODES["b"], world.now
+    )
+    out, _ = finder.poll(world.now)
+    assert [each.to.host for each in out if isinstance(each, ToUdp)] == ["192.0.2.66"]
+
+
 def test_a_stranger_s_ping_through_the_relay_gets_no_answer(world: World) -> None:
     world.run(5)
     via = next(world.vias())
