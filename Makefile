@@ -42,8 +42,10 @@ test-deps:
 	sh .ci/node-packages
 	sh .ci/go-packages
 
+# The packet core is tested a second time as it is here: interpreted.
 test: test-deps $(STAMP) $(VENV)/dev lint
 	cd tests && $(BIN)/pytest unit sim cli tui -n 2 -q -m "not long" $(TESTS)
+	cd tests && PYTHONPATH=$(CURDIR) $(BIN)/pytest unit/native -n 2 -q -m "not long" $(TESTS)
 	cd tests && $(BIN)/pytest netns interop -n 2 --dist loadfile --reruns 1 -m "not long" --durations=25 $(TESTS)
 
 test-long: test-deps $(STAMP) $(VENV)/dev

@@ -38,7 +38,16 @@ class OutboundPlane:
         self._tun = setup.tun
         self._v4 = udp_socket(setup.udp4, socket.AF_INET)
         self._v6 = udp_socket(setup.udp6, socket.AF_INET6)
-        self.core = Outbound(setup.tun, counters, FlowTable(flows), setup.mtu, setup.gso, setup.sealer, setup.sealers)
+        self.core = Outbound(
+            setup.tun,
+            counters,
+            FlowTable(flows),
+            setup.mtu,
+            setup.gso,
+            setup.lanes,
+            setup.sealer,
+            setup.sealers,
+        )
         self._cipher = cipher.named(setup.cipher)
         self.core.numbered = self._cipher.numbered
 

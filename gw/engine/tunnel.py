@@ -54,7 +54,7 @@ from gw.model.keys import NodeKey, NodeSecret
 from gw.model.sendplan import SendPlan
 from gw.native import COMPILED
 from gw.native.counters import MAX_LANES, MAX_PEERS
-from gw.native.outbound import ACTIVE, CONFIRMED, NEED_SESSION, SEND_FAILED, WAKE
+from gw.native.outbound import ACTIVE, CONFIRMED, NEED_SESSION, NO_TRAINS, SEND_FAILED, WAKE
 from gw.net.offloads import ALL, Offloads
 from gw.net.trains import TrainSocket
 from gw.net.tun import Tun, open_tun
@@ -85,6 +85,7 @@ RELAY_BATCH: Final = 48
 ROUTES_BATCH: Final = 2000
 MAX_QUICK_DEATHS: Final = 5
 QUICK_S: Final = 2.0
+ASLEEP_S: Final = 5.0  # of the whole machine, after which no keypair is used on
 
 
 class TunnelEvents(Protocol):
@@ -190,6 +191,7 @@ class Tunnel:
         self._workers: Workers | None = None
         self._deaths: list[float] = []
         self._failure: GwError | None = None
+        self._asleep_s = _asleep()
 
     # Life
 
@@ -208,7 +210,12 @@ class Tunnel:
         self._trains = [TrainSocket(sock, shared=True, gso=self._udp.gso) for sock in sockets if sock is not None]
         self._tallies = Tallies(self._tables.counters, self._udp.lanes)
         self._totals = PathTotals(self._tallies)
-        self._workers = Workers([self._setup(lane) for lane in range(self._udp.lanes)], self._on_message, self._restart)
+        setups = [self._setup(lane) for lane in range(self._udp.lanes)]
+        try:
+            self._workers = Workers(setups, self._on_message, self._restart)
+        except OSError as error:
+            await self.__aexit__(None, None, None)
+            raise GwError(f"cannot start a packet worker: {error.strerror}", hint="is there memory left?") from error
         return self
 
     async def __aexit__(
@@ -487,7 +494,12 @@ class Tunnel:
         for peer in had_session:
             self._do(self._device.reset(peer.key.raw), None)
         if self._workers is not None:
-            self._workers.revive()
+            try:
+                self._workers.revive()
+            except OSError as error:
+                self._failure = GwError(f"cannot start a packet worker: {error.strerror}", hint="is there memory left?")
+                self._stir.set()
+                return
         # a surviving worker takes what it knows already as it is
         for peer in self._by_key.values():
             self._tell(AddPeer(peer.slot))
@@ -568,6 +580,8 @@ class Tunnel:
             self._do(self._device.confirmed(detail, now), None)
         elif kind == SEND_FAILED:
             self._events.send_failed(peer.key, detail)
+        elif kind == NO_TRAINS:
+            self._udp.gso = False
 
     def _on_foreign(self, datagrams: list[tuple[bytes, str, int]]) -> None:
         others: list[tuple[bytes, AddrPort]] = []
@@ -656,6 +670,10 @@ class Tunnel:
     # Timers
 
     def _tick(self, now: float) -> None:
+        asleep_s = _asleep()
+        if asleep_s - self._asleep_s > ASLEEP_S:
+            self._on_awake()
+        self._asleep_s = asleep_s
         for slot in list(self._active):
             peer = self._slots[slot]
             sent, received = self._tallies.sent(slot), self._tallies.received(slot)
@@ -667,6 +685,13 @@ class Tunnel:
                 self._settle(peer)
                 del self._active[slot]
         self._do(self._device.poll(now), None)
+
+    def _on_awake(self) -> None:
+        """The machine slept, which no clock of the sessions counts: keypairs are older than they seem, so they end."""
+        log.info("awake again: new handshakes")
+        for peer in self._by_key.values():
+            if peer.sessions:
+                self._do(self._device.reset(peer.key.raw), None)
 
     def _take_slot(self) -> int | None:
         """The place of a new peer; None where all are taken."""
@@ -683,6 +708,11 @@ def _carrier(peer: _Peer) -> str:
 def _head(plan: SendPlan) -> bytes:
     """What stands before each datagram to `plan.udp`."""
     return geneve.encode(Header(geneve.WIREGUARD, plan.vni)) if plan.vni else b""
+
+
+def _asleep() -> float:
+    """Seconds that the machine has slept since it started."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
 
 
 def _prefixes(networks: Iterable[Network]) -> list[tuple[bytes, int]]:

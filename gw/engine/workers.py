@@ -93,7 +93,11 @@ class Workers:
         )
         self._processes: list[_Process] = []
         self._links: dict[tuple[Plane, int], _Link] = {}  # outbound: by sealer, inbound: by lane
-        self.revive()
+        try:
+            self.revive()
+        except OSError:
+            self.stop()
+            raise
 
     @property
     def lanes(self) -> int:
@@ -119,7 +123,7 @@ class Workers:
 
     def send(self, message: ToWorker) -> None:
         """Tell one that may seal to send something of the engine's own."""
-        self._links["outbound", 0].control(message)
+        self._links["outbound", self._sealers - 1].control(message)  # of an inbound worker: the outbound ones may sleep
 
     def inbound(self, message: ToWorker) -> None:
         """Tell every inbound lane, now or as soon as it listens."""
@@ -212,6 +216,10 @@ class _Process:
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONHASHSEED": str(hash_seed)},
             )
+        except OSError:
+            for ours, _ in pairs.values():
+                ours.close()
+            raise
         finally:
             for _, theirs in pairs.values():
                 theirs.close()

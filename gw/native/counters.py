@@ -12,7 +12,8 @@ writer.
            128  drops by reason that can be laid to the peer
 
 Bytes are those of the inner packets. Times are CLOCK_MONOTONIC nanoseconds, 0 for never. A reader may see the
-fields of a block a batch apart; each field is whole.
+fields of a block a batch apart; each field is whole: it is packed first and copied then, for `pack_into` clears what it
+is about to write, which a reader would see and a worker killed just then would leave.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ OUTBOUND: Final = 0
 INBOUND: Final = 1
 REASONS: Final = 16
 _SIX: Final = struct.Struct("<6q")
+SIX_BYTES: Final = 48
 _ONE: Final = struct.Struct("<q")
 
 # Why a packet was dropped
@@ -96,8 +98,8 @@ class Tally:
         self.counter: i64 = 0  # inbound: packets without a relay
 
     def store(self) -> None:
-        _SIX.pack_into(
-            self.shared, self.at, self.packets, self.size, self.data_ns, self.any_ns, self.session, self.counter
+        self.shared[self.at : self.at + SIX_BYTES] = _SIX.pack(
+            self.packets, self.size, self.data_ns, self.any_ns, self.session, self.counter
         )
 
     def drop(self, reason: int, count: int = 1) -> None:
@@ -136,5 +138,10 @@ def clear_block(shared: mmap, at: int) -> None:
     shared[at : at + PEER_BYTES] = bytes(PEER_BYTES)
 
 
+def put(shared: mmap, at: int, value: int) -> None:
+    """Store one i64, whole."""
+    shared[at : at + 8] = _ONE.pack(value)
+
+
 def _add(shared: mmap, at: int, count: int) -> None:
-    _ONE.pack_into(shared, at, _ONE.unpack_from(shared, at)[0] + count)
+    put(shared, at, _ONE.unpack_from(shared, at)[0] + count)

@@ -43,7 +43,7 @@ class FlowTable:
         first, first_ns, second, second_ns = _TWO.unpack_from(self.shared, at)
         if first != mark and (second == mark or first_ns > second_ns):
             at += ENTRY_BYTES
-        _PAIR.pack_into(self.shared, at, mark, now_ns)
+        self.shared[at : at + ENTRY_BYTES] = _PAIR.pack(mark, now_ns)  # whole: others are looking
 
     def knows(self, key: bytes, now_ns: i64) -> bool:
         mark = hash(key) or 1

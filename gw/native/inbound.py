@@ -110,6 +110,7 @@ class Inbound:
         self.sessions: dict[int, InSession] = {}
         self.sockets: dict[int, Any] = {}  # by descriptor
         self.last_ns: i64 = 0  # when a socket last brought something
+        self.had_data: bool = False  # a packet was delivered since the loop has looked
         self.bulk: bool = False  # that was a train, or as many datagrams as it might
         self.notes: list[tuple[int, int, int]] = []
         self.heard: list[tuple[int, Any]] = []  # slot, source: the peer's datagrams now come from there
@@ -331,6 +332,7 @@ class Inbound:
         if owner != i64(peer.slot):
             self._drop(tally, DROP_SPOOFED)
             return
+        self.had_data = True
         tally.packets += 1
         tally.size += length
         filter_ = self.shield if peer.jailed else self.filter

@@ -45,6 +45,8 @@ class Home:
         self.is_calm: bool = False  # the last window was
         self.reads: i64 = 0
         self.since_ns: i64 = 0  # when the window began
+        self.turns: i64 = 0  # of the loop that are left before it sleeps
+        self.is_owed: bool = False  # packets waited for the engine the last time
 
     def begin(self, now_ns: i64) -> None:
         """Look at what comes from now on."""
@@ -52,11 +54,13 @@ class Home:
         self.since_ns = now_ns
 
     def moved(self, reads: i64, now_ns: i64) -> bool:
-        """A round is over that brought so much. True when a window ends with it."""
+        """A round is over that brought so much. True when a window ends with it, as it does once it is busy."""
         self.reads += reads
         passed: i64 = now_ns - self.since_ns
         if passed < WINDOW_NS:
-            return False
+            if self.is_busy or self.reads < BUSY:
+                return False
+            passed = WINDOW_NS
         rate: i64 = self.reads * WINDOW_NS // passed
         self.reads = 0
         self.since_ns = now_ns
@@ -91,15 +95,16 @@ def carry(
     """Move packets until something else is to be done; returns the links that can be read.
 
     poll: of a `select.poll` that has all descriptors; wait_ms: None to stay here, else the longest wait, after which
-    this returns; turn: where another worker may have the TUN. The engine goes first: a packet may be waiting for what
-    it has to say.
+    this returns; turn: where another worker may have the TUN. The engine goes first, for a packet may be waiting for
+    what it has to say; where it has more to say than is heard at a time, packets go between.
     """
-    turns: i64 = TURNS
     while True:
         heard: list[int] = []
         outside = False
         inside: list[int] = []
-        for descriptor, _ in poll(wait_ms if wait_ms is not None else TURN_MS if turns > 0 else None):
+        for descriptor, _ in poll(
+            wait_ms if wait_ms is not None else TURN_MS if home.turns > 0 or home.is_busy else None
+        ):
             if descriptor in links:
                 heard.append(descriptor)
             elif outbound is not None and descriptor == outbound.tun:
@@ -109,25 +114,31 @@ def carry(
                 home.begin(time.monotonic_ns())
             else:
                 inside.append(descriptor)
-        if heard:
+        if heard and not (home.is_owed and (outside or inside)):
+            home.is_owed = True
             return heard
+        home.is_owed = False
         reads: i64 = 0
+        had_data = False
         if inbound is not None and inside:
             for descriptor in inside:
                 reads += inbound.pump(inbound.sockets[descriptor], READS_IN)
             inbound.flush()
+            had_data = inbound.had_data
+            inbound.had_data = False
         if outbound is not None:
             if outside:
                 found: i64 = outbound.pump(READS_OUT)
                 if found == 0:
                     time.sleep(IDLE_S)  # an interface that is down reports ready: do not spin on it
                 reads += found
+                had_data = True
             elif inside and not home.is_busy and (turn is None or turn.holds):
                 reads += outbound.pump(READS_OUT)  # the answer to what was just written is mostly there
         if home.moved(reads, time.monotonic_ns()) and turn is not None:
             turn.settle(home.is_busy, home.is_calm)
-        if inbound is not None and inbound.has_word():
+        home.turns = TURNS if had_data else home.turns - 1
+        if heard or wait_ms is not None:
             return heard
-        if wait_ms is not None or (outbound is not None and outbound.has_word()):
+        if (inbound is not None and inbound.has_word()) or (outbound is not None and outbound.has_word()):
             return heard
-        turns = TURNS if reads > 0 else turns - 1

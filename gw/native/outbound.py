@@ -3,13 +3,16 @@
 The core does only packets. What concerns the engine it leaves in `notes` and `relayed`, which the process around it
 (`gw.engine.outbound`) sends on after each round.
 
-Several workers ("sealers") may seal with one keypair, each with counters of its own:
+Several workers ("sealers") may seal with one keypair, each with counters of its own: every lane has 64 in turn, of
+which the last 4 are its inbound worker's where that may seal too.
 
-    sealer 0 of 2    0 .. 63        128 .. 191        256 .. 319         a counter's block, modulo the sealers,
-    sealer 1 of 2          64 .. 127         192 .. 255                  is the sealer that may use it
+    lane 0 of 2    0 .. 59         128 .. 187         outbound worker
+                   60 .. 63        188 .. 191         inbound worker, which has little to send
+    lane 1 of 2    64 .. 123       192 .. 251         outbound worker
+                   124 .. 127      252 .. 255         inbound worker
 
 So no two ever share a counter, without a word between them. A sealer that has fallen behind the others by more than
-MAX_LAG jumps ahead to a block of its own near the newest: all stay within the receiver's replay window.
+MAX_LAG jumps ahead to counters of its own near the newest: all stay within the receiver's replay window.
 """
 
 from __future__ import annotations
@@ -50,7 +53,8 @@ MAX_TRAIN: Final = 65000
 QUIET_NS: Final = 100_000  # a packet that comes this long after the one before is alone
 LARGE: Final = 2048  # bytes of a read that takes so long to seal that what is small leaves before
 MAX_COUNTER: Final = 1 << 60
-BLOCK: Final = 64  # counters that a sealer uses before it skips those of the others
+BLOCK: Final = 64  # counters of a lane in turn
+CALM_BLOCK: Final = 4  # of them its inbound worker's
 MAX_LAG: Final = 1024  # of 8128 that a receiver's replay window has
 SOL_UDP: Final = 17
 UDP_SEGMENT: Final = 103
@@ -69,6 +73,7 @@ ACTIVE: Final = 2
 WAKE: Final = 3
 SEND_FAILED: Final = 4
 CONFIRMED: Final = 5
+NO_TRAINS: Final = 6  # the device does not cut trains
 
 PAD: Final = [bytes(i) for i in range(16)]
 TWO_64: Final = 1 << 64
@@ -108,11 +113,26 @@ class Outbound:
     """All peers of the tunnel, seen from the TUN."""
 
     def __init__(
-        self, tun: int, shared: mmap, flows: FlowTable, mtu: int, gso: bool, sealer: int = 0, sealers: int = 1
+        self,
+        tun: int,
+        shared: mmap,
+        flows: FlowTable,
+        mtu: int,
+        gso: bool,
+        lanes: int = 1,
+        sealer: int = 0,
+        sealers: int = 1,
     ) -> None:
-        """sealer: which of the `sealers` workers that share keypairs this is."""
-        self.sealer: i64 = sealer
+        """sealer: which of the `sealers` workers that share keypairs this is: below `lanes` the outbound worker of that
+        lane, else the inbound one of lane `sealer - lanes`."""
         self.sealers: i64 = sealers
+        self.period: i64 = lanes * BLOCK
+        self.first: i64 = (sealer % lanes) * BLOCK  # counter of this sealer in each period
+        self.block: i64 = BLOCK  # how many there it has
+        if sealers > lanes:
+            self.block = CALM_BLOCK if sealer >= lanes else BLOCK - CALM_BLOCK
+            if sealer >= lanes:
+                self.first += BLOCK - CALM_BLOCK
         self.region: int = region_at(OUTBOUND, sealer)
         self.others: list[int] = [region_at(OUTBOUND, other) for other in range(sealers) if other != sealer]
         self.tun: int = tun
@@ -162,8 +182,8 @@ class Outbound:
         peer.session = session
         peer.seal = seal
         peer.remote_index = remote_index
-        peer.counter = self.sealer * BLOCK
-        peer.block_end = peer.counter + BLOCK if self.sealers > 1 else MAX_COUNTER
+        peer.counter = self.first
+        peer.block_end = peer.counter + self.block if self.sealers > 1 else MAX_COUNTER
         peer.expires_ns = expires_ns
         peer.wanted_ns = 0
         if peer.staged:
@@ -351,8 +371,8 @@ class Outbound:
         counter: i64 = peer.counter
         while count > 0:
             if counter == peer.block_end:
-                counter += BLOCK * (self.sealers - 1)
-                peer.block_end = counter + BLOCK
+                counter += self.period - self.block
+                peer.block_end = counter + self.block
             write_i32_le(writer, 4)
             write_i32_le(writer, index)
             write_i64_le(writer, counter)
@@ -371,9 +391,8 @@ class Outbound:
             if session == peer.session and counter > newest:
                 newest = counter
         if newest - peer.counter > MAX_LAG:
-            turn: i64 = newest // (BLOCK * self.sealers) + 1
-            peer.counter = (turn * self.sealers + self.sealer) * BLOCK
-            peer.block_end = peer.counter + BLOCK
+            peer.counter = (newest // self.period + 1) * self.period + self.first
+            peer.block_end = peer.counter + self.block
 
     def _drop(self, peer: OutPeer, reason: int, count: int) -> None:
         self.drops.add(reason, count)
@@ -447,6 +466,7 @@ class Outbound:
                     # send one by one from now on: to anybody where the device cannot do better, else to this peer
                     if code == EIO:
                         self.gso = False
+                        self.notes.append((NO_TRAINS, peer.slot, code))
                     peer.trains = False
                     at = 0
                     while at < len(train):

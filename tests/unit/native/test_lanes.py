@@ -30,9 +30,11 @@ class Wire:
 
 
 @contextmanager
-def lanes(count: int, wire: Wire) -> Iterator[list[Outbound]]:
+def lanes(count: int, wire: Wire, *, both: bool = False) -> Iterator[list[Outbound]]:
+    """The outbound workers of so many lanes; both: then the inbound ones, which may seal as well."""
+    sealers = 2 * count if both else count
     shared, flows = mmap(-1, SHARED_BYTES), mmap(-1, FLOW_BYTES)
-    cores = [Outbound(-1, shared, FlowTable(flows), 1280, True, lane, count) for lane in range(count)]
+    cores = [Outbound(-1, shared, FlowTable(flows), 1280, True, count, n, sealers) for n in range(sealers)]
     for core in cores:
         core.add_peer(0)
         core.set_plan(0, wire, ("192.0.2.1", 1), False, False)
@@ -42,15 +44,16 @@ def lanes(count: int, wire: Wire) -> Iterator[list[Outbound]]:
     flows.close()
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("seed", range(5))
-def test_no_counter_leaves_twice_and_none_is_too_old(count: int, seed: int) -> None:
-    """One lane is much busier than the others, and each sends trains of different length."""
+def test_no_counter_leaves_twice_and_none_is_too_old(count: int, seed: int, both: bool) -> None:
+    """One worker is much busier than the others, and each sends trains of different length."""
     chance = random.Random(seed)
     wire, window = Wire(), ReplayWindow()
-    with lanes(count, wire) as cores:
+    with lanes(count, wire, both=both) as cores:
         for _ in range(3000):
-            core = cores[min(int(chance.expovariate(1.5)), count - 1)]
+            core = cores[min(int(chance.expovariate(1.5)), len(cores) - 1)]
             if chance.random() < 0.05:
                 core.keepalive(0)
             else:
@@ -87,3 +90,27 @@ def test_one_lane_counts_one_by_one() -> None:
         for _ in range(3 * BLOCK):
             core.keepalive(0)
     assert wire.counters == list(range(3 * BLOCK))
+
+
+def test_an_inbound_worker_that_may_seal_takes_little_of_the_window() -> None:
+    """What the outbound one sealed, and was late to send, is still taken after thousands of packets of another lane."""
+    wire, window = Wire(), ReplayWindow()
+    with lanes(1, wire, both=True) as (busy, calm):
+        for _ in range(1000):
+            busy.keepalive(0)
+        late = wire.counters.pop()
+        calm.keepalive(0)
+        for _ in range(7000):
+            busy.keepalive(0)
+        assert all(window.accept(counter) for counter in wire.counters)
+        assert window.accept(late)
+
+
+def test_workers_that_take_turns_are_never_too_old_for_each_other() -> None:
+    wire, window = Wire(), ReplayWindow()
+    with lanes(1, wire, both=True) as cores:
+        for turn in range(40):
+            for _ in range(3 * MAX_LAG):
+                cores[turn % 2].keepalive(0)
+        assert len(set(wire.counters)) == len(wire.counters)
+        assert all(window.accept(counter) for counter in wire.counters)

@@ -10,7 +10,7 @@ from mmap import mmap
 
 import pytest
 
-from gw.native.counters import SHARED_BYTES
+from gw.native.counters import SHARED_BYTES, put
 from gw.native.turn import BUSY_READER, CALM_READER, Turn
 
 
@@ -71,12 +71,39 @@ def test_the_outbound_worker_gives_it_back_when_both_have_little_to_do(lane: Lan
     lane.busy.settle(True, False)
     lane.busy.settle(False, True)
     assert lane.readers() == [False, True]  # the inbound one is still busy
-    lane.calm.settle(False, True)
     lane.busy.settle(False, False)
+    lane.calm.settle(False, True)
+    lane.ring()
     assert lane.readers() == [False, True]
     lane.busy.settle(False, True)
     lane.ring()
     assert lane.readers() == [True, False]
+
+
+def test_an_outbound_worker_that_sleeps_hears_that_the_inbound_one_is_no_longer_busy(lane: Lane) -> None:
+    lane.calm.settle(True, False)
+    lane.ring()
+    lane.busy.settle(False, True)
+    assert lane.readers() == [False, True]
+    lane.calm.settle(False, True)
+    lane.ring()
+    lane.ring()
+    assert lane.readers() == [True, False]
+
+
+@pytest.mark.parametrize("giver", [CALM_READER, BUSY_READER])
+def test_a_worker_that_dies_before_it_rings_leaves_no_lane_without_a_reader(lane: Lane, giver: int) -> None:
+    other = 1 - giver
+    if giver == BUSY_READER:
+        lane.calm.settle(True, False)
+        lane.ring()
+    put(lane.shared, lane.calm.reader_at, other)  # as the last thing that it did
+    if giver == CALM_READER:
+        lane.calm = lane.worker(CALM_READER)
+    else:
+        lane.busy = lane.worker(BUSY_READER)
+    lane.ring()
+    assert lane.readers() == [other == CALM_READER, other == BUSY_READER]
 
 
 @pytest.mark.parametrize("is_busy", [False, True])
@@ -86,6 +113,7 @@ def test_a_worker_that_was_restarted_knows_whether_it_reads(lane: Lane, is_busy:
         lane.ring()
     before = lane.readers()
     lane.calm, lane.busy = lane.worker(CALM_READER), lane.worker(BUSY_READER)
+    lane.ring()
     assert lane.readers() == before
     assert sum(before) == 1
 
