@@ -22,12 +22,14 @@ from gw.quic.configuration import client_settings
 from gw.quic.connection import Connection
 from gw.quic.link import Link
 from gw.wire.quic.client import Connected, RelayClient
+from gw.wire.quic.datagrams import DATA, FLOW_HEAD_BYTES
 from gw.wire.quic.frames import RELAY_ALPN
 from gw.wire.x25519 import clamp, public_key
 
 LOST_S: Final = 0.1  # a pair that moved nothing for so long has lost what was in flight
 SETTLE_S: Final = 0.5
 HEAD_BYTES: Final = 34  # frame type, kind, key
+FLOW_HEAD: Final = 1 + FLOW_HEAD_BYTES
 TRAINS_A_TURN: Final = 8
 KEEP_QUEUED: Final = 96
 
@@ -49,7 +51,6 @@ class Peer:
         self.link.connect(address, time.monotonic())
         self.is_connected = False
         self.received = self.sent = 0  # bytes of packets
-        self.frame = b""
         self.other: Peer | None = None
 
     def pump(self) -> None:
@@ -76,7 +77,7 @@ class Peer:
 
     def datagrams(self, batch: list[bytes], now: float) -> None:
         for frame in batch:
-            self.received += len(frame) - HEAD_BYTES
+            self.received += len(frame) - (FLOW_HEAD if frame[1] == DATA else HEAD_BYTES)
 
     def stream(self, data: bytes, now: float) -> None:
         for event in self.client.feed(data, int(time.time() * 1000)):
@@ -151,8 +152,8 @@ def flow(peers: list[Peer], active: int, size: int, window: int, seconds: float)
     """Send from the first of each pair to the second."""
     pairs = [(peers[2 * index], peers[2 * index + 1]) for index in range(active)]
     for one, other in pairs:
-        one.frame = b"0\x01" + other.key + bytes(size)
         one.other, other.other = other, one
+    payload = bytes(size)
     loop = Loop(peers)
     seen = [0] * len(pairs)
     both = [peer for pair in pairs for peer in pair]
@@ -163,7 +164,8 @@ def flow(peers: list[Peer], active: int, size: int, window: int, seconds: float)
         room = min((window - one.sent + other.received) // size, KEEP_QUEUED - one.link.waiting)
         if room > 0:
             one.sent += room * size
-            one.link.send_frames([one.frame] * room)
+            frame = one.client.wrap(NodeKey(other.key), payload, one.link.limit)[0]  # by number, once there is one
+            one.link.send_frames([b"0" + frame] * room)
 
     def turn(until: float) -> None:
         check = time.monotonic() + LOST_S
