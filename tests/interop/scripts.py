@@ -46,7 +46,8 @@ def initialise(state: Path, port: int) -> None:
 
 @contextmanager
 def serving(state: Path, port: int, *flags: str) -> Iterator[subprocess.Popen[str]]:
-    """`gwctl serve` until the block ends."""
+    """`gwctl serve` until the block ends, from when it answers on its socket: the port is open before it has read its
+    documents."""
     server = subprocess.Popen(
         [str(BIN / "gwctl"), "serve", *flags],
         stderr=subprocess.PIPE,
@@ -57,8 +58,11 @@ def serving(state: Path, port: int, *flags: str) -> Iterator[subprocess.Popen[st
     try:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
+            with socket.socket() as probe, socket.socket(socket.AF_UNIX) as admin:
+                if (
+                    probe.connect_ex(("127.0.0.1", port)) == 0
+                    and admin.connect_ex(str(state / "run" / "gwctl.sock")) == 0
+                ):
                     break
             assert server.poll() is None, server.stderr and server.stderr.read()
             time.sleep(0.05)
