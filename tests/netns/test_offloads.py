@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .namespaces import needs_namespaces
+from .namespaces import Namespaces, needs_namespaces
 from .tunnels import NAMES, tunnels
 
 pytestmark = [needs_namespaces(), pytest.mark.timeout(120)]
@@ -61,6 +61,19 @@ def test_a_cable_of_any_mtu_carries_whole_packets(tmp_path: Path, mtu: int) -> N
             for address in (f"100.64.9.{number}", f"fd7a::{number}"):  # inner fragments, both families
                 out = pair.spaces.run(source, "ping", "-n", "-c", "3", "-i", "0.2", "-W", "5", "-s", "4000", address)
                 assert " 0% packet loss" in out
+
+
+def test_a_device_without_queues_gets_one_lane(tmp_path: Path) -> None:
+    """The kernel refuses several queues to a device that was made with one."""
+
+    def before(spaces: Namespaces) -> None:
+        spaces.run("one", "ip", "tuntap", "add", "dev", "gw0", "mode", "tun")
+
+    with tunnels(tmp_path, before=before, lanes=2) as pair:
+        lanes = {name: end.ask("stats")["health"]["lanes"] for name, end in pair.ends.items()}
+        assert lanes == {"one": 1, "two": 2}
+        for source in ("one", "two"):
+            assert pair.carry(source, "tcp", 2) == expected(2)
 
 
 def test_a_flood_of_garbage_costs_no_memory_and_stops_nobody(tmp_path: Path) -> None:

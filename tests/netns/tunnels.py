@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -98,11 +98,14 @@ class Ends:
 
 
 @contextmanager
-def tunnels(folder: Path, **options: object) -> Iterator[Ends]:
-    """options: of both, as `tunnelend.py` takes them."""
+def tunnels(
+    folder: Path, *, before: Callable[[Namespaces], None] = lambda spaces: None, **options: object
+) -> Iterator[Ends]:
+    """options: of both, as `tunnelend.py` takes them. before: what is done to the namespaces before they begin."""
     secrets = {name: clamp(os.urandom(32)) for name in NAMES}
     with Namespaces("off", list(NAMES)) as spaces, ExitStack() as stack:
         spaces.link("one", "10.9.0.1/24", "two", "10.9.0.2/24")
+        before(spaces)
         ends: dict[str, End] = {}
         for number, name in enumerate(NAMES, 1):
             other = NAMES[2 - number]
