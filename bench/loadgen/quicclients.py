@@ -57,9 +57,9 @@ class Peer:
         said = self.client.data_to_send()
         if said:
             self.link.send_stream(said)
-        packets = self.link.poll(time.monotonic())
-        if packets:
-            self.sock.send(packets)
+        trains = self.link.poll(time.monotonic())
+        if trains:
+            self.sock.send(trains)
 
     def take(self) -> None:
         now = time.monotonic()

@@ -430,8 +430,8 @@ class Engine:
 
     # What QUIC needs
 
-    def send_trains(self, packets: Sequence[tuple[bytes, AddrPort]]) -> None:
-        self._tunnel.send_trains(packets)
+    def send_trains(self, trains: Sequence[tuple[bytes, int, AddrPort]]) -> None:
+        self._tunnel.send_trains(trains)
 
     def quic_bulk(self, peer: NodeKey, datagrams: list[bytes]) -> None:
         self._tunnel.receive_relayed(peer, datagrams, quic=True)

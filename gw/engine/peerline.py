@@ -169,18 +169,19 @@ class PeerLine:
     def close(self, code: int, reason: str) -> None:
         self.link.close(code, reason)
 
-    def poll(self, now: float) -> list[bytes]:
-        """Packets to send. Control first, then handshakes, then data, reports when nothing waits."""
+    def poll(self, now: float) -> list[tuple[bytes, int]]:
+        """Trains to send, with the size of their datagrams. Control first, then handshakes, data, reports when nothing
+        waits."""
         self._now = now
         if not self.is_proven and now - self.began > AUTH_S:
             self.close(frames.NO_AUTH, "no proof of the node key in time")
         elif self.is_usable:
             self._keep_time(now)
-        out = [packet for packet, _ in self.link.poll(now)]
+        out = [train[:2] for train in self.link.poll(now)]
         if self.is_usable:
             while self.waiting and self.link.waiting < HAND_OVER:
                 self._hand_over()
-                out += [packet for packet, _ in self.link.poll(now)]
+                out += [train[:2] for train in self.link.poll(now)]
         return out
 
     def _hand_over(self) -> None:

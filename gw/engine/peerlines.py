@@ -1,7 +1,7 @@
 """All QUIC connections with peers, one a pair: dialled, answered, found by connection id. No I/O, no clock.
 
     receive(train, …) ─▶ line by connection id, or a new one for an Initial from where disco has heard a peer
-    send(peer, …)     ─▶ its line's queue           poll(now) gives packets with their addresses, and events
+    send(peer, …)     ─▶ its line's queue           poll(now) gives trains with their addresses, and events
 
 To aioquic every peer is at one constant address: which endpoint is meant is the path finder's business, and it proves
 endpoints by a round trip of sealed pings. So nobody else's packet begins a handshake here, and none is answered. What
@@ -155,7 +155,7 @@ class PeerLines:
         self._handshakes = Handshakes()
         self._resets = RESETS_PER_S
         self._filled_at = 0.0
-        self._out: list[tuple[bytes, AddrPort]] = []
+        self._out: list[tuple[bytes, int, AddrPort]] = []
 
     # What the engine wants
 
@@ -305,8 +305,8 @@ class PeerLines:
                     self._reset(packet, cid, source, now)
             at = end
 
-    def poll(self, now: float) -> tuple[list[tuple[bytes, AddrPort]], list[Event]]:
-        """Packets to send and what happened, in order."""
+    def poll(self, now: float) -> tuple[list[tuple[bytes, int, AddrPort]], list[Event]]:
+        """Trains to send and what happened, in order."""
         self._now = now
         out, self._out = self._out, []
         for line in self._agenda.take(now):
@@ -316,7 +316,7 @@ class PeerLines:
             work, self._dirty = self._dirty, {}
             for line in work:
                 if not line.is_over:
-                    out += [(packet, line.address) for packet in line.poll(now)]
+                    out += [(train, segment, line.address) for train, segment in line.poll(now)]
                     self._follow(line)
                     self._agenda.put(line, line.deadline() if line in self._all else NEVER)
                     if line.waiting or line.link.is_dirty:
@@ -437,7 +437,7 @@ class PeerLines:
             before, line.source = line.source, source
             if before is not None and before != source and line.key is not None and line.is_usable:
                 self._events.append(Moved(line.key, source))
-        self._out += [(packet, line.address) for packet in line.poll(now)]
+        self._out += [(train, segment, line.address) for train, segment in line.poll(now)]
         self._dirty[line] = None
         if line.is_usable and line.tickets and line.key is not None and self._lines.get(line.key) is line:
             for ticket in line.tickets:
@@ -485,7 +485,7 @@ class PeerLines:
             self._resets -= 1.0
             made = stateless_reset(self._reset_key(), cid, len(packet))
             if made:
-                self._out.append((made, source))
+                self._out.append((made, len(made), source))
 
     def _fill(self, now: float) -> None:
         passed, self._filled_at = now - self._filled_at, now

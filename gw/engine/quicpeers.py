@@ -39,7 +39,7 @@ INITIATION: Final = 1
 class Host(Protocol):
     """What the engine does for us."""
 
-    def send_trains(self, packets: Sequence[tuple[bytes, AddrPort]]) -> None: ...
+    def send_trains(self, trains: Sequence[tuple[bytes, int, AddrPort]]) -> None: ...
 
     def quic_bulk(self, peer: NodeKey, datagrams: list[bytes]) -> None:
         """WireGuard messages that came in QUIC."""
@@ -118,8 +118,8 @@ class QuicPeers:
         if self._lines is not None:
             for peer in self._able:
                 self._lines.drop(peer, "the node stops")
-            packets, _ = self._lines.poll(time.monotonic())
-            self._host.send_trains(packets)
+            trains, _ = self._lines.poll(time.monotonic())
+            self._host.send_trains(trains)
             self._lines = None
 
     # Configuration
@@ -323,9 +323,9 @@ class QuicPeers:
         lines = self._lines
         if lines is None:
             return
-        packets, events = lines.poll(time.monotonic())
-        if packets:
-            self._host.send_trains(packets)
+        trains, events = lines.poll(time.monotonic())
+        if trains:
+            self._host.send_trains(trains)
         for event in events:
             self._on_event(event)
         if self._timer is not None:

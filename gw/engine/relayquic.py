@@ -82,7 +82,7 @@ class QuicLine:
         take: Callable[[Sequence[object]], None],
         early: Sequence[tuple[NodeKey, bytes]] = (),
     ) -> None:
-        """take: gets the events of `gw.wire.quic.client`. early: packets that wait; small ones go as early data."""
+        """take: gets the events of `gw.wire.quic.client`. early: trains that wait; small ones go as early data."""
         self._node = node
         self._secret = secret
         self._public = public_key(secret.raw)
@@ -301,20 +301,20 @@ class QuicLine:
         now = self._loop.time()
         for peer, datagram in self._throttle.take(now):
             self._queue(self._data, peer, datagram, now)
-        packets = link.poll(now)
+        trains = link.poll(now)
         while (self._priority or self._data) and link.waiting < HAND_OVER and not link.is_closed:
             while (self._priority or self._data) and link.waiting < HAND_OVER:
                 peer, datagram = (self._priority or self._data).popleft()
                 for each in self._client.wrap(peer, datagram, link.limit):
                     link.send(each)
-            packets += link.poll(now)
-        said = self._client.data_to_send()  # numbers for peers that packets went to
+            trains += link.poll(now)
+        said = self._client.data_to_send()  # numbers for peers that trains went to
         if said:
             link.send_stream(said)
-            packets += link.poll(now)
-        if packets:
+            trains += link.poll(now)
+        if trains:
             self._sent_at = now
-            channel.send(packets)
+            channel.send(trains)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

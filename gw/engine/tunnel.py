@@ -361,13 +361,13 @@ class Tunnel:
             return False
         return True
 
-    def send_trains(self, packets: Sequence[tuple[bytes, AddrPort]]) -> None:
-        """Send many in order, those of one size to one address in one call. What the system refuses is lost."""
-        for trains in self._trains:
-            is_v6 = trains.channel.family == socket.AF_INET6
-            mine = [(packet, to) for packet, to in packets if (":" in to[0]) == is_v6]
-            if mine:
-                trains.send(mine)
+    def send_trains(self, trains: Sequence[tuple[bytes, int, AddrPort]]) -> None:
+        """Send datagrams by the train: data, size of each datagram, where to. What the system refuses is lost."""
+        for wire in self._trains:
+            is_v6 = wire.channel.family == socket.AF_INET6
+            for data, segment, to in trains:
+                if (":" in to[0]) == is_v6:
+                    wire.send_train(data, segment, to)
 
     def receive_relayed(self, source: NodeKey, datagrams: list[bytes], *, quic: bool = False) -> None:
         """WireGuard datagrams that a relay, or the QUIC connection with it, brought from `source`."""

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, final
 
-from librt.strings import read_i32_be
-from mypy_extensions import i64, mypyc_attr
+from librt.strings import BytesWriter, read_i32_be, read_i64_be, write_i32_be, write_i64_be
+from mypy_extensions import i32, i64, mypyc_attr
 
 CID_BYTES: Final = 8
 HEADER_BYTES: Final = 13
@@ -27,6 +27,8 @@ DATAGRAM: Final = 0x30
 DATAGRAM_WITH_LENGTH: Final = 0x31
 ACK: Final = 0x02
 PACKET_THRESHOLD: Final = 3
+MAX_SEGMENTS: Final = 64  # of a train
+MAX_TRAIN_BYTES: Final = 65000
 MAX_RANGES: Final = 256  # of an acknowledgment that is read here
 
 
@@ -60,46 +62,76 @@ class Window:
 @final
 @mypyc_attr(native_class=True)
 class Keys:
-    """One direction, one key phase. crypt: (nonce, data, associated data). mask: samples of 16 bytes → as many."""
+    """One direction, one key phase. crypt: (packet number, data, associated data), raises where a tag is wrong. mask:
+    samples of 16 bytes → as many."""
 
-    def __init__(
-        self,
-        crypt: Callable[[bytes, bytes, bytes], bytes],
-        mask: Callable[[bytes], bytes],
-        iv: bytes,
-        phase: int,
-    ) -> None:
-        self.crypt: Callable[[bytes, bytes, bytes], bytes] = crypt
+    def __init__(self, crypt: Callable[[int, bytes, bytes], bytes], mask: Callable[[bytes], bytes], phase: int) -> None:
+        self.crypt: Callable[[int, bytes, bytes], bytes] = crypt
         self.mask: Callable[[bytes], bytes] = mask
-        self.iv: int = int.from_bytes(iv, "big")
         self.first: i64 = 0x43 | phase << 2
 
 
-def seal_train(keys: Keys, cid: bytes, number: int, frames: list[bytes]) -> list[bytes]:
-    """Packets `number`, `number + 1`, … of frames (0x30 and a payload)."""
-    prefix = bytes([int(keys.first)]) + cid
+def seal_train(keys: Keys, cid: bytes, number: int, frames: list[bytes]) -> tuple[list[tuple[bytes, int]], list[int]]:
+    """Packets `number`, `number + 1`, … of frames (0x30 and a payload), as trains: datagrams of one size each, of which
+    the last may be shorter, and that size. And the sizes of all packets."""
     crypt = keys.crypt
-    iv = keys.iv
+    first: i64 = keys.first
+    low: i64 = i64(number & 0xFFFFFFFF)
+    writer = BytesWriter()
+    for _ in frames:
+        writer.append(first)
+        writer.write(cid)
+        write_i32_be(writer, _i32(low))
+        low = (low + 1) & 0xFFFFFFFF
+    plain = writer.getvalue()
+    writer = BytesWriter()
     bodies: list[bytes] = []
-    samples: list[bytes] = []
+    place: i64 = 0
     at: int = number
     for frame in frames:
-        body = crypt((iv ^ at).to_bytes(12, "big"), frame, prefix + _u32(i64(at & 0xFFFFFFFF)))
+        body = crypt(at, frame, plain[place : place + HEADER_BYTES])
         bodies.append(body)
-        samples.append(body[:SAMPLE_BYTES])
+        write_i64_be(writer, read_i64_be(body, 0))
+        write_i64_be(writer, read_i64_be(body, 8))
+        place += HEADER_BYTES
         at += 1
-    masks = keys.mask(b"".join(samples))
-    packets: list[bytes] = []
-    place: i64 = 0
-    low: i64 = i64(number & 0xFFFFFFFF)
-    for body in bodies:
+    masks = keys.mask(writer.getvalue())
+    writer = BytesWriter()
+    place = 0
+    low = i64(number & 0xFFFFFFFF)
+    for _ in frames:
         flip: i64 = masks[place]
-        word: i64 = i64(read_i32_be(masks, place + 1)) & 0xFFFFFFFF
-        first: i64 = keys.first ^ (flip & 0x1F)
-        packets.append(bytes([int(first)]) + cid + _u32(low ^ word) + body)
-        place += SAMPLE_BYTES
+        writer.append(first ^ (flip & 0x1F))
+        writer.write(cid)
+        write_i32_be(writer, _i32(low ^ (i64(read_i32_be(masks, place + 1)) & 0xFFFFFFFF)))
         low = (low + 1) & 0xFFFFFFFF
-    return packets
+        place += SAMPLE_BYTES
+    heads = writer.getvalue()
+    trains: list[tuple[bytes, int]] = []
+    sizes: list[int] = []
+    pieces: list[bytes] = []
+    segment: i64 = 0
+    total: i64 = 0
+    place = 0
+    for body in bodies:
+        size: i64 = len(body) + HEADER_BYTES
+        sizes.append(int(size))
+        if pieces and (size > segment or total + size > MAX_TRAIN_BYTES or len(pieces) == 2 * MAX_SEGMENTS):
+            trains.append((b"".join(pieces), int(segment)))
+            pieces = []
+        if not pieces:
+            segment = size
+            total = 0
+        pieces.append(heads[place : place + HEADER_BYTES])
+        pieces.append(body)
+        total += size
+        place += HEADER_BYTES
+        if size < segment:
+            trains.append((b"".join(pieces), int(segment)))
+            pieces = []
+    if pieces:
+        trains.append((b"".join(pieces), int(segment)))
+    return trains, sizes
 
 
 def open_train(
@@ -121,41 +153,25 @@ def open_train(
     runs: list[int] = []
     acks: list[list[int]] = []
     others: list[bytes] = []
-    starts: list[int] = []
-    samples: list[bytes] = []
+    heads = _unmask(keys, train, segment)
     size: i64 = len(train)
     at: i64 = 0
-    while at < size:
-        end: i64 = at + segment
-        if end > size:
-            end = size
-        first: i64 = train[at]
-        if end - at < OVERHEAD_BYTES or first & 0xC0 != 0x40:
-            others.append(train[at:end])
-        else:
-            starts.append(int(at))
-            samples.append(train[at + HEADER_BYTES : at + HEADER_BYTES + SAMPLE_BYTES])
-        at = end
-    if not starts:
-        return frames, runs, acks, others
-    masks = keys.mask(b"".join(samples))
-    base: int = expected
+    end: i64 = 0
+    place: i64 = -HEADER_BYTES
     run_start: int = -1
     run_stop: int = -1
-    known = b""
-    prefix = b""
-    prefix_first: i64 = -1
-    place: i64 = 0
-    for start in starts:
-        at = start
+    known: i64 = 0
+    is_known: bool = False
+    while end < size:
+        at = end
         end = at + segment
         if end > size:
             end = size
-        flip: i64 = masks[place]
-        word: i64 = i64(read_i32_be(masks, place + 1)) & 0xFFFFFFFF
-        place += SAMPLE_BYTES
-        first = train[at]
-        first ^= flip & 0x1F
+        if not _may_be_ours(train, at, end):
+            others.append(train[at:end])
+            continue
+        place += HEADER_BYTES
+        first: i64 = heads[place]
         chosen = keys
         is_short: bool = first & 3 == 1  # a number of two bytes
         if first & 0xDC != keys.first & 0xDC or (first & 3 != 3 and not is_short):  # the spin bit may be anything
@@ -163,48 +179,33 @@ def open_train(
                 others.append(train[at:end])
                 continue
             chosen = older
-        cid = train[at + 1 : at + 1 + CID_BYTES]
-        if cid != known:
-            if cid not in cids:
+        cid: i64 = read_i64_be(train, at + 1)
+        if not is_known or cid != known:
+            if train[at + 1 : at + 1 + CID_BYTES] not in cids:
                 others.append(train[at:end])
                 continue
             known = cid
-            prefix_first = -1
-        if first != prefix_first:
-            prefix_first = first
-            prefix = bytes([int(first)]) + cid
-        low: i64 = (i64(read_i32_be(train, at + 1 + CID_BYTES)) & 0xFFFFFFFF) ^ word
+            is_known = True
+        low: i64 = i64(read_i32_be(heads, place + 1 + CID_BYTES)) & 0xFFFFFFFF
         number: int
-        head: bytes
         body: i64 = at + HEADER_BYTES
+        after: i64 = place + HEADER_BYTES
         if is_short:
-            low >>= 16
             body -= 2
-            number = (base >> 16 << 16) | int(low)
-            if number - base > 0x8000 and number >= 0x10000:
-                number -= 0x10000
-            elif base - number > 0x8000:
-                number += 0x10000
-            head = prefix + bytes([int(low >> 8), int(low & 0xFF)])
+            after -= 2
+            number = _nearest(expected, int(low >> 16), 16)
         else:
-            number = (base >> 32 << 32) | int(low)
-            if number - base > 0x80000000 and number >= 0x100000000:
-                number -= 0x100000000
-            elif base - number > 0x80000000:
-                number += 0x100000000
-            head = prefix + _u32(low)
+            number = _nearest(expected, int(low), 32)
         if number != run_stop:
             if run_stop > run_start:
                 window.add_run(run_start, run_stop)
                 runs.append(run_start)
                 runs.append(run_stop)
             run_start = run_stop = -1
-            if number in window:
-                continue
-        elif number in window:
+        if number in window:
             continue
         try:
-            frame = chosen.crypt((chosen.iv ^ number).to_bytes(12, "big"), train[body:end], head)
+            frame = chosen.crypt(number, train[body:end], heads[place:after])
         except Exception:
             if older is not None:  # of another phase than its bit says
                 others.append(train[at:end])
@@ -232,6 +233,52 @@ def open_train(
         runs.append(run_start)
         runs.append(run_stop)
     return frames, runs, acks, others
+
+
+def _may_be_ours(train: bytes, at: i64, end: i64) -> bool:
+    """Whether the datagram in [at, end) has a short header and room for all that we look at."""
+    first: i64 = train[at]
+    return end - at >= OVERHEAD_BYTES and first & 0xC0 == 0x40
+
+
+def _unmask(keys: Keys, train: bytes, segment: i64) -> bytes:
+    """The headers of those that may be ours, HEADER_BYTES each, as they were before they were protected."""
+    writer = BytesWriter()
+    size: i64 = len(train)
+    at: i64 = 0
+    while at < size:
+        if _may_be_ours(train, at, size if at + segment > size else at + segment):
+            write_i64_be(writer, read_i64_be(train, at + HEADER_BYTES))
+            write_i64_be(writer, read_i64_be(train, at + HEADER_BYTES + 8))
+        at += segment
+    samples = writer.getvalue()
+    if not samples:
+        return samples
+    masks = keys.mask(samples)
+    writer = BytesWriter()
+    place: i64 = 0
+    at = 0
+    while at < size:
+        if _may_be_ours(train, at, size if at + segment > size else at + segment):
+            first: i64 = train[at]
+            flip: i64 = masks[place]
+            writer.append(first ^ (flip & 0x1F))
+            write_i64_be(writer, read_i64_be(train, at + 1))
+            write_i32_be(writer, read_i32_be(train, at + 1 + CID_BYTES) ^ read_i32_be(masks, place + 1))
+            place += SAMPLE_BYTES
+        at += segment
+    return writer.getvalue()
+
+
+def _nearest(expected: int, low: int, bits: int) -> int:
+    """The packet number nearest to `expected` that ends in the bits `low` (RFC 9000 §A.3)."""
+    number = (expected >> bits << bits) | low
+    half = 1 << (bits - 1)
+    if number - expected > half and number >= 2 * half:
+        return number - 2 * half
+    if expected - number > half:
+        return number + 2 * half
+    return number
 
 
 def parse_ack(frame: bytes) -> list[int]:
@@ -402,5 +449,6 @@ class Ledger:
         return settled
 
 
-def _u32(value: i64) -> bytes:
-    return bytes([(value >> 24) & 0xFF, (value >> 16) & 0xFF, (value >> 8) & 0xFF, value & 0xFF])
+def _i32(value: i64) -> i32:
+    """The same 32 bits as a signed number."""
+    return i32(value - 0x100000000 if value >= 0x80000000 else value)

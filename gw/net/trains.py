@@ -27,6 +27,7 @@ IPV6_MTU_DISCOVER: Final = 23
 ERRORS_A_TURN: Final = 64
 IP_RECVERR: Final = 11
 IPV6_RECVERR: Final = 25
+_SIZE: Final = struct.Struct("=H")
 _NOT_HERE: Final = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
 
 
@@ -108,89 +109,48 @@ class TrainSocket:
             source = answering(source, ancillary)
         return data, segment or len(data), source
 
-    def send(self, packets: Sequence[tuple[bytes, Any]]) -> int:
-        """Send datagrams in order; returns the errno of the last that failed for good, 0 for none.
+    def send(self, trains: Sequence[tuple[bytes, int, Any]]) -> int:
+        """Send trains as `receive` gives them, in order; returns the errno of the last that failed for good, else 0.
 
         What the kernel has no room for is lost, as on any path.
         """
-        at, count, failed = 0, len(packets), 0
-        while at < count:
-            first, target = packets[at]
-            size = total = len(first)
-            end = at + 1
-            if self.gso:
-                while end < count and end - at < MAX_SEGMENTS:
-                    packet, other = packets[end]
-                    length = len(packet)
-                    if (other is not target and other != target) or length > size or total + length > MAX_TRAIN_BYTES:
-                        break
-                    total += length
-                    end += 1
-                    if length < size:
-                        break
-            try:
-                if end - at > 1:
-                    control = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", size))]
-                    if type(target) is Source:
-                        control += target.control
-                    self.channel.sendmsg([packet for packet, _ in packets[at:end]], control, 0, target)
-                    self._refused = 0
-                else:
-                    self._send_one(first, target)
-            except BlockingIOError:
-                self.unsent += end - at
-            except OSError as error:
-                if end - at > 1 and error.errno in _NOT_HERE:
-                    failed = self._send_singly(packets[at:end]) or failed
-                else:
-                    failed = error.errno or errno.EIO
-            at = end
+        failed = 0
+        for data, segment, target in trains:
+            failed = self.send_train(data, segment, target) or failed
         return failed
 
-    def send_train(self, data: bytes, segment: int, target: Any) -> None:
-        """Send datagrams of `segment` bytes each (the last may be shorter), as `receive` gives them, to one address."""
+    def send_train(self, data: bytes, segment: int, target: Any) -> int:
+        """The same for one: datagrams of `segment` bytes each, the last may be shorter."""
         size = len(data)
-        if size <= segment:
+        if size > segment and self.gso and size <= MAX_TRAIN_BYTES and size <= segment * MAX_SEGMENTS:
             try:
-                self._send_one(data, target)
-            except BlockingIOError:
-                self.unsent += 1
-            except OSError:
-                pass
-            return
-        if self.gso and size <= MAX_TRAIN_BYTES and -(-size // segment) <= MAX_SEGMENTS:
-            try:
-                control = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", segment))]
+                control = [(SOL_UDP, UDP_SEGMENT, _SIZE.pack(segment))]
                 if type(target) is Source:
                     control += target.control
                 self.channel.sendmsg([data], control, 0, target)
                 self._refused = 0
-                return
+                return 0
             except BlockingIOError:
                 self.unsent += -(-size // segment)
-                return
+                return 0
             except OSError as error:
                 if error.errno not in _NOT_HERE:
-                    return
-        self.send([(data[at : at + segment], target) for at in range(0, size, segment)])
+                    return error.errno or errno.EIO
+        failed = 0
+        for at in range(0, size, segment):
+            try:
+                self._send_one(data[at : at + segment], target)
+            except BlockingIOError:
+                self.unsent += 1
+            except OSError as error:
+                failed = error.errno or errno.EIO
+        if size > segment and self.gso and not failed:  # trains are not possible here, or only this one was not
+            self._refused += 1
+            self.gso = self._refused < REFUSED_TRAINS
+        return failed
 
     def _send_one(self, packet: bytes, target: Any) -> None:
         if type(target) is Source:
             self.channel.sendmsg([packet], target.control, 0, target)
         else:
             self.channel.sendto(packet, target)
-
-    def _send_singly(self, train: Sequence[tuple[bytes, Any]]) -> int:
-        """A train was refused: for its target or its size, or because trains are not possible here."""
-        failed = 0
-        for packet, target in train:
-            try:
-                self._send_one(packet, target)
-            except BlockingIOError:
-                self.unsent += 1
-            except OSError as error:
-                failed = error.errno or errno.EIO
-        if not failed:
-            self._refused += 1
-            self.gso = self.gso and self._refused < REFUSED_TRAINS
-        return failed

@@ -17,17 +17,14 @@ from typing import Any, Final, final
 
 from aioquic import tls
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.crypto import CryptoContext, derive_key_iv_hp
 from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
-from aioquic.tls import CipherSuite
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-from gw.native.quicpackets import SAMPLE_BYTES, Keys, Ledger, Window, encode_ack, open_train, seal_train
+from gw.native.quicpackets import Keys, Ledger, Window, encode_ack, open_train, seal_train
 from gw.quic.congestion import Sent
+from gw.quic.protection import make_keys
 
 BATCH: Final = 48
 RESERVE_PACKETS: Final = 4  # of the window, for control
@@ -74,8 +71,8 @@ class FastPath:
         self.look_at = float("inf")  # when the stock connection is wanted, because of an acknowledgment
         self._told: tuple[int, int] | None = None  # an acknowledgment of ours, and up to which number it told
         self._unacked = 0  # packets received since the acknowledgment that is due was the first
-        self._sealing, self._send_secret = _keys(self._pair.send, sealing=True), self._pair.send.secret
-        self._opening, self._receive_secret = _keys(self._pair.recv, sealing=False), self._pair.recv.secret
+        self._sealing, self._send_secret = make_keys(self._pair.send, sealing=True), self._pair.send.secret
+        self._opening, self._receive_secret = make_keys(self._pair.recv, sealing=False), self._pair.recv.secret
         self._older: Keys | None = None
         self._older_until = 0.0
         self._cids: set[bytes] = set()
@@ -118,36 +115,37 @@ class FastPath:
         reserve = min(RESERVE_PACKETS * self._connection._max_datagram_size, window // RESERVE_SHARE)
         return int(window - cc.bytes_in_flight - reserve)
 
-    def seal(self, frames: list[bytes], now: float) -> list[bytes]:
-        """Packets of at most BATCH frames (0x30 and payload each), booked as sent."""
+    def seal(self, frames: list[bytes], now: float) -> list[tuple[bytes, int]]:
+        """Trains (datagrams of one size, the last may be shorter; that size) of at most BATCH frames (0x30 and payload
+        each), booked as sent."""
         connection = self._connection
         self._renew_sealing()
         first = connection._packet_number
-        packets = seal_train(self._sealing, connection._peer_cid.cid, first, frames)
-        connection._packet_number = first + len(packets)
-        if len(packets) > 1:
-            sizes = list(map(len, packets[:-1]))
+        trains, sizes = seal_train(self._sealing, connection._peer_cid.cid, first, frames)
+        connection._packet_number = first + len(sizes)
+        self._sent_under_key += len(sizes)
+        last_size = sizes.pop()
+        if sizes:
             mark = Sent(sum(sizes), now)
             self._cc.on_packet_sent(packet=mark)  # type: ignore[arg-type]
             self._ledger.sent(first, sizes, mark)
         last = QuicSentPacket(
             epoch=_ONE_RTT, in_flight=True, is_ack_eliciting=True, is_crypto_packet=False,
-            packet_number=first + len(packets) - 1, packet_type=QuicPacketType.ONE_RTT, sent_time=now,
-            sent_bytes=len(packets[-1]),
+            packet_number=connection._packet_number - 1, packet_type=QuicPacketType.ONE_RTT, sent_time=now,
+            sent_bytes=last_size,
         )  # fmt: skip
         connection._loss.on_packet_sent(packet=last, space=self._space)
         if not connection._ack_eliciting_sent_since_receipt:
             connection._close_at = now + connection._idle_timeout()
             connection._ack_eliciting_sent_since_receipt = True
-        self._sent_under_key += len(packets)
         if self._sent_under_key >= UPDATE_AFTER and not self._pair._update_key_requested:
             connection.request_key_update()
-        return packets
+        return trains
 
     def _renew_sealing(self) -> None:
         if self._pair.send.secret is not self._send_secret:
             self._sealing, self._send_secret = (
-                _keys(self._pair.send, sealing=True, mask=self._sealing.mask),
+                make_keys(self._pair.send, sealing=True, mask=self._sealing.mask),
                 self._pair.send.secret,
             )
             self._sent_under_key = 0
@@ -188,7 +186,7 @@ class FastPath:
         if self._pair.recv.secret is not self._receive_secret:
             self._older = self._opening
             self._older_until = now + OLD_KEYS_PTOS * connection._loss.get_probe_timeout()
-            self._opening = _keys(self._pair.recv, sealing=False, mask=self._opening.mask)
+            self._opening = make_keys(self._pair.recv, sealing=False, mask=self._opening.mask)
             self._receive_secret = self._pair.recv.secret
         if self._older is not None and now > self._older_until:
             self._older = None
@@ -251,35 +249,8 @@ class FastPath:
         connection._packet_number = number + 1
         if self._told is None or number - self._told[0] > TOLD_PACKETS:  # that one was lost
             self._told = number, ranges[-1]
-        return seal_train(self._sealing, connection._peer_cid.cid, number, [frame])[0]
+        return seal_train(self._sealing, connection._peer_cid.cid, number, [frame])[0][0][0]
 
     @property
     def ack_at(self) -> float | None:
         return self._space.ack_at
-
-
-def _keys(context: CryptoContext, *, sealing: bool, mask: Callable[[bytes], bytes] | None = None) -> Keys:
-    """mask: of the phase before; header protection outlives a key update."""
-    suite, secret, version = context.cipher_suite, context.secret, context.version
-    assert suite is not None and secret is not None and version is not None
-    key, iv, header_key = derive_key_iv_hp(cipher_suite=suite, secret=secret, version=version)
-    is_chacha = suite == CipherSuite.CHACHA20_POLY1305_SHA256
-    aead: AESGCM | ChaCha20Poly1305 = ChaCha20Poly1305(key) if is_chacha else AESGCM(key)
-    if mask is None:
-        mask = _chacha_mask(header_key) if is_chacha else _aes_mask(header_key)
-    return Keys(aead.encrypt if sealing else aead.decrypt, mask, iv, context.key_phase)
-
-
-def _aes_mask(key: bytes) -> Callable[[bytes], bytes]:
-    return Cipher(algorithms.AES(key), modes.ECB()).encryptor().update  # noqa: S305  as RFC 9001 §5.4.3 has it
-
-
-def _chacha_mask(key: bytes) -> Callable[[bytes], bytes]:
-    def mask(samples: bytes) -> bytes:
-        out = []
-        for at in range(0, len(samples), SAMPLE_BYTES):
-            cipher = Cipher(algorithms.ChaCha20(key, samples[at : at + SAMPLE_BYTES]), mode=None)
-            out.append(cipher.encryptor().update(bytes(SAMPLE_BYTES)))
-        return b"".join(out)
-
-    return mask

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol, final
 
 from aioquic import tls
@@ -22,6 +22,7 @@ from aioquic.quic.congestion.base import create_congestion_control
 from aioquic.quic.connection import END_STATES, NetworkAddress
 
 from gw.errors import WireError
+from gw.native.quicpackets import MAX_SEGMENTS, MAX_TRAIN_BYTES
 from gw.quic import congestion
 from gw.quic.configuration import START_BYTES
 from gw.quic.connection import Connection
@@ -45,6 +46,9 @@ REPROBE_S: Final = 600.0
 CONTROL_STREAM: Final = 0
 _ONE_RTT: Final = tls.Epoch.ONE_RTT
 MAX_EARLY_BYTES: Final = 64 << 10
+
+
+Train = tuple[bytes, int, NetworkAddress]  # datagrams of one size (the last may be shorter), the size, where to
 
 
 class LinkHandler(Protocol):
@@ -383,9 +387,9 @@ class Link:
 
     # What goes out
 
-    def poll(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
-        """Packets to send, control first. Call it again at `deadline`."""
-        out: list[tuple[bytes, NetworkAddress]] = []
+    def poll(self, now: float) -> list[Train]:
+        """What to send, control first. Call it again at `deadline`."""
+        out: list[Train] = []
         if self.is_closed:
             return out
         fast = self._fast
@@ -398,7 +402,7 @@ class Link:
             if fast.may_send and address is not None:
                 packet = fast.acknowledge(now)
                 if packet:
-                    out.append((packet, address))
+                    out.append((packet, len(packet), address))
         if self._echo:
             self._queue.append(self._echo)
             self._echo = b""
@@ -407,7 +411,7 @@ class Link:
             self._flush(now, out)
         return out
 
-    def _look(self, now: float, out: list[tuple[bytes, NetworkAddress]]) -> None:
+    def _look(self, now: float, out: list[Train]) -> None:
         connection = self.connection
         due = connection.get_timer()
         if due is not None and due <= now:
@@ -419,7 +423,7 @@ class Link:
             self._drain(now)
             if self.is_closed:
                 return
-        out += connection.datagrams_to_send(now)
+        out += _trains(connection.datagrams_to_send(now))
         if connection._state in END_STATES:  # nobody waits for the end of a closing connection
             event = connection._close_event
             self._end(event.error_code if event else frames.CLOSED, event.reason_phrase if event else "")
@@ -428,7 +432,7 @@ class Link:
         self._look_at = due if due is not None else float("inf")
         self._is_dirty = False
 
-    def _flush(self, now: float, out: list[tuple[bytes, NetworkAddress]]) -> None:
+    def _flush(self, now: float, out: list[Train]) -> None:
         fast, queue = self._fast, self._queue
         address = self._address
         if fast is None or not fast.may_send or address is None:
@@ -449,21 +453,21 @@ class Link:
                     batch.append(queue.popleft())
             if not batch:
                 break
-            out += [(packet, address) for packet in fast.seal(batch, now)]
+            out += [(train, segment, address) for train, segment in fast.seal(batch, now)]
             if room < 0:
                 break
         self._look_at = min(self._look_at, now + LOOK_S)
         if self._queue and room >= 0:
             self._look_at = now  # more than a poll may send: come back at once
 
-    def _flush_stock(self, now: float, out: list[tuple[bytes, NetworkAddress]]) -> None:
+    def _flush_stock(self, now: float, out: list[Train]) -> None:
         connection, queue = self.connection, self._queue
         pending = connection._datagrams_pending
         early = not self.is_up
         while queue and len(pending) < STOCK_BURST:
             connection.send_datagram_frame(queue.popleft()[1:])
             if len(pending) == STOCK_BURST or not queue:
-                out += connection.datagrams_to_send(now)
+                out += _trains(connection.datagrams_to_send(now))
                 if early or pending:
                     break
         due = connection.get_timer()
@@ -480,7 +484,7 @@ class Link:
             self._probe_at = now
             self._is_doubting = False
 
-    def _probe(self, now: float, out: list[tuple[bytes, NetworkAddress]]) -> None:
+    def _probe(self, now: float, out: list[Train]) -> None:
         """Send the next probe; without an echo of the last one its size is too large."""
         index, tries = 0, 0
         if self._probing is not None:
@@ -512,14 +516,14 @@ class Link:
         else:
             out += self._probe_stock(probe, size, now)
 
-    def _probe_stock(self, probe: bytes, size: int, now: float) -> list[tuple[bytes, NetworkAddress]]:
+    def _probe_stock(self, probe: bytes, size: int, now: float) -> list[Train]:
         """aioquic's builder makes a larger packet where it is told of a larger size, just for this one."""
         connection = self.connection
         if connection._datagrams_pending:
             return []
         connection._max_datagram_size = size
         connection.send_datagram_frame(probe)
-        out = connection.datagrams_to_send(now)
+        out = _trains(connection.datagrams_to_send(now))
         connection._max_datagram_size = self._size
         connection._datagrams_pending.clear()  # the window was full: it would hold up what is smaller
         self._is_dirty = True
@@ -540,3 +544,29 @@ class Link:
             self._probing, self._probe_at = None, now  # a second copy of the echo proves nothing
             if self._is_doubting:
                 self._is_doubting, self._probe_at = False, now + REPROBE_S
+
+
+def apart(trains: Iterable[Train]) -> list[tuple[bytes, NetworkAddress]]:
+    """The single datagrams of trains."""
+    return [
+        (data[at : at + segment], address) for data, segment, address in trains for at in range(0, len(data), segment)
+    ]
+
+
+def _trains(packets: list[tuple[bytes, NetworkAddress]]) -> list[Train]:
+    """Packets of the stock connection, those of one size to one address together."""
+    trains: list[Train] = []
+    for packet, address in packets:
+        if trains:
+            data, segment, other = trains[-1]
+            if (
+                other == address
+                and len(packet) <= segment
+                and len(data) % segment == 0
+                and len(data) < segment * MAX_SEGMENTS
+                and len(data) + len(packet) <= MAX_TRAIN_BYTES
+            ):
+                trains[-1] = data + packet, segment, address
+                continue
+        trains.append((packet, len(packet), address))
+    return trains

@@ -15,7 +15,7 @@ from aioquic.quic.connection import NetworkAddress
 from gw.quic.configuration import client_settings, ephemeral_certificate, server_settings
 from gw.quic.connection import Connection
 from gw.quic.fastpath import usable
-from gw.quic.link import Link
+from gw.quic.link import Link, apart
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def _exchange(*, fast_server: bool) -> str:
                 sent += 1
             if sent == DATAGRAMS // 2:
                 connection.request_key_update()
-        for packet, _ in client.poll(now):
+        for packet, _ in apart(client.poll(now)):
             if server is None:
                 server = Link(
                     Connection(
@@ -106,7 +106,7 @@ def _exchange(*, fast_server: bool) -> str:
             server.receive(packet, len(packet), CLIENT, now)
             if turn % 5 == 0 and client.is_fast:
                 server.receive(packet, len(packet), CLIENT, now)  # once more: it has to be dropped
-        for packet, _ in server.poll(now) if server is not None else []:
+        for packet, _ in apart(server.poll(now)) if server is not None else []:
             client.receive(packet, len(packet), SERVER, now)
         if client_end.problem or server_end.problem:
             return client_end.problem or server_end.problem

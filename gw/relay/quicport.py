@@ -74,8 +74,8 @@ class Wire(Protocol):
     def is_ipv6(self) -> bool: ...
     def fileno(self) -> int: ...
     def receive(self) -> tuple[bytes, int, Any]: ...
-    def send(self, packets: Sequence[tuple[bytes, Any]]) -> int: ...
-    def send_train(self, data: bytes, segment: int, target: Any) -> None: ...
+    def send(self, trains: Sequence[tuple[bytes, int, Any]]) -> int: ...
+    def send_train(self, data: bytes, segment: int, target: Any) -> int: ...
 
 
 class Speaker(Protocol):
@@ -137,9 +137,9 @@ class QuicClient:
         now = port.loop.now
         try:
             session.pour(now)
-            packets = session.link.poll(now)
-            if packets:
-                port.send(packets)
+            trains = session.link.poll(now)
+            if trains:
+                port.send(trains)
             session.poured()
             port.follow(self)
         except Exception:
@@ -313,7 +313,7 @@ class QuicPort:
         if kind is Kind.QUIC_SHORT and self._resets.take(1, self.loop.now):
             answer = stateless_reset(self._reset_key, destination_of(datagram), len(datagram))
             if answer:
-                self.send([(answer, source)])
+                self._wire.send_train(answer, len(answer), source)
             return
         self.ignored += 1
 
@@ -329,7 +329,8 @@ class QuicPort:
     def _stun_untrusted(self, datagram: bytes, source: Any) -> None:
         try:
             tx_id = stun.decode_request(datagram)
-            self.send([(stun.encode_answer(tx_id, _address(source)), source)])
+            answer = stun.encode_answer(tx_id, _address(source))
+            self._wire.send_train(answer, len(answer), source)
             self.stun_requests += 1
         except WireError:
             self.ignored += 1
@@ -344,7 +345,7 @@ class QuicPort:
         met = self.gate.meet(datagram, source, now, is_busy=is_busy, has_room=lambda: self._has_room(address.host))
         if isinstance(met, bytes):
             if met:
-                self.send([(met, source)])
+                self._wire.send_train(met, len(met), source)
             return
         self.accepted += 1
         client = QuicClient(
@@ -479,8 +480,8 @@ class QuicPort:
 
     # What goes out
 
-    def send(self, packets: list[tuple[bytes, Any]]) -> None:
-        self._wire.send(packets)
+    def send(self, trains: Sequence[tuple[bytes, int, Any]]) -> None:
+        self._wire.send(trains)
 
     # For the plane
 

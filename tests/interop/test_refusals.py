@@ -24,7 +24,7 @@ def test_a_refusal_is_heard_and_the_descriptor_is_quiet_again(
         trains.hear_refusals()
         target = (host, free_port())
         for _ in range(sends):
-            trains.send([(b"x", target)])
+            trains.send([(b"x", 1, target)])
         poll = select.poll()
         poll.register(channel, select.POLLIN)
         assert poll.poll(20_000)
@@ -37,5 +37,5 @@ def test_a_refusal_is_heard_and_the_descriptor_is_quiet_again(
             heard += trains.take_refusals()
         assert heard >= 1
         assert not poll.poll(100)
-        trains.send([(b"to ourselves", channel.getsockname()[:2])])
+        trains.send([(b"to ourselves", 12, channel.getsockname()[:2])])
         assert trains.receive()[0] == b"to ourselves"

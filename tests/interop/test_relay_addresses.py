@@ -91,7 +91,7 @@ def test_a_train_leaves_from_where_it_was_asked(count: int) -> None:
         other.sendto(b"x", ("127.0.0.7", bound.getsockname()[1]))
         bound.setblocking(True)
         _, _, source = trains.receive()
-        assert trains.send([(b"y" * 50, source)] * count) == 0
+        assert trains.send([(b"y" * 50, 50, source)] * count) == 0
         trains.send_train(b"y" * 50 * count, 50, source)
         for _ in range(2 * count):
             answer, where = other.recvfrom(100)

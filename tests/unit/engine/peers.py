@@ -11,6 +11,7 @@ from gw.engine.peerlines import Bulk, Down, Event, Moved, PeerLines, Ponged, Rou
 from gw.model.addresses import AddrPort
 from gw.model.keys import NodeKey, NodeSecret
 from gw.quic.configuration import ephemeral_certificate
+from gw.quic.link import apart
 from gw.wire.x25519 import clamp, public_key
 
 CERTIFICATE = ephemeral_certificate()
@@ -87,7 +88,7 @@ class Net:
             node.events.append(event)
             if isinstance(event, Bulk):
                 node.got += event.datagrams
-        for packet, to in out:
+        for packet, to in apart(out):
             if len(packet) > 1472 or self.lose(packet, node):
                 continue
             self._order += 1

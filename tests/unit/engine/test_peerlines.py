@@ -12,6 +12,7 @@ from gw.engine.peerline import PeerLine
 from gw.engine.peerlines import PeerLines
 from gw.model.addresses import AddrPort
 from gw.model.keys import NodeKey, NodeSecret
+from gw.quic.link import apart
 from gw.wire.quic import frames, peering
 from gw.wire.quic.peering import Routes
 from gw.wire.x25519 import clamp, public_key
@@ -117,10 +118,10 @@ def test_of_each_peer_one_connection_waits_for_its_proof() -> None:
     """A ClientHello can be forged too: what is newer waits, unless the older had its time."""
     net = Net()
     net.dial()
-    (first, _), *_ = net.ann.lines.poll(net.now)[0]
+    (first, _), *_ = apart(net.ann.lines.poll(net.now)[0])
     net.ann.start()
     net.dial()
-    (second, _), *_ = net.ann.lines.poll(net.now)[0]
+    (second, _), *_ = apart(net.ann.lines.poll(net.now)[0])
     for packet in (first, second):
         net.bob.lines.receive(packet, len(packet), net.ann.address, net.ann.key, net.now)
     assert len(net.bob.lines._all) == 1
@@ -372,7 +373,7 @@ def test_hostile_packets_change_nothing(data: st.DataObject) -> None:
     """Noise, real packets cut or changed, from the peer's own address; what is real arrives afterwards."""
     net = _shared()
     net.ann.lines.send(net.bob.key, [transport(1)], net.now)
-    packets = [packet for packet, _ in net.ann.lines.poll(net.now)[0]]
+    packets = [packet for packet, _ in apart(net.ann.lines.poll(net.now)[0])]
     raw = bytearray(b"".join(packets))
     kind = data.draw(st.sampled_from(["noise", "changed", "cut"]))
     if kind == "noise":

@@ -40,15 +40,15 @@ def test_a_target_that_is_refused_costs_nobody_trains() -> None:
     """One train to port 0 turned them off for all, for good."""
     channel, trains = _socket()
     for _ in range(20):
-        assert trains.send([(b"x" * 9, ("192.0.2.1", 0))] * 3) == errno.EINVAL
-    assert trains.send([(b"y" * 9, ("192.0.2.1", 7))] * 3) == 0
-    assert channel.sent == [[b"y" * 9] * 3]
+        assert trains.send([(b"x" * 27, 9, ("192.0.2.1", 0))]) == errno.EINVAL
+    assert trains.send([(b"y" * 27, 9, ("192.0.2.1", 7))]) == 0
+    assert channel.sent == [[b"y" * 27]]
 
 
 def test_a_host_without_trains_sends_singly_from_then_on() -> None:
     channel, trains = _socket()
     channel.refuses_trains = True
     for _ in range(5):
-        assert trains.send([(b"y" * 9, ("192.0.2.1", 7))] * 3) == 0
+        assert trains.send([(b"y" * 27, 9, ("192.0.2.1", 7))]) == 0
     assert channel.sent == [[b"y" * 9]] * 15
     assert not trains.gso

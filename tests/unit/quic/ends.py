@@ -8,7 +8,7 @@ from typing import Any
 
 from gw.quic.configuration import client_settings, ephemeral_certificate, server_settings
 from gw.quic.connection import Connection
-from gw.quic.link import Link
+from gw.quic.link import Link, apart
 from gw.quic.tickets import TicketStore
 
 CLIENT = ("192.0.2.1", 4000)
@@ -110,9 +110,9 @@ class Net:
         """Let time pass; True when `until` came true."""
         end = self.now + seconds
         while self.now < end:
-            self._put(True, self.client.poll(self.now))
+            self._put(True, apart(self.client.poll(self.now)))
             if self.server is not None:
-                self._put(False, self.server.poll(self.now))
+                self._put(False, apart(self.server.poll(self.now)))
             if until():
                 return True
             times = [self.client.deadline(), end]

@@ -11,7 +11,7 @@ from gw.model.keys import NodeKey, NodeSecret, RelaySecret
 from gw.quic.configuration import client_settings, ephemeral_certificate, server_settings
 from gw.quic.connection import Connection
 from gw.quic.gate import Gate
-from gw.quic.link import Link
+from gw.quic.link import Link, apart
 from gw.relay.flowstates import FlowStates
 from gw.relay.quicport import QuicPort
 from gw.wire.derp import client as c
@@ -88,8 +88,8 @@ class Street:
         packet, source = self._arriving.pop(0)
         return packet, len(packet), source
 
-    def send(self, packets: Any) -> int:
-        for packet, target in packets:
+    def send(self, trains: Any) -> int:
+        for packet, target in apart(trains):
             if self.lose(packet, False):
                 continue
             for guest in self.guests:
@@ -104,6 +104,9 @@ class Street:
                 else:
                     self.strays.append((packet, target))
         return 0
+
+    def send_train(self, data: bytes, segment: int, target: Any) -> int:
+        return self.send([(data, segment, target)])
 
     # Time
 
@@ -179,7 +182,7 @@ class QuicGuest:
         data = self.client.data_to_send()
         if data:
             self.link.send_stream(data)
-        return self.link.poll(self.street.now)
+        return apart(self.link.poll(self.street.now))
 
     def send(self, to: NodeKey, *packets: bytes) -> None:
         for packet in packets:

@@ -12,7 +12,7 @@ from aioquic import tls
 from aioquic.quic.rangeset import RangeSet
 
 from gw.quic.gate import CONTROL_WINDOW_BYTES
-from gw.quic.link import PROBE_SIZES
+from gw.quic.link import PROBE_SIZES, apart
 from gw.relay import quicport
 from gw.relay.quicoutflow import MAX_UNSENT_BYTES
 from gw.relay.quicsession import EARLY_ECHOES
@@ -367,7 +367,7 @@ def test_a_train_with_packets_of_two_clients_reaches_both() -> None:
     trains = []
     for guest, mark in ((alice, b"a"), (alice, b"A"), (bob, b"b")):
         guest.send(carol.key, mark * 200)
-        (packet,) = [packet for packet, _ in guest.link.poll(street.now) if len(packet) > 200]
+        (packet,) = [packet for packet, _ in apart(guest.link.poll(street.now)) if len(packet) > 200]
         trains.append(packet)
     segment = len(trains[0])
     assert {len(packet) for packet in trains} == {segment}
@@ -403,7 +403,7 @@ def test_a_broken_handshake_is_counted_and_not_logged(caplog: pytest.LogCaptureF
     sender._buffer_start += 400_000
     sender._buffer_stop += 400_000
     sender._pending = RangeSet([range(sender._buffer_start, sender._buffer_stop)])
-    for packet, _ in guest.link.poll(street.now):
+    for packet, _ in apart(guest.link.poll(street.now)):
         street.arrive(packet, guest.address)
     street.run(1)
     assert (len(street.port), street.port.accepted, street.port.faults) == (0, 1, 1)
