@@ -361,5 +361,5 @@ class Session:
 
 
 def _is(key: str, wanted: str) -> bool:
-    """Whether a mesh key is the one wanted, in constant time; an empty one never is."""
-    return bool(wanted) and hmac.compare_digest(key.encode(), wanted.encode())
+    """Whether a mesh key (`parse_mesh_key`) is the one wanted, in constant time; an empty one never is."""
+    return bool(wanted) and hmac.compare_digest(key, wanted)

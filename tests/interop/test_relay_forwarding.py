@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from nacl.public import Box, PrivateKey, PublicKey
 
 from gw.model.keys import NodeKey, NodeSecret, RelaySecret
 from gw.native.relaying import Switch
@@ -21,6 +22,7 @@ from gw.relay.forwarding import Limits, Listener, Plane
 from gw.relay.presence import Presence
 from gw.relay.session import Offer, Reception
 from gw.wire.derp import client as c
+from gw.wire.derp import frames
 from gw.wire.derp.buckets import Bucket
 from gw.wire.derp.handshake import RelayIdentity
 from gw.wire.x25519 import clamp, public_key
@@ -181,6 +183,18 @@ def test_garbage_ends_its_own_connection_only(running: Running, flows: list[Flow
     flows.append(Flow(running, 2).connected())
     flows[0].send(flows[1].key, b"hello")
     flows[1].until(received(b"hello"))
+
+
+def test_a_sealed_mesh_key_that_is_none_ends_its_own_connection_only(running: Running, flows: list[Flow]) -> None:
+    flows.append(Flow(running, 1).connected())
+    running.reception.mesh_key = "ab" * 32
+    secret = clamp(b"\x66" * 32)
+    box = Box(PrivateKey(secret), PublicKey(running.reception.identity.key))
+    for key in (b"\\ud800", b"ab", b"ab" * 31 + b"\\u00e9"):
+        said = public_key(secret) + bytes(box.encrypt(b'{"meshKey":"%s","version":2}' % key))
+        send_and_be_shut_out(running.port, UPGRADE + frames.encode(frames.CLIENT_INFO, said))
+    flows[0].send(flows[0].key, b"still here")
+    flows[0].until(received(b"still here"))
 
 
 def test_garbage_on_the_tls_port_ends_its_own_connection_only(tmp_path: Path) -> None:

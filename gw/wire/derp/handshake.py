@@ -58,7 +58,10 @@ class RelayIdentity:
         self.greeting: Final = frames.encode(frames.SERVER_KEY, frames.MAGIC + self.key)
 
     def open_client_info(self, payload: bytes) -> ClientInfo:
-        """payload: 32 node key, 24 nonce, box(JSON). Absent fields are tolerated. Raises WireError."""
+        """payload: 32 node key, 24 nonce, box(JSON). Absent fields are tolerated, a mesh key that is none is not.
+
+        Raises WireError.
+        """
         if not MIN_CLIENT_INFO_BYTES <= len(payload) <= frames.MAX_CLIENT_INFO_BYTES:
             raise WireError(f"client info of {len(payload)} bytes")
         node = payload[: frames.KEY_BYTES]
@@ -69,19 +72,20 @@ class RelayIdentity:
             raise WireError("client info does not open") from None
         if not isinstance(info, dict):
             raise WireError("client info is no object")
+        mesh_key, app_name = info.get("meshKey"), info.get("AppName")
         return ClientInfo(
             node=node,
-            mesh_key=str(info.get("meshKey") or ""),
+            mesh_key=parse_mesh_key(mesh_key) if mesh_key else "",
             is_prober=info.get("IsProber") is True,
             can_ack_pings=info.get("CanAckPings") is True,
-            app_name=str(info.get("AppName") or "")[:MAX_APP_NAME_CHARS],
+            app_name=app_name[:MAX_APP_NAME_CHARS] if isinstance(app_name, str) else "",
             box=box,
         )
 
 
-def parse_mesh_key(text: str) -> str:
-    """The key of a mesh-key file: 64 hex digits, blanks around them ignored. Raises WireError."""
-    key = text.strip().lower()
+def parse_mesh_key(text: object) -> str:
+    """The key of a mesh-key file or of a client: 64 hex digits, blanks around them ignored. Raises WireError."""
+    key = text.strip().lower() if isinstance(text, str) else ""
     if len(key) != MESH_KEY_DIGITS or not set(key) <= set("0123456789abcdef"):
         raise WireError(f"a mesh key is {MESH_KEY_DIGITS} hex digits")
     return key

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from nacl.public import Box, PrivateKey, PublicKey
 
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
@@ -80,11 +82,26 @@ def test_a_changed_claim_fails(place: int, change: int) -> None:
 @given(st.binary(max_size=200))
 def test_what_is_no_json_inside_fails(inside: bytes) -> None:
     """A node with a key may still send nonsense."""
-    from nacl.public import Box, PrivateKey, PublicKey
-
     raw = bytes(Box(PrivateKey(NODE), PublicKey(public_key(RELAY))).encrypt(inside, bytes(24)))
     with pytest.raises(WireError):
         opened(raw)
+
+
+strange = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=80)
+
+
+@given(st.dictionaries(st.sampled_from(["role", "at", "v", "rate", "burst", "mesh", "peer_relay", "x"]), strange))
+@example({"mesh": "\ud800"})
+@example({"mesh": "é"})
+@example({"at": 10**400})
+def test_any_document_inside_is_a_claim_or_an_error(changes: dict[str, object]) -> None:
+    inside = json.dumps({"role": auth.CLIENT, "bind": BIND.hex(), "at": NOW_MS} | changes).encode()
+    raw = bytes(Box(PrivateKey(NODE), PublicKey(public_key(RELAY))).encrypt(inside, bytes(24)))
+    try:
+        found = opened(raw)
+    except WireError:
+        return
+    assert not auth.check_mesh(found, "ab" * 32, BIND, b"d" * 32, b"a" * 32)
 
 
 def test_a_key_of_small_order_is_no_crash() -> None:
