@@ -155,6 +155,10 @@ class Link:
         """Whether `poll` has something to do at once, datagrams apart."""
         return self._is_dirty
 
+    def wants_poll(self, now: float) -> bool:
+        """Whether `poll` has something to do at once."""
+        return self._is_dirty or bool(self._queue) or bool(self._echo) or self.deadline() <= now
+
     @property
     def is_fast(self) -> bool:
         return self._fast is not None

@@ -53,7 +53,8 @@ EVENTS_A_TURN: Final = 512
 PACE_S: Final = 1.0
 BUSY_READS: Final = 50  # in that time, of one connection
 BUSY_SENDERS: Final = 3  # of them and more: the kernel wakes us in batches
-GATHER_S: Final = 0.0001  # then: between two turns, so that each finds more to do
+STEADY_READS: Final = 4000  # the same, without an answer between them: bulk, for which nobody waits
+GATHER_S: Final = 0.0001  # in both cases: between two turns, so that each finds more to do
 TCP_USER_TIMEOUT_MS: Final = 15_000
 KEEPALIVE_IDLE_S: Final = 600
 LINK_KEEPALIVE_IDLE_S: Final = 5
@@ -116,6 +117,7 @@ class Connection:
 
     __slots__ = (
         "_at_end",
+        "_has_spoken",
         "_incoming",
         "_mask",
         "_outgoing",
@@ -161,6 +163,7 @@ class Connection:
         self.keep_alive_s = KEEPALIVE_S + random.random() * KEEPALIVE_JITTER_S
         self.tokens: Bucket | None = None
         self._mask = _IN
+        self._has_spoken = False  # since something was last written to it
         self._at_end: Callable[[], None] | None = None
 
     def begin(self, session: Speaker, at_end: Callable[[], None] | None = None) -> None:
@@ -180,6 +183,9 @@ class Connection:
         """Take what the socket has, at most READ_BYTES of it."""
         plane = self.plane
         plane.reads[self.number] = plane.reads.get(self.number, 0) + 1
+        if self._has_spoken:
+            plane.streaks[self.number] = plane.streaks.get(self.number, 0) + 1
+        self._has_spoken = True
         try:
             count = self.channel.recv_into(plane.buffer)
         except BlockingIOError:
@@ -258,6 +264,7 @@ class Connection:
             switch.set_aside(self.port)
             return
         data = self.session.take()
+        self._has_spoken = False
         if self._tls is None:
             self._unsent = data
         elif data:
@@ -382,8 +389,11 @@ class Plane:
         self.buffer = bytearray(READ_BYTES)
         self.view = memoryview(self.buffer)
         self.now = time.monotonic()  # of this turn
+        self.waited_s = 0.0  # for what this turn is about
         self.reads: dict[int, int] = {}  # by descriptor, since the pace was set
+        self.streaks: dict[int, int] = {}  # the same of reads that nothing was written between
         self._is_batching = False
+        self._gathers = False
         self.accepted = self.rejected = self.limited = self.stuck = 0
         self._listeners = {each.channel.fileno(): each for each in listeners}
         self._attached: dict[int, Callable[[], None]] = {}
@@ -523,7 +533,9 @@ class Plane:
     def _pace(self) -> None:
         """Many senders: be woken for many packets at once, which halves the cost of each. Few: be woken at once."""
         busy = sum(1 for count in self.reads.values() if count >= BUSY_READS)
+        self._gathers = busy >= BUSY_SENDERS or any(count >= STEADY_READS for count in self.streaks.values())
         self.reads.clear()
+        self.streaks.clear()
         if (busy >= BUSY_SENDERS) != self._is_batching:
             self._is_batching = not self._is_batching
             with contextlib.suppress(OSError):
@@ -532,11 +544,13 @@ class Plane:
         self.arm_call(time.monotonic() + PACE_S, self._pace)
 
     def _turn(self) -> None:
-        wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1
-        if self._is_batching:
+        before = time.monotonic()
+        wait = max(0.0, self._timers[0][0] - before) if self._timers else -1
+        if self._gathers:
             time.sleep(GATHER_S)
         events = self._epoll.poll(wait, EVENTS_A_TURN)
         self.now = time.monotonic()
+        self.waited_s = 0.0 if self._gathers else self.now - before
         connections = self.connections
         for number, event in events:
             connection = connections.get(number)

@@ -136,6 +136,10 @@ class QuicLink:
 
     # What goes out
 
+    def wants_turn(self, now: float) -> bool:
+        """Whether `pour` and a poll of the link have something to do at once."""
+        return bool(self.port.out) or self.port.is_blocked or self.link.wants_poll(now)
+
     def pour(self, now: float) -> None:
         """Give the link what is in `Port.out`. Polled next."""
         until = NEVER

@@ -53,6 +53,7 @@ COMPLAINT_BURST: Final = 10.0
 HANDSHAKE_S: Final = 10.0
 ARM_SLACK_S: Final = 0.0005
 MIN_PAUSE_S: Final = 0.0002
+LONE_S: Final = 0.00002
 NEVER: Final = float("inf")
 
 
@@ -60,6 +61,7 @@ class Loop(Protocol):
     """What the port needs of the forwarding plane."""
 
     now: float
+    waited_s: float  # for what this turn is about
 
     def arm_call(self, when: float, order: Callable[[], None]) -> None: ...
     def admit_address(self, host: str) -> bool: ...
@@ -96,6 +98,7 @@ class Speaker(Protocol):
     def is_up(self) -> bool: ...
     @property
     def is_waiting(self) -> bool: ...
+    def wants_turn(self, now: float) -> bool: ...
     def receive(self, train: bytes, segment: int, address: Any, now: float) -> None: ...
     def pour(self, now: float) -> None: ...
     def poured(self) -> None: ...
@@ -130,7 +133,10 @@ class QuicClient:
         if self.session.stage is Stage.GONE:
             port.forget(self)
             return
-        port.rouse(self)  # it has something to say: at least what it heard
+        if self.session.wants_turn(now):
+            port.rouse(self)
+        else:
+            self._arm(self._due(), now)
 
     def flush(self) -> None:
         session, port = self.session, self._port
@@ -272,6 +278,8 @@ class QuicPort:
                 client.receive(train, segment, source, self.loop.now)
             else:
                 self._stranger_untrusted(train, source)
+            if self.loop.waited_s > LONE_S:  # it came alone, and to be told so costs as much as to be called again
+                return
 
     def _train_untrusted(self, train: bytes, segment: int, source: Any) -> None:
         """Behind one address there may be several clients: each gets its own."""

@@ -312,6 +312,10 @@ class QuicSession:
 
     # What goes out
 
+    def wants_turn(self, now: float) -> bool:
+        """Whether `pour` and a poll of the link have something to do at once."""
+        return bool(self.port.out) or self.port.is_blocked or self.patient_until != NEVER or self.link.wants_poll(now)
+
     def pour(self, now: float) -> None:
         """Give the link what is in `Port.out`, unless it still has datagrams waiting. Polled next."""
         until = self._talk.look(now) if self._talk is not None else NEVER

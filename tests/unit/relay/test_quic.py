@@ -457,3 +457,28 @@ def test_a_client_with_many_flows_keeps_a_bounded_part_of_the_relay() -> None:
     port = street.house.switch.local[mallory.key.raw]
     assert len(port.keys) == MAX_FLOWS
     assert mallory.end is None
+
+
+def test_a_datagram_that_came_alone_is_taken_alone_and_its_sender_hears_of_it_in_time() -> None:
+    street = Street(House())
+    alice, bob = QuicGuest(street, 1), QuicGuest(street, 2)
+    street.run(2)  # the path's size is known
+    (sender,) = [client for client in street.port._all if client.session.port.key == alice.key.raw]
+    polled: list[float] = []
+    poll = sender.session.link.poll
+    sender.session.link.poll = lambda now: (polled.append(now), poll(now))[1]  # type: ignore[method-assign]
+    street.waited_s = 1.0
+    alice.send(bob.key, b"one" * 20)
+    alice.send(bob.key, b"two" * 30)
+    (one, _), (two, _) = alice.poll()
+    street._arriving = [(one, alice.address), (two, alice.address)]
+    street.port.ready()
+    street.flush()
+    assert [packet for _, packet in bob.packets] == [b"one" * 20]
+    assert polled == []
+    street.port.ready()
+    street.flush()
+    assert [packet for _, packet in bob.packets] == [b"one" * 20, b"two" * 30]
+    street.run(0.01)
+    assert polled
+    assert alice.link.connection._loss.bytes_in_flight == 0
