@@ -24,7 +24,7 @@ from gw.model.derpmap import DERPMap, DERPNode, DERPRegion
 from gw.model.keys import DiscoKey, NodeKey, NodeSecret
 from gw.wire.derp.buckets import MIN_BURST_BYTES, Bucket
 from gw.wire.derp.client import Client, Connected, Health, PeerGone, Received, Restarting
-from gw.wire.derp.frames import RECEIVE_TIMEOUT_S
+from gw.wire.derp.frames import INSTANCE_BYTES, RECEIVE_TIMEOUT_S
 
 if TYPE_CHECKING:  # aioquic is loaded where a relay of the map speaks QUIC
     from gw.engine.relayquic import QuicLine
@@ -79,6 +79,7 @@ class RelayPool:
         self._secret = secret
         self._events = events
         self._tickets = tickets
+        self._instance: Final = os.urandom(INSTANCE_BYTES)
         self._map = DERPMap(regions={})
         self._home = 0
         self._lines: dict[int, _Line] = {}
@@ -198,7 +199,9 @@ class RelayPool:
                 from gw.engine.relayquic import MemoryTickets
 
                 self._tickets = MemoryTickets()
-            line = self._lines[region] = _Line(found, self._secret, self._events, self._unlearn, self._tickets)
+            line = self._lines[region] = _Line(
+                found, self._secret, self._instance, self._events, self._unlearn, self._tickets
+            )
             line.note_home(region == self._home)
             line.task = self._group.create_task(self._keep(line))
         return line
@@ -235,6 +238,7 @@ class _Line:
         self,
         region: DERPRegion,
         secret: NodeSecret,
+        instance: bytes,
         events: RelayEvents,
         unlearn: _Unlearner,
         tickets: Tickets | None,
@@ -250,6 +254,8 @@ class _Line:
         self._tls_up = False
         self._quic_peer_relay = self._tls_peer_relay = b""  # the disco key of its UDP relay
         self._secret = secret
+        self._instance = instance
+        self._problem = ""  # that the relay tells of us
         self._events = events
         self._unlearn = unlearn
         self._is_home = False
@@ -369,7 +375,7 @@ class _Line:
         assert self._tickets is not None
         self._quic_pause = 0.0
         self._quic_peer_relay = b""
-        line = QuicLine(node, self._secret, self._tickets, self._take_quic, list(self._waiting))
+        line = QuicLine(node, self._secret, self._tickets, self._take_quic, list(self._waiting), self._instance)
         try:
             await line.open()
             was_up = self.is_up
@@ -476,7 +482,7 @@ class _Line:
         """One connection from hello to its end; returns how long the relay asked us to stay away."""
         node = self._nodes[turn % len(self._nodes)]
         reader, writer, relay_key = await open_derp(node, self._nodes[0])
-        client = self._client = Client(self._secret, os.urandom(24), relay_key=relay_key)
+        client = self._client = Client(self._secret, os.urandom(24), relay_key=relay_key, instance=self._instance)
         self._bucket = Bucket(0, 0)
         self._home_said = None
         pause = 0.0
@@ -532,13 +538,20 @@ class _Line:
                     self._unlearn(self.region, peer)
                     self._events.peer_gone(self.region, peer)
                 case Health(problem):
-                    if problem and (over_quic or self._quic is None):  # on TLS it is ourselves, over QUIC
-                        log.warning("relay region %d says: %s", self.region, problem)
+                    self._told(problem)
                 case Restarting(after_ms, _):
                     pause = max(pause, after_ms / 1000)
         if batch:
             self._events.packets(self.region, batch)
         return pause
+
+    def _told(self, problem: str) -> None:
+        """The relay names a problem, or says by an empty word that it is over."""
+        if problem and problem != self._problem:
+            log.warning("relay region %d says: %s", self.region, problem)
+        elif self._problem and not problem:
+            log.info("relay region %d: what it complained of is over", self.region)
+        self._problem = problem
 
     async def _check(self, client: Client, writer: asyncio.StreamWriter) -> None:
         """Ping the relay when there is doubt; a connection that stays silent then is given up."""

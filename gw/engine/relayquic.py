@@ -81,8 +81,12 @@ class QuicLine:
         tickets: Tickets,
         take: Callable[[Sequence[object]], None],
         early: Sequence[tuple[NodeKey, bytes]] = (),
+        instance: bytes = b"",
     ) -> None:
-        """take: gets the events of `gw.wire.quic.client`. early: trains that wait; small ones go as early data."""
+        """take: gets the events of `gw.wire.quic.client`. early: trains that wait; small ones go as early data.
+
+        instance: as of `gw.wire.derp.client.Client`.
+        """
         self._node = node
         self._secret = secret
         self._public = public_key(secret.raw)
@@ -93,7 +97,9 @@ class QuicLine:
         key = b""
         with suppress(ValueError):
             key = bytes.fromhex(node.relay_key)
-        self._client = RelayClient(secret, lambda: os.urandom(24), relay_key=key if len(key) == 32 else b"")
+        self._client = RelayClient(
+            secret, lambda: os.urandom(24), relay_key=key if len(key) == 32 else b"", instance=instance
+        )
         self._socket: TrainSocket | None = None
         self._link: Link | None = None
         self._timer: asyncio.TimerHandle | None = None

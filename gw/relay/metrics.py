@@ -27,7 +27,7 @@ _METRICS: Final = (
     ("rejected_total", "counter", "Connections closed at once: too many, or too fast."),
     ("refused_total", "counter", "Node keys that were not admitted."),
     ("websocket_accepts_total", "counter", "Connections by WebSocket."),
-    ("duplicate_connections_total", "counter", "Connections with a key that was connected already."),
+    ("duplicate_connections_total", "counter", "Connections with a key that another process had."),
     ("packets_received_total", "counter", "Packets from clients."),
     ("packets_sent_total", "counter", "Packets to clients and links."),
     ("bytes_received_total", "counter", "Bytes from clients after TLS."),

@@ -5,7 +5,8 @@
                                                                             QUIC before TLS
     watchers            siblings hear of our own keys, other relays of those of all workers
 
-Of several connections with one key the last that spoke receives, also where they are at different workers.
+Of several connections with one key the last that spoke receives, also where they are at different workers. The others
+are told, unless they are those of the same process, which moves from one transport to another.
 
 Ref: tailscale derp/derpserver/derpserver.go registerClient, AddPacketForwarder, broadcastPeerStateChangeLocked
 """
@@ -46,32 +47,49 @@ class Presence:
         self._about: dict[bytes, tuple[AddrPort, int]] = {}
         self._sources: dict[bytes, list[Port]] = {}  # links that announce a key: siblings first, then the newest
         self._keys_of: dict[Port, set[bytes]] = {}
+        self._instances: dict[Port, bytes] = {}  # whose process said which it is; empty: it is about to
         self.sibling_watchers: set[Port] = set()
         self.mesh_watchers: set[Port] = set()
         self.duplicates = 0
 
     # Our own connections
 
-    def enter(self, port: Port, address: AddrPort, flags: int) -> None:
-        """A client was admitted: from now on it receives what is for its key."""
+    def enter(self, port: Port, address: AddrPort, flags: int, instance: bytes | None = None) -> None:
+        """A client was admitted: from now on it receives what is for its key.
+
+        instance: what all connections of its process say; empty where `identify` follows; None where it says nothing.
+        """
+        if instance is not None:
+            self._instances[port] = instance
         others = self.holders.setdefault(port.key, [])
         was_here = self.is_here(port.key)
         others.append(port)
         self._about[port.key] = address, flags
-        if len(others) > 1:
+        rivals = self._rivals(port)
+        if rivals:
             self.duplicates += 1
-            self._warn(others[:-1])
+            self._warn([each for each in rivals if each.is_active])
         self._activate(port)
         self._announce_to_siblings(port.key)
         if not was_here:
             self._announce_to_mesh(port.key)
+
+    def identify(self, port: Port, instance: bytes) -> None:
+        """A client that came in before says which process it is."""
+        if port.is_closed or self._instances.get(port) != b"":
+            return
+        self._instances[port] = instance
+        rivals = self._rivals(port)
+        if rivals:
+            self.duplicates += 1
+            self._warn(rivals if port.is_active else [port])
 
     def spoke(self, port: Port) -> None:
         """A connection that is not the active one of its key sent something: it is now."""
         if port.is_closed or port.is_active or not port.key:
             return
         was_elsewhere = port.key not in self.switch.local
-        self._warn([each for each in self.holders[port.key] if each is not port])
+        self._warn([each for each in self._rivals(port) if each.is_active])
         self._activate(port)
         if was_elsewhere:
             self._announce_to_siblings(port.key)
@@ -81,6 +99,7 @@ class Presence:
         if port.is_closed:
             return
         port.is_closed = True
+        self._instances.pop(port, None)
         self.sibling_watchers.discard(port)
         self.mesh_watchers.discard(port)
         self._forget_link(port)
@@ -115,9 +134,19 @@ class Presence:
         port.is_active = True
         self.switch.local[port.key] = port
 
+    def _rivals(self, port: Port) -> list[Port]:
+        """The other connections of its key that are not known to be of the same process."""
+        own = self._instances.get(port)
+        rivals = []
+        for other in self.holders[port.key]:
+            instance = self._instances.get(other)
+            if other is not port and b"" not in (own, instance) and (own is None or own != instance):
+                rivals.append(other)
+        return rivals
+
     def _warn(self, losing: list[Port]) -> None:
         for port in losing:
-            if port.is_active and not port.is_blocked:
+            if not port.is_blocked:
                 self.switch.push(port, frames.encode(frames.HEALTH, DUPLICATE.encode()))
 
     # Links to other workers and relays

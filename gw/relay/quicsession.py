@@ -89,6 +89,7 @@ class QuicSession:
         self.tokens: Bucket | None = None
         self.limited = 0
         self.moves = 0
+        self._instance = b""
         self.was_faulty = False  # whether it ended because the protocol was broken
 
     @property
@@ -217,6 +218,8 @@ class QuicSession:
                 self._talk.frame_untrusted(kind, body, now)
             elif kind == frames.AUTH:
                 self._auth_untrusted(body, now)
+            elif kind == frames.INSTANCE:
+                self._instance_untrusted(body)
             elif self._attendance is None:
                 if self.stage is Stage.AUTH:
                     raise WireError("frame before auth")
@@ -233,6 +236,13 @@ class QuicSession:
                 if len(body) != 1:
                     raise WireError("note preferred of a strange length")
                 self._attendance.control(kind, body, now)
+
+    def _instance_untrusted(self, body: bytes) -> None:
+        if self._instance or len(body) < derp.INSTANCE_BYTES:
+            return
+        self._instance = body[: derp.INSTANCE_BYTES]
+        if self._attendance is not None:
+            self._reception.presence.identify(self.port, self._instance)
 
     def _hello(self) -> None:
         self._said_hello = True
@@ -297,7 +307,8 @@ class QuicSession:
         self.link.send_stream(derp.encode(frames.AUTH_OK, sealed) + frames.encode_observed(self.source))
         self.limit()
         self._newcomer.keep_ticket(self._node, now)
-        reception.presence.enter(self.port, self.source, derp.PRESENT_REGULAR)
+        instance = self._instance or (b"" if self.link.is_resumed else None)  # who resumes says it after coming in
+        reception.presence.enter(self.port, self.source, derp.PRESENT_REGULAR, instance)
 
     def limit(self) -> None:
         """The rate limit holds from now on, or another one."""

@@ -261,7 +261,7 @@ class Session:
             udp_port = reception.udp_port.to_bytes(2, "big")
             reception.switch.push(self.port, frames.encode(frames.RELAY_UDP, udp_port))
         if not self.port.is_mesh:
-            reception.presence.enter(self.port, self._source, self._flags(info))
+            reception.presence.enter(self.port, self._source, self._flags(info), info.instance)
         rest, self._rest = self._rest, b""
         if rest:
             self._frames(rest, now)

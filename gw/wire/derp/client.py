@@ -86,13 +86,19 @@ Event = Connected | Received | PeerGone | PeerPresent | Pong | Health | Restarti
 class Client:
     """Feed it the bytes after the upgrade; send what `data_to_send` gives. Any frame proves that the relay lives."""
 
-    def __init__(self, secret: NodeSecret, nonce: bytes, *, relay_key: bytes = b"", mesh_key: str = "") -> None:
+    def __init__(
+        self, secret: NodeSecret, nonce: bytes, *, relay_key: bytes = b"", mesh_key: str = "", instance: bytes = b""
+    ) -> None:
         """nonce: 24 random bytes. relay_key: known already from the TLS certificate (fast start), else learned here.
 
         mesh_key: 64 hex digits, by which another relay of the region may watch and forward.
+
+        instance: INSTANCE_BYTES that all connections of this process say, so that a relay does not take them for those
+        of another machine with the same node key.
         """
         self._secret = secret
         self._mesh_key = mesh_key
+        self._instance = instance
         self._public = public_key(secret.raw)
         self._nonce = nonce
         self.relay_key = b""  # empty until it is known
@@ -170,6 +176,8 @@ class Client:
         info: dict[str, object] = {"version": frames.PROTOCOL_VERSION, "CanAckPings": True}
         if self._mesh_key:
             info["meshKey"] = self._mesh_key
+        if self._instance:
+            info[frames.INSTANCE_FIELD] = self._instance.hex()
         sealed = self._box.encrypt(json.dumps(info).encode(), self._nonce)
         self._out.append(frames.encode(frames.CLIENT_INFO, self._public + sealed))
 

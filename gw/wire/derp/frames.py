@@ -13,6 +13,8 @@ from gw.model.addresses import AddrPort
 
 MAGIC: Final = b"DERP\xf0\x9f\x94\x91"
 PEER_RELAY_FIELD: Final = "ghostwirePeerRelay"  # of ServerInfo: 64 hex digits
+INSTANCE_FIELD: Final = "ghostwireInstance"  # of ClientInfo: 32 hex digits
+INSTANCE_BYTES: Final = 16
 PROTOCOL_VERSION: Final = 2
 KEY_BYTES: Final = 32
 HEADER_BYTES: Final = 5

@@ -24,7 +24,10 @@ MAX_APP_NAME_CHARS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
-    """What a client says of itself, and the box that only its key opens. mesh_key: 64 hex digits, or empty."""
+    """What a client says of itself, and the box that only its key opens. mesh_key: 64 hex digits, or empty.
+
+    instance: the same on all connections of one process, INSTANCE_BYTES; None where it says none, as stock clients.
+    """
 
     node: bytes
     mesh_key: str
@@ -32,6 +35,7 @@ class ClientInfo:
     can_ack_pings: bool
     app_name: str
     box: Box
+    instance: bytes | None = None
 
     def server_info(
         self, nonce: bytes, bytes_per_second: int = 0, burst_bytes: int = 0, peer_relay: bytes = b""
@@ -80,7 +84,16 @@ class RelayIdentity:
             can_ack_pings=info.get("CanAckPings") is True,
             app_name=app_name[:MAX_APP_NAME_CHARS] if isinstance(app_name, str) else "",
             box=box,
+            instance=_instance(info.get(frames.INSTANCE_FIELD)),
         )
+
+
+def _instance(told: object) -> bytes | None:
+    try:
+        instance = bytes.fromhex(told) if isinstance(told, str) else b""
+    except ValueError:
+        return None
+    return instance if len(instance) == frames.INSTANCE_BYTES else None
 
 
 def parse_mesh_key(text: object) -> str:

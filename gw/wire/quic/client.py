@@ -53,14 +53,17 @@ class FlowState:
 class RelayClient:
     """Send what `data_to_send` gives on the control stream after every other method."""
 
-    def __init__(self, secret: NodeSecret, new_nonce: Callable[[], bytes], *, relay_key: bytes = b"") -> None:
+    def __init__(
+        self, secret: NodeSecret, new_nonce: Callable[[], bytes], *, relay_key: bytes = b"", instance: bytes = b""
+    ) -> None:
         """new_nonce: 24 fresh random bytes a call. relay_key: of the relay map; empty: believe the one it names, which
-        its certificate vouches for.
+        its certificate vouches for. instance: as of `gw.wire.derp.client.Client`.
         """
         self._secret = secret
         self._public = public_key(secret.raw)
         self._new_nonce = new_nonce
         self.relay_key = relay_key
+        self._instance = instance
         self._reader = frames.client_reader()
         self._joiner = Joiner()
         self._out: list[bytes] = []
@@ -83,10 +86,12 @@ class RelayClient:
         """The handshake is over. is_resumed: the ticket says who we are."""
         self._bind, self._at_ms = bind, now_ms
         self._has_said_who = is_resumed
-        if is_resumed or not self.relay_key:
-            self._out.append(derp.KEEP_ALIVE_FRAME)  # opens the stream, so that the relay may speak
-        else:
+        if self._instance:
+            self._out.append(derp.encode(frames.INSTANCE, self._instance))
+        if not is_resumed and self.relay_key:
             self._say_who()
+        elif not self._instance:
+            self._out.append(derp.KEEP_ALIVE_FRAME)  # opens the stream, so that the relay may speak
 
     def _say_who(self) -> None:
         self._has_said_who = True

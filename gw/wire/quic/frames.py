@@ -28,6 +28,7 @@ FLOW_CLOSE: Final = 0x45  # either: 3 number, 1 reason
 FLOW_STATE: Final = 0x46  # relay → sender: u8 state, u32 kB/s, u32 packets dropped, 32 key of the receiver
 LIMITS: Final = 0x47  # relay → client: u32 kB/s, u32 burst kB, u32 packets/s; 0 = none
 OBSERVED_ADDR: Final = 0x48  # relay → client: 16 address, 2 port
+INSTANCE: Final = 0x4A  # client → relay: 16 bytes that all connections of one process say
 PEER_HELLO: Final = 0x50  # peer ↔ peer
 ROUTES: Final = 0x51
 ROUTES_ACK: Final = 0x52
@@ -51,7 +52,9 @@ _TO_CLIENT: Final = frozenset(
     {HELLO, AUTH_OK, FLOW_OPEN, FLOW_OK, FLOW_CLOSE, FLOW_STATE, LIMITS, OBSERVED_ADDR, derp.KEEP_ALIVE,
      derp.PEER_GONE, derp.PING, derp.PONG, derp.HEALTH, derp.RESTARTING}
 )  # fmt: skip
-_TO_RELAY: Final = frozenset({AUTH, FLOW_OPEN, FLOW_OK, FLOW_CLOSE, derp.NOTE_PREFERRED, derp.PING, derp.PONG})
+_TO_RELAY: Final = frozenset(
+    {AUTH, INSTANCE, FLOW_OPEN, FLOW_OK, FLOW_CLOSE, derp.NOTE_PREFERRED, derp.PING, derp.PONG}
+)
 _BETWEEN_RELAYS: Final = frozenset(
     {HELLO, AUTH_OK, FLOW_OPEN, FLOW_OK, FLOW_CLOSE, FLOW_STATE, derp.PEER_PRESENT, derp.PEER_GONE, derp.WATCH_CONNS,
      derp.CLOSE_PEER}

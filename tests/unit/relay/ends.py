@@ -77,13 +77,14 @@ class End:
 class Guest:
     """A client of ours on a relay."""
 
-    def __init__(self, house: House, number: int, *, fast: bool = False) -> None:
+    def __init__(self, house: House, number: int, *, fast: bool = False, instance: bytes = b"") -> None:
         self.secret = NodeSecret(clamp(bytes([number]) * 32))
         self.key = NodeKey(public_key(self.secret.raw))
         self.house = house
         self.end = End(house)
         self.end.session.feed(UPGRADE + (b"Derp-Fast-Start: 1\r\n\r\n" if fast else b"\r\n"), 0.0)
-        self.client = c.Client(self.secret, bytes(24), relay_key=house.reception.identity.key if fast else b"")
+        relay_key = house.reception.identity.key if fast else b""
+        self.client = c.Client(self.secret, bytes(24), relay_key=relay_key, instance=instance)
         self.events: list[c.Event] = []
         self.is_http = not fast
         settle(house, self)

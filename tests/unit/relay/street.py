@@ -158,6 +158,7 @@ class QuicGuest:
         ticket: Any = None,
         fast: bool = True,
         join: bool = True,
+        instance: bytes = b"",
     ) -> None:
         self.street = street
         self.secret = NodeSecret(clamp(bytes([number]) * 32))
@@ -172,7 +173,7 @@ class QuicGuest:
             Connection(configuration=settings, session_ticket_handler=self.tickets.append), self, fast=fast
         )
         relay_key = street.house.reception.identity.key if knows_key else b""
-        self.client = RelayClient(self.secret, lambda: os.urandom(24), relay_key=relay_key)
+        self.client = RelayClient(self.secret, lambda: os.urandom(24), relay_key=relay_key, instance=instance)
         self.link.connect(RELAY, street.now)
         street.guests.append(self)
         if join:
