@@ -55,7 +55,7 @@ async def test_a_relay_that_ends_at_once_is_asked_ever_more_seldom(
 ) -> None:
     """And what it says of its restart holds over QUIC as over TLS."""
     region = DERPRegion(region_id=1, nodes=[DERPNode(host_name="relay.test", quic_port=1)])
-    line = _Line(region, NodeSecret(clamp(b"n" * 32)), Nobody(), lambda region, peer: None, MemoryTickets())
+    line = _Line(region, NodeSecret(clamp(b"n" * 32)), b"i" * 16, Nobody(), lambda region, peer: None, MemoryTickets())
     monkeypatch.setattr(relayquic, "QuicLine", Brief)
     monkeypatch.setattr(Brief, "words", [Restarting(word_s * 1000, 0)] if word_s else [])
     pauses: list[float] = []
