@@ -14,7 +14,7 @@ Ref: tailscale derp/derp.go, derp/derpserver/derpserver.go
 
 from __future__ import annotations
 
-from typing import Final, final
+from typing import Final, Protocol, final
 
 from librt.strings import read_i32_be, read_i64_be
 from mypy_extensions import i64, mypyc_attr
@@ -117,13 +117,27 @@ class FairQueue:
         return taken
 
 
+class Owner(Protocol):
+    """Who carries a port's bytes: a connection of any transport, or the relay itself."""
+
+    @property
+    def drained(self) -> int:
+        """Bytes that the other end has taken so far; less than before when the path is another."""
+
+    def flush(self) -> None:
+        """`Port.out` has something: take it (`Switch.take`), once a turn."""
+
+    def close(self) -> None:
+        """Write what is out, then end the connection. The port leaves when that is done."""
+
+
 @final
 @mypyc_attr(native_class=True)
 class Port:
     """One connection of a client, or of another relay or worker that takes packets for many keys."""
 
-    def __init__(self, owner: object) -> None:
-        self.owner: object = owner  # who carries its bytes
+    def __init__(self, owner: Owner) -> None:
+        self.owner: Owner = owner
         self.key: bytes = b""
         self.is_active: bool = False  # of the connections with its key, the one that receives
         self.is_closed: bool = False
@@ -142,6 +156,7 @@ class Port:
         self.wants: list[bytes] = []  # keys that should have a number
         self.out: list[bytes] = []
         self.out_bytes: i64 = 0
+        self.out_limit: i64 = OUT_BYTES  # above it packets wait in the queues
         self.queue: FairQueue | None = None
         self.disco: FairQueue | None = None
         self.rest: bytes = b""
@@ -150,6 +165,12 @@ class Port:
         self.head_length: i64 = -1
         self.last_source: bytes = b""
         self.last_destination: bytes = b""
+
+    def become_link(self, is_sibling: bool) -> None:
+        """It leads to another relay of the region, or to another worker of this one."""
+        self.is_mesh = True
+        self.is_sibling = is_sibling
+        self.out_limit = LINK_OUT_BYTES
 
 
 @final
@@ -418,7 +439,7 @@ class Switch:
     def deliver(self, port: Port, source: bytes, frame: bytes, disco: bool) -> None:
         """A frame that may be dropped where the client does not keep up."""
         is_link = port.is_mesh
-        if port.is_blocked or port.out_bytes > (LINK_OUT_BYTES if is_link else OUT_BYTES):
+        if port.is_blocked or port.out_bytes > port.out_limit:
             queue = port.disco if disco else port.queue
             if queue is None:
                 if disco:

@@ -14,7 +14,7 @@ import socket
 from typing import Final, final
 
 from gw.model.addresses import AddrPort
-from gw.native.relaying import Port
+from gw.native.relaying import DISCO_QUEUE_PACKETS, FairQueue, Port
 from gw.relay.forwarding import Plane
 from gw.relay.peerrelay import SWEEP_S, PeerRelay
 from gw.relay.session import Reception
@@ -24,25 +24,33 @@ logger = logging.getLogger(__name__)
 
 RESOLVE_S: Final = 300.0
 RETRY_S: Final = 10.0
+OUT_BYTES: Final = 16 << 10  # of requests in one turn; above it they wait in queues that are fair by source
 
 
 @final
 class Desk:
-    """Implements `Owner` for the port that has the relay's key."""
+    """Implements `Owner` for the port that has the relay's key. What else is sent there may be dropped."""
 
     def __init__(self, plane: Plane, reception: Reception, relay: PeerRelay) -> None:
         self._plane, self._reception, self._relay = plane, reception, relay
         self._port = Port(self)
         self._port.key = reception.identity.key
         self._port.is_active = True
+        self._port.out_limit = OUT_BYTES
+        self._port.disco = FairQueue(DISCO_QUEUE_PACKETS)
+        self._port.queue = FairQueue(1)  # nobody has anything but requests to say here
+        self.drained = 0
         self._reader = FrameReader(limit=MAX_INCOMING_BYTES, known=frozenset({RECV_PACKET}))
         reception.switch.local[self._port.key] = self._port
         reception.peers = relay
         plane.arm_call(plane.now + SWEEP_S, self._sweep)
 
     def flush(self) -> None:
+        """Answer what came in this turn."""
         switch, now = self._reception.switch, self._plane.now
-        for _, payload in self._reader.feed(switch.take(self._port)):
+        data = switch.take(self._port)
+        self.drained += len(data)
+        for _, payload in self._reader.feed(data):
             source = payload[:KEY_BYTES]
             if not self._reception.presence.is_here(source):  # with one of our workers, which has let it in
                 continue
@@ -56,6 +64,7 @@ class Desk:
         # nobody has to be told when the relay itself is gone
         switch.reached.pop(self._port.key, None)
         self._port.last_destination = b""
+        switch.taken(self._port)
 
     def close(self) -> None:
         """The relay's own key is never disconnected."""

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Final, final
 
 from gw.native.relaying import Port, Switch
-from gw.relay.presence import Owner
 from gw.wire.derp.frames import encode
 from gw.wire.quic import frames
 
@@ -67,7 +66,7 @@ class FlowStates:
     def look(self, now: float) -> None:
         """Packets have begun to wait somewhere."""
         for port in self._switch.clear_crowded():
-            self._slow[port] = _Slow(_drained(port), now)
+            self._slow[port] = _Slow(port.owner.drained, now)
             self._order(port, now + FIRST_LOOK_S)
 
     def _order(self, port: Port, when: float) -> None:
@@ -81,7 +80,7 @@ class FlowStates:
             here = port.key in self._switch.local or port.key in self._switch.remote
             self._end(port, slow, frames.FLOW_OK_STATE if here else frames.FLOW_GONE)
             return
-        rate = slow.rate(_drained(port), now)
+        rate = slow.rate(port.owner.drained, now)
         if crowd or self._switch.waits(port):
             slow.waited_at = now
         for sender in crowd:
@@ -129,8 +128,3 @@ def tell(switch: Switch, sender: bytes, body: bytes, *, by: Port | None = None) 
         return False
     switch.push(port, frame)
     return True
-
-
-def _drained(port: Port) -> int:
-    owner: Owner = port.owner  # type: ignore[assignment]
-    return owner.drained

@@ -30,9 +30,8 @@ from typing import Final, Protocol, final
 
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
-from gw.native.relaying import Port
+from gw.native.relaying import Owner, Port
 from gw.relay.flowstates import FlowStates
-from gw.relay.presence import Owner
 from gw.relay.session import Offer, Reception, Session
 from gw.wire.derp.buckets import Bucket
 from gw.wire.derp.frames import KEEP_ALIVE_FRAME, KEEPALIVE_JITTER_S, KEEPALIVE_S, RESTARTING, encode
@@ -578,10 +577,8 @@ class Plane:
         switch = self.reception.switch
         while switch.dirty:
             for port in switch.clear_dirty():
-                if port.is_closed:
-                    continue
-                owner: Owner = port.owner  # type: ignore[assignment]
-                owner.flush()
+                if not port.is_closed:
+                    port.owner.flush()
         if switch.crowded:
             self.flow_states.look(self.now)
 
@@ -664,8 +661,7 @@ class Plane:
 
     def _drop(self, node: bytes) -> None:
         for port in self.reception.presence.ports_of(node):
-            owner: Owner = port.owner  # type: ignore[assignment]
-            owner.close()
+            port.owner.close()
 
     # Time
 

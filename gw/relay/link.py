@@ -13,8 +13,8 @@ from typing import Final, final
 
 from gw.errors import WireError
 from gw.model.keys import NodeSecret
-from gw.native.relaying import Port
-from gw.relay.presence import Owner, Presence
+from gw.native.relaying import Owner, Port
+from gw.relay.presence import Presence
 from gw.wire.derp.client import Client, Connected, PeerGone, PeerPresent, Restarting, SpeaksQuic
 from gw.wire.derp.http import MAX_HEAD_BYTES
 
@@ -50,8 +50,7 @@ class LinkSession:
         self._failed = failed
         self._presence = presence
         self.port: Final = Port(owner)
-        self.port.is_mesh = True
-        self.port.is_sibling = not own_key
+        self.port.become_link(not own_key)
         self._own_key = own_key
         self._client = Client(secret, nonce, mesh_key=mesh_key)
         self._connected = connected

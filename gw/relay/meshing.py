@@ -23,10 +23,10 @@ from typing import Final, Protocol, final
 
 from gw.errors import GwError, UsageError, WireError
 from gw.model.keys import NodeSecret, RelaySecret
+from gw.native.relaying import Owner
 from gw.net.tcp import dial
 from gw.relay.forwarding import Plane, Speaker
 from gw.relay.link import LinkSession
-from gw.relay.presence import Owner
 from gw.state.config import split_listen
 
 logger = logging.getLogger(__name__)

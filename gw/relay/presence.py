@@ -14,27 +14,13 @@ Ref: tailscale derp/derpserver/derpserver.go registerClient, AddPacketForwarder,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, Protocol, final
+from typing import Final, final
 
 from gw.model.addresses import AddrPort
 from gw.native.relaying import Port, Switch
 from gw.wire.derp import frames
 
 DUPLICATE: Final = "another client uses the same node key: only the one that spoke last receives"
-
-
-class Owner(Protocol):
-    """Who carries a port's bytes. Implemented by every transport: TLS, links to other relays, and what is to come."""
-
-    @property
-    def drained(self) -> int:
-        """Bytes that the other end has taken so far; less than before when the path is another."""
-
-    def flush(self) -> None:
-        """`port.out` has something: take it (`Switch.take`), once a turn."""
-
-    def close(self) -> None:
-        """Write what is out, then end the connection. The port leaves when that is done."""
 
 
 @final

@@ -16,7 +16,7 @@ from typing import Any, Final, final
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.model.keys import RelaySecret
-from gw.native.relaying import Port
+from gw.native.relaying import Owner, Port
 from gw.quic.connection import Connection
 from gw.quic.link import Link
 from gw.relay.quicmesh import MeshTalk, mesh_claim, proves_mesh
@@ -41,7 +41,7 @@ class QuicLink:
         reception: Reception,
         secret: RelaySecret,
         connection: Connection,
-        owner: Any,
+        owner: Owner,
         source: AddrPort,
         relay: bytes,
         now: float,
@@ -59,7 +59,7 @@ class QuicLink:
         self._open_until = now + OPEN_S
         self.source = source
         self.port: Final = Port(owner)
-        self.port.is_mesh = True
+        self.port.become_link(False)
         self.link: Final = Link(connection, self, fast=fast)
         self._outflow = Outflow(reception.switch, self.port, self.link)
         self.patient_until = self._open_until

@@ -58,7 +58,8 @@ class MeshTalk:
         self._asked_at = now
         self._since = now
         port.key = port.relay = relay
-        port.is_mesh = port.is_quic = True
+        port.is_quic = True
+        port.become_link(False)
         link.echoes_left = float("inf")
         reception.quic_links[relay] = reception.quic_links.get(relay, 0) + 1
         reception.switch.push(port, derp.encode(derp.WATCH_CONNS, b""))

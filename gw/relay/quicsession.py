@@ -20,7 +20,7 @@ from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.model.keys import RelaySecret
 from gw.native import relaying
-from gw.native.relaying import Port
+from gw.native.relaying import Owner, Port
 from gw.quic.gate import Newcomer
 from gw.quic.link import Link
 from gw.relay.admission import Admission
@@ -58,7 +58,7 @@ class QuicSession:
         reception: Reception,
         secret: RelaySecret,
         newcomer: Newcomer,
-        owner: Any,
+        owner: Owner,
         source: AddrPort,
         now: float,
         unix_ms: Callable[[], int],

@@ -20,11 +20,11 @@ from typing import Final, final
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.native import relaying
-from gw.native.relaying import Port, Switch
+from gw.native.relaying import Owner, Port, Switch
 from gw.relay.admission import Admission
 from gw.relay.flowstates import tell
 from gw.relay.peerrelay import PeerRelay
-from gw.relay.presence import Owner, Presence
+from gw.relay.presence import Presence
 from gw.wire import websocket
 from gw.wire.derp import frames
 from gw.wire.derp.handshake import ClientInfo, RelayIdentity
@@ -121,8 +121,7 @@ class Attendance:
             tell(reception.switch, payload[: frames.KEY_BYTES], payload[frames.KEY_BYTES :], by=port)
         elif kind == frames.CLOSE_PEER:
             for peer in reception.presence.ports_of(payload):
-                owner: Owner = peer.owner  # type: ignore[assignment]
-                owner.close()
+                peer.owner.close()
             if not port.is_sibling:
                 for watcher in reception.presence.links():
                     if watcher.is_sibling:
@@ -243,8 +242,9 @@ class Session:
             return
         reception = self._reception
         if info.mesh_key:
-            self.port.is_sibling = _is(info.mesh_key, reception.sibling_key)
-            self.port.is_mesh = self.port.is_sibling or _is(info.mesh_key, reception.mesh_key)
+            is_sibling = _is(info.mesh_key, reception.sibling_key)
+            if is_sibling or _is(info.mesh_key, reception.mesh_key):
+                self.port.become_link(is_sibling)
         if not self.port.is_mesh:
             verdict = reception.admit(info.node, self._source.host)
             if verdict is Admission.UNKNOWN:

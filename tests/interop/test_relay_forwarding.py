@@ -14,17 +14,23 @@ from pathlib import Path
 import pytest
 from nacl.public import Box, PrivateKey, PublicKey
 
-from gw.model.keys import NodeKey, NodeSecret, RelaySecret
+from gw.model.addresses import AddrPort
+from gw.model.keys import DiscoSecret, NodeKey, NodeSecret, RelaySecret
 from gw.native.relaying import Switch
 from gw.relay import certificates
 from gw.relay.admission import Admission
+from gw.relay.allocating import Desk
 from gw.relay.forwarding import Limits, Listener, Plane
+from gw.relay.peerrelay import PeerRelay
 from gw.relay.presence import Presence
 from gw.relay.session import Offer, Reception
 from gw.wire.derp import client as c
 from gw.wire.derp import frames
 from gw.wire.derp.buckets import Bucket
 from gw.wire.derp.handshake import RelayIdentity
+from gw.wire.disco.envelope import Envelopes
+from gw.wire.disco.messages import decode, encode
+from gw.wire.disco.udprelay import AllocateRequest, AllocateResponse, pair_of
 from gw.wire.x25519 import clamp, public_key
 
 UPGRADE = b"GET /derp HTTP/1.1\r\nHost: x\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n"
@@ -195,6 +201,35 @@ def test_a_sealed_mesh_key_that_is_none_ends_its_own_connection_only(running: Ru
         send_and_be_shut_out(running.port, UPGRADE + frames.encode(frames.CLIENT_INFO, said))
     flows[0].send(flows[0].key, b"still here")
     flows[0].until(received(b"still here"))
+
+
+def hold(running: Running) -> None:
+    """The plane finds all that comes now in one turn, as a busy one does."""
+    running.plane.call(lambda: time.sleep(0.3))
+
+
+def test_a_flood_for_the_key_of_the_relay_itself_costs_only_the_flood(running: Running, flows: list[Flow]) -> None:
+    relay = PeerRelay(DiscoSecret(clamp(b"\x55" * 32)), os.urandom, lambda: (AddrPort("192.0.2.1", 3478),))
+    running.plane.call(lambda: Desk(running.plane, running.reception, relay) and None)
+    flows += [Flow(running, number).connected() for number in range(1, 8)]
+    asker, flooders = flows[0], flows[1:]
+    own = NodeKey(running.reception.identity.key)
+    ann, bob = (Envelopes(DiscoSecret(clamp(bytes([number]) * 32))) for number in (11, 12))
+    request = encode(AllocateRequest(pair_of(ann.key, bob.key), 5))
+    for packet in (bytes(60_000), b"TS\xf0\x9f\x92\xac" + bytes(60_000)):
+        hold(running)
+        for flooder in flooders:
+            flooder.client.send(own, [packet, packet])
+            flooder.sock.sendall(flooder.client.data_to_send())
+        asker.send(own, ann.seal(relay.key, os.urandom(24), request))
+        answer = asker.until(lambda event: isinstance(event, c.Received) and event.source == own)
+        assert isinstance(answer, c.Received)
+        assert isinstance(decode(ann.open(answer.packet)), AllocateResponse)
+        asker.events.remove(answer)
+    assert running.reception.switch.dropped_queue > 0
+    time.sleep(0.3)  # the look at whom packets waited for
+    asker.send(asker.key, b"still here")
+    asker.until(received(b"still here"))
 
 
 def test_garbage_on_the_tls_port_ends_its_own_connection_only(tmp_path: Path) -> None:
