@@ -35,9 +35,7 @@ class Brief:
     is_silent = False
     end = None
 
-    def __init__(
-        self, node: Any, secret: Any, tickets: Any, take: Callable[[Sequence[object]], None], early: Any
-    ) -> None:
+    def __init__(self, node: Any, secret: Any, tickets: Any, take: Callable[[Sequence[object]], None], *_: Any) -> None:
         self._take = take
 
     async def open(self) -> None: ...
