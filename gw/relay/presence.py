@@ -228,10 +228,12 @@ class Presence:
         return frames.encode_present(key, address, flags)
 
     def _announce_to_siblings(self, key: bytes) -> None:
-        self._tell(self.sibling_watchers, self._present(key))
+        if self.sibling_watchers:
+            self._tell(self.sibling_watchers, self._present(key))
 
     def _announce_to_mesh(self, key: bytes) -> None:
-        self._tell(self.mesh_watchers, self._present(key))
+        if self.mesh_watchers:
+            self._tell(self.mesh_watchers, self._present(key))
 
     def _tell(self, watchers: set[Port], frame: bytes) -> None:
         for port in watchers:
