@@ -11,7 +11,6 @@ Ref: spec quic §12
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Protocol, final
@@ -26,7 +25,7 @@ ORPHAN_S: Final = 60.0
 
 
 class Dialer(Protocol):
-    """`gw.relay.quicport.QuicPort`."""
+    """`gw.relay.quicdialer.QuicDialer`."""
 
     @property
     def reception(self) -> Reception: ...
@@ -106,14 +105,3 @@ def _ended(known: _Known, was_up: bool) -> None:
     known.close = None
     if was_up:
         known.pause = RETRY_S
-
-
-def udp_address(host: str, port: int, *, is_ipv6: bool) -> Any:
-    """A numeric address as a socket of this family names it; None where it cannot reach it."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    if not is_ipv6:
-        mapped = address.ipv4_mapped if address.version == 6 else address
-        return None if mapped is None else (str(mapped), port)
-    if address.version == 4:
-        return f"::ffff:{address}", port, 0, 0
-    return str(address), port, 0, 0

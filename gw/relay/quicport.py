@@ -22,17 +22,15 @@ from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.model.keys import RelaySecret
 from gw.native.relaying import Port
-from gw.quic.configuration import client_settings
-from gw.quic.connection import Connection, stateless_reset
-from gw.quic.gate import CONTROL_WINDOW_BYTES, Gate
+from gw.quic.connection import stateless_reset
+from gw.quic.gate import Gate
 from gw.quic.link import Link
 from gw.relay.peerrelay import PeerRelay
-from gw.relay.quiclink import QuicLink
-from gw.relay.quiclinks import udp_address
+from gw.relay.quicnewcomers import Doorway, Newcomers
 from gw.relay.quicsession import QuicSession, Stage
 from gw.relay.session import Reception
 from gw.wire import stun
-from gw.wire.derp.buckets import Bucket, PrefixBuckets
+from gw.wire.derp.buckets import Bucket
 from gw.wire.derp.frames import RESTARTING, encode
 from gw.wire.quic import frames
 from gw.wire.quic.demux import Kind, destination_of, kind_of
@@ -40,31 +38,20 @@ from gw.wire.quic.demux import Kind, destination_of, kind_of
 logger = logging.getLogger(__name__)
 
 TRAINS_A_TURN: Final = 24
-MAX_UNPROVEN: Final = 1000  # connections whose node key is not proven
-BUSY_UNPROVEN: Final = 100  # from so many on an address has to be proven first
-HANDSHAKES_A_S: Final = 200.0
-HANDSHAKE_BURST: Final = 400.0
-HANDSHAKES_A_S_A_PREFIX: Final = 10.0
-HANDSHAKE_BURST_A_PREFIX: Final = 100.0
-RETRIES_A_S: Final = 1000.0  # and tokens that come back
 RESETS_A_S: Final = 100.0
 COMPLAINTS_A_S: Final = 0.1  # log lines about defects that strangers may find
 COMPLAINT_BURST: Final = 10.0
-HANDSHAKE_S: Final = 10.0
 ARM_SLACK_S: Final = 0.0005
 MIN_PAUSE_S: Final = 0.0002
 LONE_S: Final = 0.00002
 NEVER: Final = float("inf")
 
 
-class Loop(Protocol):
+class Loop(Doorway, Protocol):
     """What the port needs of the forwarding plane."""
 
-    now: float
     waited_s: float  # for what this turn is about
 
-    def arm_call(self, when: float, order: Callable[[], None]) -> None: ...
-    def admit_address(self, host: str) -> bool: ...
     def count_address(self, host: str, change: int) -> None: ...
     def count_accepted(self) -> None: ...
 
@@ -164,6 +151,12 @@ class QuicClient:
         self.session.link.close(frames.NOT_ALLOWED, "disconnected by the relay")
         self._port.rouse(self)
 
+    def give_up(self) -> None:
+        """Its node key should be proven by now."""
+        if not self.session.is_waiting:
+            self.session.link.close(frames.NO_AUTH, "no proof of a node key")
+            self.flush()
+
     def _arm(self, due: float, now: float) -> None:
         """Be called at `due`; who is called before anyway looks again then, so that no call is ordered in vain."""
         due = max(due, now + MIN_PAUSE_S)
@@ -229,10 +222,8 @@ class QuicPort:
         self._clients: dict[bytes, QuicClient] = {}  # by connection id
         self._all: set[QuicClient] = set()
         self._waiting: set[QuicClient] = set()  # for admission
-        self._unproven: set[QuicClient] = set()
-        self._handshakes = Bucket(HANDSHAKES_A_S, HANDSHAKE_BURST)
-        self._prefixes = PrefixBuckets(HANDSHAKES_A_S_A_PREFIX, HANDSHAKE_BURST_A_PREFIX)
-        self._retries = Bucket(RETRIES_A_S, RETRIES_A_S)
+        self._newcomers = Newcomers(loop, gate)
+        self._unproven = self._newcomers.unproven
         self._resets = Bucket(RESETS_A_S, RESETS_A_S)
         self._complaints = Bucket(COMPLAINTS_A_S, COMPLAINT_BURST)
         self.broken = 0  # clients that met a defect of ours
@@ -241,12 +232,20 @@ class QuicPort:
         self.ignored = 0
         self.accepted = 0
         self.resumed = 0
-        self.rejected = 0
         self.moves = 0
         self.limited = 0
 
     def __len__(self) -> int:
         return len(self._all)
+
+    @property
+    def is_ipv6(self) -> bool:
+        return self._wire.is_ipv6
+
+    @property
+    def rejected(self) -> int:
+        """Newcomers for whom there was no room."""
+        return self._newcomers.rejected
 
     def fileno(self) -> int:
         return self._wire.fileno()
@@ -345,12 +344,8 @@ class QuicPort:
 
     def _meet_untrusted(self, datagram: bytes, source: Any) -> None:
         now = self.loop.now
-        is_busy = len(self._unproven) >= BUSY_UNPROVEN
-        if is_busy and not self._retries.take(1, now):
-            self.rejected += 1
-            return
         address = _address(source)
-        met = self.gate.meet(datagram, source, now, is_busy=is_busy, has_room=lambda: self._has_room(address.host))
+        met = self._newcomers.meet(datagram, source, address.host)
         if isinstance(met, bytes):
             if met:
                 self._wire.send_train(met, len(met), source)
@@ -362,64 +357,19 @@ class QuicPort:
                 self.reception, self.secret, met, owner, address, now, self.unix_ms, fast=self.fast
             ),
         )  # fmt: skip
-        self._welcome(client)
-        self._unproven.add(client)
-        self.loop.arm_call(now + HANDSHAKE_S, partial(self._give_up, weakref.ref(client)))
+        self.welcome(client)
+        self._newcomers.await_proof(client)
         client.receive(datagram, len(datagram), source, now)
         if not client.session.link.has_understood and client in self._all:
             self.faults += 1
             self.forget(client)
 
-    def _welcome(self, client: QuicClient) -> None:
+    def welcome(self, client: QuicClient) -> None:
+        """A connection begins, from there or from here."""
         self.loop.count_address(client.host, 1)
         self._all.add(client)
         for cid in client.cids:
             self._clients[cid] = client
-
-    def dial(self, host: str, port: int, relay: bytes, ended: Callable[[bool], None]) -> Callable[[], None] | None:
-        """Begin a link to another relay from this port; returns what closes it.
-
-        host: a numeric address. relay: the key that it has to prove. ended: called once, with whether it was up.
-        """
-        target = udp_address(host, port, is_ipv6=self._wire.is_ipv6)
-        if target is None:
-            return None
-        now = self.loop.now
-        settings = client_settings(frames.RELAY_ALPN, "relay", verify=False)  # its key is what is believed
-        connection = Connection(
-            configuration=settings, new_cid=self.gate.new_cid, streams=(0, 0), window=CONTROL_WINDOW_BYTES
-        )
-        address = AddrPort.of(host.partition("%")[0], port)
-        client = QuicClient(
-            self, address, set(connection.cids),
-            lambda owner: QuicLink(
-                self.reception, self.secret, connection, owner, address, relay, now, self.unix_ms, ended, fast=self.fast
-            ),
-        )  # fmt: skip
-        self._welcome(client)
-        client.session.link.connect(target, now)
-        self.rouse(client)
-        return client.close
-
-    def _has_room(self, host: str) -> bool:
-        """For one more whose node key is not proven."""
-        now = self.loop.now
-        if (
-            len(self._unproven) < MAX_UNPROVEN
-            and self.loop.admit_address(host)
-            and self._prefixes.of(host).take(1, now)
-            and self._handshakes.take(1, now)
-        ):
-            return True
-        self.rejected += 1
-        return False
-
-    def _give_up(self, newcomer: weakref.ref[QuicClient]) -> None:
-        """Its node key should be proven by now."""
-        client = newcomer()
-        if client is not None and client in self._unproven and not client.session.is_waiting:
-            client.session.link.close(frames.NO_AUTH, "no proof of a node key")
-            client.flush()
 
     # Clients
 
@@ -440,10 +390,9 @@ class QuicPort:
         if session.is_waiting:
             self._waiting.add(client)
         if session.is_up and client in self._unproven:
-            self._unproven.discard(client)
+            self._newcomers.proved(client)
             self._waiting.discard(client)
             self.loop.count_accepted()
-            self._prefixes.of(client.host).spend(-1, self.loop.now)  # the budget is for strangers
             self.resumed += session.link.is_resumed
         if session.moves:
             self.moves += session.moves

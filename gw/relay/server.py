@@ -177,10 +177,11 @@ class Relaying:
 
     def _link_over_quic(self, port: QuicPort, settings: Settings) -> None:
         """Other relays may link here over QUIC, and we with them."""
+        from gw.relay.quicdialer import QuicDialer
         from gw.relay.quiclinks import QuicLinks
 
         self.reception.udp_port = split_listen(settings.stun)[1]
-        self._mesh.over_quic = QuicLinks(port, self.plane)
+        self._mesh.over_quic = QuicLinks(QuicDialer(port), self.plane)
 
     def _quic_settings(self, settings: Settings) -> QuicSettings:
         from gw.quic.configuration import server_settings

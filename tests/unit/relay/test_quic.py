@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gw.model.keys import NodeKey
 from gw.native.relaying import QUEUE_PACKETS
-from gw.relay import quicport
+from gw.relay import quicnewcomers
 from gw.relay.admission import Admission
 from gw.wire import stun
 from gw.wire.derp import client as c
@@ -294,7 +294,7 @@ def test_stun_and_quic_share_the_port() -> None:
 
 def test_under_pressure_an_address_has_to_be_proven_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry, RFC 9000 §8.1.2."""
-    monkeypatch.setattr(quicport, "BUSY_UNPROVEN", 0)
+    monkeypatch.setattr(quicnewcomers, "BUSY_UNPROVEN", 0)
     street = Street(House())
     QuicGuest(street, 1)
     assert street.port.accepted == 1

@@ -13,7 +13,7 @@ from aioquic.quic.rangeset import RangeSet
 
 from gw.quic.gate import CONTROL_WINDOW_BYTES
 from gw.quic.link import PROBE_SIZES, apart
-from gw.relay import quicport
+from gw.relay import quicnewcomers, quicport
 from gw.relay.quicoutflow import MAX_UNSENT_BYTES
 from gw.relay.quicsession import EARLY_ECHOES
 from gw.wire import stun
@@ -323,7 +323,7 @@ def test_an_initial_of_garbage_leaves_nothing_behind() -> None:
 
 def test_a_network_of_strangers_leaves_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits were global: one address could use up what all had."""
-    monkeypatch.setattr(quicport, "BUSY_UNPROVEN", 10_000)
+    monkeypatch.setattr(quicnewcomers, "BUSY_UNPROVEN", 10_000)
     street = Street(House())
     made = 0
     meet = street.port.gate._newcomer
@@ -336,20 +336,20 @@ def test_a_network_of_strangers_leaves_room_for_others(monkeypatch: pytest.Monke
     street.port.gate._newcomer = count  # type: ignore[method-assign, assignment]
     for number in range(600):
         street.arrive(_garbage(), (f"2001:db8:0:1::{number:x}", 5))
-    assert made <= quicport.HANDSHAKE_BURST_A_PREFIX + 1
+    assert made <= quicnewcomers.HANDSHAKE_BURST_A_PREFIX + 1
     assert street.port.rejected > 400
     QuicGuest(street, 1)
 
 
 def test_who_proves_a_key_gives_its_share_back() -> None:
     street = Street(House())
-    bucket = street.port._prefixes.of("192.0.2.1")
+    bucket = street.port._newcomers._prefixes.of("192.0.2.1")
     for _ in range(5):
         guest = QuicGuest(street, 1)
         guest.link.close()
         street.run(0.05)
         street.guests.remove(guest)
-    assert bucket._left >= quicport.HANDSHAKE_BURST_A_PREFIX - 1
+    assert bucket._left >= quicnewcomers.HANDSHAKE_BURST_A_PREFIX - 1
 
 
 def test_what_comes_from_port_0_is_not_answered() -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from gw.native.relaying import Port
 from gw.relay import quiclinks
-from gw.relay.quiclinks import QuicLinks, udp_address
+from gw.relay.quicdialer import QuicDialer, udp_address
+from gw.relay.quiclinks import QuicLinks
 from gw.wire.derp import client as c
 from gw.wire.derp import frames as derp
 from gw.wire.derp.frames import encode
@@ -51,7 +52,7 @@ def key_of(street: Street) -> bytes:
 def link(own: Street, other: Street) -> list[bool]:
     """Dial; the list gets how it ended."""
     ends: list[bool] = []
-    assert own.port.dial(*other.address, key_of(other), ends.append)
+    assert QuicDialer(own.port).dial(*other.address, key_of(other), ends.append)
     return ends
 
 
@@ -243,7 +244,7 @@ def test_the_newest_relay_of_a_key_is_where_packets_go() -> None:
 
 def test_the_smaller_key_dials_and_dials_again() -> None:
     a, b = streets = region(2)
-    managers = [QuicLinks(street.port, street) for street in streets]
+    managers = [QuicLinks(QuicDialer(street.port), street) for street in streets]
     for other, manager in ((b, managers[0]), (a, managers[1])):
         manager.found(key_of(other), *other.address)
     assert run(streets, 2, lambda: linked(a, b))
@@ -260,7 +261,7 @@ def test_the_smaller_key_dials_and_dials_again() -> None:
 def test_the_larger_key_dials_where_nobody_comes() -> None:
     """The workers of a relay each need a link: who was not dialled dials."""
     a, b = streets = region(2)
-    QuicLinks(b.port, b).found(key_of(a), *a.address)
+    QuicLinks(QuicDialer(b.port), b).found(key_of(a), *a.address)
     run(streets, quiclinks.LEAD_S - 0.5)
     assert not linked(a, b)
     assert run(streets, 3, lambda: linked(a, b))
@@ -269,7 +270,7 @@ def test_the_larger_key_dials_where_nobody_comes() -> None:
 def test_a_relay_that_does_not_answer_is_asked_ever_more_seldom() -> None:
     a, b = region(2)
     a.others = []
-    QuicLinks(a.port, a).found(key_of(b), *b.address)
+    QuicLinks(QuicDialer(a.port), a).found(key_of(b), *b.address)
     a.run(100)
     dials = len({packet[6:14] for packet, _ in a.strays})
     assert 3 <= dials <= 8
@@ -278,7 +279,7 @@ def test_a_relay_that_does_not_answer_is_asked_ever_more_seldom() -> None:
 
 def test_a_link_without_its_tls_link_ends_after_a_minute() -> None:
     a, b = streets = region(2)
-    manager = QuicLinks(a.port, a)
+    manager = QuicLinks(QuicDialer(a.port), a)
     manager.found(key_of(b), *b.address)
     assert run(streets, 2, lambda: linked(a, b))
     manager.lost(key_of(b))
