@@ -263,6 +263,11 @@ class Engine:
         """Whether peers are reached by QUIC."""
         self._quic.set_mode(mode)
 
+    def allow_peer_relays(self, may_use: bool) -> None:
+        """Whether peers may be reached through UDP relays."""
+        self._paths.allow_vias(may_use)
+        self._pump()
+
     def begin_session(self, key: NodeKey) -> None:
         """Have a WireGuard handshake with the peer now: it may hold a session that we have lost."""
         self._paths.wake(key, time.monotonic())

@@ -215,6 +215,10 @@ class PathFinder:
         key, at = self._found.get(source, (None, NEVER))
         return key if now - at <= FOUND_S and key in self._peers else None
 
+    def allow_vias(self, may_use: bool) -> None:
+        """Whether UDP relays between nodes may be used; where not, peers that are reached so go by DERP at once."""
+        self._vias.allow(may_use)
+
     def set_counts(self, key: NodeKey, counts: bool) -> None:
         """Whether heartbeats tell the peer what is sent, and it what it has received."""
         peer = self._peers.get(key)

@@ -137,6 +137,7 @@ class ViaFinder:
         self._works: dict[tuple[DiscoKey, int], NodeKey] = {}  # by relay and VNI
         self._server_keys: OrderedDict[DiscoKey, None] = OrderedDict()  # whose boxes are kept
         self._generations = itertools.count(1)
+        self._may_use = True
         self._due: list[tuple[float, int, NodeKey]] = []
         self._serial = itertools.count(1)
         self.out: list[Outgoing] = []
@@ -159,8 +160,17 @@ class ViaFinder:
 
     # What happens
 
+    def allow(self, may_use: bool) -> None:
+        """Whether this node may use UDP relays; where not, the ways it has end here and now."""
+        self._may_use = may_use
+        if not may_use:
+            for key in list(self._peers):
+                self.forget(key)
+
     def want(self, key: NodeKey, disco: DiscoKey, home: int, now: float) -> None:
         """Data is sent to the peer and there is no direct way. Cheap: call it again and again."""
+        if not self._may_use:
+            return
         peer = self._of(key, disco, home)
         peer.wanted_at = now
         live = peer.live
@@ -188,6 +198,8 @@ class ViaFinder:
 
     def called(self, key: NodeKey, disco: DiscoKey, home: int, message: CallMeMaybeVia, now: float) -> None:
         """The peer has an endpoint for us both; it came by DERP and was the peer's."""
+        if not self._may_use:
+            return
         peer = self._of(key, disco, home)
         endpoint = message.endpoint
         if endpoint.clients == pair_of(self._envelopes.key, disco) and now - peer.called_at >= CALL_GAP_S:

@@ -298,6 +298,7 @@ class Daemon:
             self._apply_filter()
         if first or change.self_changed:
             self._apply_addresses()
+            self._apply_attributes()
         if first or change.dns_changed:
             self._apply_names()
         self._mapped = True
@@ -538,6 +539,11 @@ class Daemon:
         node = self._netmap.self_node
         if node is not None:
             self._on_host().set_addresses(ipaddress.ip_interface(address) for address in translate.addresses(node))
+
+    def _apply_attributes(self) -> None:
+        node = self._netmap.self_node
+        if node is not None:
+            self._running().allow_peer_relays(translate.may_use_peer_relays(node))
 
     def _apply_names(self) -> None:
         self._on_host().set_names(translate.resolv_config(self._netmap.dns_config, accept=self._prefs.corp_dns))

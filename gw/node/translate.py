@@ -29,6 +29,7 @@ log: Final = logging.getLogger(__name__)
 
 DEFAULT_ROUTES: Final = tuple(map(ipaddress.ip_network, EXIT_ROUTES))
 CAP_PREFIX: Final = "cap:"
+DISABLE_RELAY_CLIENT: Final = "disable-relay-client"  # of the node itself
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}")  # nothing else may reach resolv.conf or an argv
 
 
@@ -62,6 +63,11 @@ def speaks_quic(node: Node) -> bool:
     """Whether the node speaks gw-peer/1: our control server says so, others pass on what the node says of itself."""
     services = node.hostinfo.services if node.hostinfo is not None else None
     return QUIC_PEER_CAP in (node.cap_map or {}) or any(service.proto == QUIC_PEER for service in services or ())
+
+
+def may_use_peer_relays(own: Node) -> bool:
+    """Whether control lets this node reach peers through UDP relays."""
+    return DISABLE_RELAY_CLIENT not in {*(own.cap_map or {}), *(own.capabilities or ())}
 
 
 def home_region(node: Node) -> int:

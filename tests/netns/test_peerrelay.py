@@ -91,6 +91,17 @@ def test_a_node_that_moves_binds_again(lab: Lab) -> None:
     assert counted(lab, "allocations_total") == made
 
 
+def test_who_may_not_use_it_leaves_at_once_and_comes_back_when_it_may(lab: Lab) -> None:
+    eventually(lambda: both(lab), 60)
+    path = lab.state(HUB) / "policy.hujson"
+    before = path.read_text()
+    forbid = '"nodeAttrs": [{"target": ["*"], "attr": ["disable-relay-client"]}],'
+    path.write_text(before.replace("{", "{" + forbid, 1))
+    eventually(lambda: way(lab, "bob", "cat") == way(lab, "cat", "bob") == "relay", 30)
+    path.write_text(before)
+    eventually(lambda: both(lab), 60)
+
+
 def test_it_comes_back_after_a_restart_of_the_relay(lab: Lab) -> None:
     eventually(lambda: both(lab), 60)
     process = lab._running["gwrelay"]

@@ -246,6 +246,30 @@ def test_a_peer_that_is_removed_is_forgotten(world: World) -> None:
     world.run(60, traffic="b")
 
 
+def test_who_may_not_use_relays_asks_none_and_follows_nobody_to_one(world: World) -> None:
+    """The node attribute `disable-relay-client`."""
+    world.finders["a"].allow_vias(False)
+    world.run(60)
+    assert list(world.vias()) == [None, None]
+    assert world.plans["a"] == world.plans["b"] == SendPlan(udp=None, relay=True)
+    vias = world.finders["a"]._vias
+    assert not vias._peers and not vias._works
+    world.finders["a"].allow_vias(True)
+    world.run(ASK_GAP_S + 5)
+    assert None not in world.vias()
+
+
+def test_who_may_no_longer_use_relays_leaves_the_way_at_once(world: World) -> None:
+    world.run(5)
+    assert world.plans["a"].vni
+    world.finders["a"].allow_vias(False)
+    world.settle()
+    assert world.plans["a"] == SendPlan(udp=None, relay=True)
+    assert not world.finders["a"]._vias._legs
+    world.run(30)
+    assert list(world.vias()) == [None, None]
+
+
 def test_what_a_hostile_peer_calls_us_to_is_bounded(world: World) -> None:
     finder = world.finders["a"]
     b = Envelopes(world.secrets["b"])

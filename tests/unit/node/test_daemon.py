@@ -24,6 +24,10 @@ from gw.state.paths import StatePaths
 class FakeEngine:
     def __init__(self) -> None:
         self.peers: dict[NodeKey, PeerConfig] = {}
+        self.may_use_peer_relays = True
+
+    def allow_peer_relays(self, may_use: bool) -> None:
+        self.may_use_peer_relays = may_use
 
     def set_peer(self, peer: PeerConfig) -> None:
         self.peers[peer.key] = peer
@@ -92,6 +96,15 @@ def test_a_key_that_was_renewed_stays_and_costs_one_entry(tmp_path: Path) -> Non
     assert {key.raw[0] for key in engine.peers} == {2}
     daemon.drop_expired(later)
     assert engine.peers == {}
+
+
+def test_the_attribute_that_forbids_peer_relays_is_followed_live(tmp_path: Path) -> None:
+    daemon, engine = daemon_of(tmp_path)
+    for is_forbidden in (True, False, True):
+        own = peer(1, None)
+        own.cap_map = {"disable-relay-client": None} if is_forbidden else {}
+        daemon.netmap(daemon._netmap, daemon._netmap.apply(MapResponse(node=own), datetime.now(UTC)))
+        assert engine.may_use_peer_relays is not is_forbidden
 
 
 @pytest.mark.parametrize("url", ["x", "ftp://a", "http://a:99999", "http://[::1"])

@@ -11,7 +11,15 @@ from gw.model.addresses import AddrPort
 from gw.model.dnsconfig import DNSConfig, Resolver
 from gw.model.filterrule import CapGrant, FilterRule, NetPortRange
 from gw.model.node import Node
-from gw.node.translate import capabilities, engine_allowed, keep_known, peer_config, resolv_config, resolved_filter
+from gw.node.translate import (
+    capabilities,
+    engine_allowed,
+    keep_known,
+    may_use_peer_relays,
+    peer_config,
+    resolv_config,
+    resolved_filter,
+)
 
 KEY, OTHER = "nodekey:" + "1" * 64, "nodekey:" + "2" * 64
 DISCO = "discokey:" + "3" * 64
@@ -43,6 +51,19 @@ def test_subnet_routes_are_taken_only_when_wanted_and_default_routes_never() -> 
     assert config is not None
     assert sorted(map(str, config.allowed)) == ["10.0.0.0/8", "100.64.0.1/32"]
     assert sorted(map(str, engine_allowed(config, accept_routes=False).allowed)) == ["100.64.0.1/32"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "may_use"),
+    [
+        ({}, True),
+        ({"cap_map": {"disable-relay-server": None}}, True),
+        ({"cap_map": {"disable-relay-client": None}}, False),
+        ({"capabilities": ["disable-relay-client"]}, False),
+    ],
+)
+def test_an_attribute_of_our_own_forbids_peer_relays(fields: dict[str, object], may_use: bool) -> None:
+    assert may_use_peer_relays(node(**fields)) is may_use
 
 
 def test_capability_sources_become_addresses() -> None:
