@@ -41,7 +41,7 @@ from gw.engine.quicpeers import QuicPeers, QuicView
 from gw.engine.relayclient import RelayPool, Tickets
 from gw.engine.transport import Mode
 from gw.engine.tunnel import NO_PLAN, NodeStats, PeerStats, Tunnel
-from gw.engine.viapaths import Server
+from gw.engine.viatable import Server
 from gw.errors import GwError, NotFound, WireError
 from gw.model.addresses import AddrPort
 from gw.model.derpmap import DERPMap

@@ -35,7 +35,8 @@ from gw.engine.peerpath import (
     Via,
     is_better,
 )
-from gw.engine.viapaths import Server, ViaFinder
+from gw.engine.viapaths import ViaFinder
+from gw.engine.viatable import Server
 from gw.errors import WireError
 from gw.model.addresses import DERP_MAGIC_V4, AddrPort
 from gw.model.keys import DiscoKey, DiscoSecret, NodeKey

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from gw.engine.paths import VIA_AFTER_S, PathFinder, PingResult, PlanChanged
 from gw.engine.peerpath import ToRelay, ToUdp, Via
-from gw.engine.viapaths import ASK_GAP_S, Server, ViaFinder
+from gw.engine.viapaths import ASK_GAP_S, ViaFinder
+from gw.engine.viatable import Server
 from gw.model.addresses import AddrPort
 from gw.model.keys import DiscoSecret, NodeKey
 from gw.model.sendplan import SendPlan
@@ -242,7 +243,7 @@ def test_a_peer_that_is_removed_is_forgotten(world: World) -> None:
     finder = world.finders["a"]
     finder.remove_peer(NODES["b"])
     vias: ViaFinder = finder._vias
-    assert not vias._peers and not vias._legs and not vias._works
+    assert not vias._peers and not vias._legs and len(vias._handshakes) == 0
     world.run(60, traffic="b")
 
 
@@ -253,7 +254,7 @@ def test_who_may_not_use_relays_asks_none_and_follows_nobody_to_one(world: World
     assert list(world.vias()) == [None, None]
     assert world.plans["a"] == world.plans["b"] == SendPlan(udp=None, relay=True)
     vias = world.finders["a"]._vias
-    assert not vias._peers and not vias._works
+    assert not vias._peers and len(vias._handshakes) == 0
     world.finders["a"].allow_vias(True)
     world.run(ASK_GAP_S + 5)
     assert None not in world.vias()
@@ -283,7 +284,7 @@ def test_what_a_hostile_peer_calls_us_to_is_bounded(world: World) -> None:
     out, _ = finder.poll(world.now)
     at_victim = [each for each in out if isinstance(each, ToUdp) and each.to.host == "192.0.2.66"]
     assert len(at_victim) <= 4 * 8 * 5
-    assert len(finder._vias._works) <= 4
+    assert len(finder._vias._handshakes) <= 4
 
 
 def test_a_peer_does_not_make_us_speak_to_our_own_host(world: World) -> None:
