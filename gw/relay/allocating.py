@@ -70,8 +70,8 @@ class Desk:
         """The relay's own key is never disconnected."""
 
     def _sweep(self) -> None:
-        self._relay.sweep(self._plane.now)
         self._plane.arm_call(self._plane.now + SWEEP_S, self._sweep)
+        self._relay.sweep(self._plane.now)
 
 
 @final

@@ -31,6 +31,7 @@ from typing import Final, Protocol, final
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.native.relaying import Owner, Port
+from gw.relay.defects import Defects
 from gw.relay.flowstates import FlowStates
 from gw.relay.session import Offer, Reception, Session
 from gw.wire.derp.buckets import Bucket
@@ -137,7 +138,16 @@ class Connection:
         "tokens",
     )
 
-    def __init__(self, plane: Plane, channel: socket.socket, host: str, tls: _Tls | None, now: float) -> None:
+    def __init__(
+        self,
+        plane: Plane,
+        channel: socket.socket,
+        host: str,
+        tls: _Tls | None,
+        now: float,
+        at_end: Callable[[], None] | None = None,
+    ) -> None:
+        """at_end: called in the plane's thread when the connection is gone."""
         self.plane = plane
         self.channel = channel
         self.number = channel.fileno()
@@ -163,11 +173,11 @@ class Connection:
         self.tokens: Bucket | None = None
         self._mask = _IN
         self._has_spoken = False  # since something was last written to it
-        self._at_end: Callable[[], None] | None = None
+        self._at_end = at_end
 
-    def begin(self, session: Speaker, at_end: Callable[[], None] | None = None) -> None:
-        """at_end: called in the plane's thread when the connection is gone."""
-        self.session, self.port, self._at_end = session, session.port, at_end
+    def begin(self, session: Speaker) -> None:
+        """From now on it is fed."""
+        self.session, self.port = session, session.port
         if self._tls is not None and not self._tls.server_side:
             self._shake()
             self._send()
@@ -364,9 +374,11 @@ class Connection:
             return
         self.plane.forget(self)
         self.channel.close()
-        self.session.leave()
-        if self._at_end is not None:
-            self._at_end()
+        try:
+            self.session.leave()
+        finally:
+            if self._at_end is not None:
+                self._at_end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,6 +409,7 @@ class Plane:
         self._listeners = {each.channel.fileno(): each for each in listeners}
         self._attached: dict[int, Callable[[], None]] = {}
         self.transports: list[Transport] = []
+        self.defects = Defects(self)
         self.flow_states = FlowStates(reception.switch, self.arm_call)
         self._addresses: dict[str, int] = {}
         self._waiting: set[Connection] = set()  # for admission
@@ -444,11 +457,14 @@ class Plane:
         tls = None if context is None else _Tls(context, False, server_name, verify)
 
         def begin() -> None:
-            connection = self._add(channel, server_name, tls)
+            connection = self._add(channel, server_name, tls, at_end)
             if channel.family != socket.AF_UNIX:  # a relay that vanished is to be noticed soon
                 channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, LINK_KEEPALIVE_IDLE_S)
                 channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, LINK_KEEPALIVE_IDLE_S)
-            connection.begin(make(connection), at_end)
+            try:
+                connection.begin(make(connection))
+            except Exception:
+                self.break_off(connection)
 
         self.call(begin)
 
@@ -506,6 +522,16 @@ class Plane:
         self._epoll.unregister(connection.number)
         self.count_address(connection.host, -1)
 
+    def break_off(self, connection: Connection) -> None:
+        """It met a defect of ours, which is being handled: that ends this connection, not the loop."""
+        self.defects.tell(f"the connection from {connection.host} ends")
+        try:
+            connection.end()
+        except Exception:
+            self.defects.tell(f"the connection from {connection.host} does not end well")
+        if hasattr(connection, "port"):
+            self.reception.presence.strike(connection.port)
+
     # The loop
 
     def run(self) -> None:
@@ -521,9 +547,9 @@ class Plane:
             while not self._stopping.is_set():
                 self._turn()
         finally:
-            self._say_goodbye()
+            self.defects.guard("the word that we stop ends", self._say_goodbye)
             for connection in list(self.connections.values()):
-                connection.end()
+                self.defects.guard("a connection does not end well", connection.end)
             self._epoll.close()
             with self._wake_lock:
                 os.close(self._wake)
@@ -531,6 +557,7 @@ class Plane:
 
     def _pace(self) -> None:
         """Many senders: be woken for many packets at once, which halves the cost of each. Few: be woken at once."""
+        self.arm_call(time.monotonic() + PACE_S, self._pace)
         busy = sum(1 for count in self.reads.values() if count >= BUSY_READS)
         self._gathers = busy >= BUSY_SENDERS or any(count >= STEADY_READS for count in self.streaks.values())
         self.reads.clear()
@@ -540,7 +567,6 @@ class Plane:
             with contextlib.suppress(OSError):
                 policy = os.SCHED_BATCH if self._is_batching else os.SCHED_OTHER
                 os.sched_setscheduler(0, policy, os.sched_param(0))
-        self.arm_call(time.monotonic() + PACE_S, self._pace)
 
     def _turn(self) -> None:
         before = time.monotonic()
@@ -553,21 +579,27 @@ class Plane:
         connections = self.connections
         for number, event in events:
             connection = connections.get(number)
-            if connection is not None:
-                if event & _OUT:
-                    connection.writable()
-                if event & ~_OUT and connections.get(number) is connection:
-                    connection.readable()
-                    if connection.session.is_waiting and connection.is_open:
-                        self._waiting.add(connection)
-            elif number in self._listeners:
-                self._accept(self._listeners[number])
-            elif number == self._wake:
-                os.eventfd_read(self._wake)
-                while self._orders:
-                    self._orders.popleft()()
-            elif number in self._attached:
-                self._attached[number]()
+            try:
+                if connection is not None:
+                    if event & _OUT:
+                        connection.writable()
+                    if event & ~_OUT and connections.get(number) is connection:
+                        connection.readable()
+                        if connection.session.is_waiting and connection.is_open:
+                            self._waiting.add(connection)
+                elif number in self._listeners:
+                    self._accept(self._listeners[number])
+                elif number == self._wake:
+                    os.eventfd_read(self._wake)
+                    while self._orders:
+                        self.defects.guard("an order ends", self._orders.popleft())
+                elif number in self._attached:
+                    self._attached[number]()
+            except Exception:
+                if connection is not None:
+                    self.break_off(connection)
+                else:
+                    self.defects.tell("what a listening socket got is dropped")
         self._flush()
         if self._timers and self._timers[0][0] <= self.now:
             self._keep_time()
@@ -577,14 +609,24 @@ class Plane:
         switch = self.reception.switch
         while switch.dirty:
             for port in switch.clear_dirty():
-                if not port.is_closed:
+                if port.is_closed:
+                    continue
+                try:
                     port.owner.flush()
+                except Exception:
+                    if isinstance(port.owner, Connection):
+                        self.break_off(port.owner)
+                    else:
+                        self.defects.tell("what is for one client is dropped")
         if switch.crowded:
-            self.flow_states.look(self.now)
+            try:
+                self.flow_states.look(self.now)
+            except Exception:
+                self.defects.tell("a look at who does not keep up ends")
 
     def _say_goodbye(self) -> None:
         """Tell clients that we stop: they come back by themselves, not all at once."""
-        for connection in self.connections.values():
+        for connection in list(self.connections.values()):
             if connection.port.key and not connection.is_stuck:
                 after_ms = random.randrange(RESTART_SPREAD_MS)
                 frame = encode(RESTARTING, struct.pack(">II", after_ms, RESTART_TRY_MS))
@@ -592,7 +634,8 @@ class Plane:
             connection.is_closing = True
         self._flush()
         for transport in self.transports:
-            transport.goodbye(lambda: random.randrange(RESTART_SPREAD_MS), RESTART_TRY_MS)
+            spread = partial(random.randrange, RESTART_SPREAD_MS)
+            self.defects.guard("a goodbye ends", partial(transport.goodbye, spread, RESTART_TRY_MS))
 
     # Newcomers
 
@@ -616,19 +659,24 @@ class Plane:
             self.accepted += 1
             context = listener.context()
             connection = self._add(channel, address.host, None if context is None else _Tls(context))
-            session = Session(self.reception, connection, address, self.now, listener.offer)
+            try:
+                connection.begin(Session(self.reception, connection, address, self.now, listener.offer))
+            except Exception:
+                self.break_off(connection)
+                continue
             if self.reception.bytes_per_second:
                 connection.tokens = Bucket(self.reception.bytes_per_second, self.reception.burst_bytes)
-            connection.begin(session)
 
     def _has_room(self, host: str) -> bool:
         return self.admit_address(host) and self.limits.accepts.take(1, self.now)
 
-    def _add(self, channel: socket.socket, host: str, tls: _Tls | None) -> Connection:
+    def _add(
+        self, channel: socket.socket, host: str, tls: _Tls | None, at_end: Callable[[], None] | None = None
+    ) -> Connection:
         channel.setblocking(False)
         if channel.family != socket.AF_UNIX:
             _tune(channel)
-        connection = Connection(self, channel, host, tls, self.now)
+        connection = Connection(self, channel, host, tls, self.now, at_end)
         self.connections[connection.number] = connection
         self.count_address(host, 1)
         self._epoll.register(channel, _IN)
@@ -642,7 +690,7 @@ class Plane:
             connection.tokens = Bucket(rate, burst) if rate else None
             connection.resume()
         for transport in self.transports:
-            transport.limit()
+            self.defects.guard("a change of the rate limit ends", transport.limit)
 
     def _decide(self) -> None:
         waiting, self._waiting = self._waiting, set()
@@ -653,15 +701,17 @@ class Plane:
             except WireError as error:
                 logger.debug("client refused: %s", error)
                 connection.end()
+            except Exception:
+                self.break_off(connection)
             else:
                 if connection.session.is_waiting:
                     self._waiting.add(connection)
         for transport in self.transports:
-            transport.decide(self.now)
+            self.defects.guard("what admission has learned ends", partial(transport.decide, self.now))
 
     def _drop(self, node: bytes) -> None:
         for port in self.reception.presence.ports_of(node):
-            port.owner.close()
+            self.defects.guard("a node that is to be disconnected stays", port.owner.close)
 
     # Time
 
@@ -669,30 +719,37 @@ class Plane:
         now = self.now
         while self._timers and self._timers[0][0] <= now:
             _, _, what, subject = heapq.heappop(self._timers)
-            if not isinstance(subject, Connection):
-                subject()
-                continue
-            if not subject.is_open:
-                continue
-            if what == "handshake":
-                if not subject.session.is_up:
-                    subject.end()
-                    continue
-                self.arm(now + subject.keep_alive_s, "keep-alive", subject)
-            elif what == "keep-alive":
-                if not subject.is_stuck:
-                    self.reception.switch.push(subject.port, KEEP_ALIVE_FRAME)
-                self.arm(now + subject.keep_alive_s, "keep-alive", subject)
-            elif what == "resume":
-                subject.resume()
-            elif what == "close":
-                subject.end()
-            elif subject.is_stuck:
-                if subject.still_stuck_at() > now:  # slow, but it reads
-                    self.arm(subject.still_stuck_at(), "write", subject)
+            try:
+                if not isinstance(subject, Connection):
+                    subject()
+                elif subject.is_open:
+                    self._look_after(subject, what, now)
+            except Exception:
+                if isinstance(subject, Connection):
+                    self.break_off(subject)
                 else:
-                    self.stuck += 1
-                    subject.end()
+                    self.defects.tell("a call that was due ends")
+
+    def _look_after(self, connection: Connection, what: str, now: float) -> None:
+        if what == "handshake":
+            if not connection.session.is_up:
+                connection.end()
+                return
+            self.arm(now + connection.keep_alive_s, "keep-alive", connection)
+        elif what == "keep-alive":
+            if not connection.is_stuck:
+                self.reception.switch.push(connection.port, KEEP_ALIVE_FRAME)
+            self.arm(now + connection.keep_alive_s, "keep-alive", connection)
+        elif what == "resume":
+            connection.resume()
+        elif what == "close":
+            connection.end()
+        elif connection.is_stuck:
+            if connection.still_stuck_at() > now:  # slow, but it reads
+                self.arm(connection.still_stuck_at(), "write", connection)
+            else:
+                self.stuck += 1
+                connection.end()
 
 
 def _address(source: object) -> AddrPort:

@@ -157,11 +157,12 @@ class Mesh:
         try:
             await ended.wait()
         except asyncio.CancelledError:
-            for session in sessions:
-                self._plane.call(session.owner.close)
+            self._plane.call(lambda: _close(sessions))  # there, it may begin before that
             raise
         finally:
             self.up.discard(target)
+        if not sessions:
+            return "it did not begin", 0.0, False
         session = sessions[0]
         if session.is_self:
             raise _ItIsMe
@@ -186,6 +187,11 @@ class Mesh:
             channel.close()
             raise
         return channel
+
+
+def _close(sessions: list[LinkSession]) -> None:
+    for session in sessions:
+        session.owner.close()
 
 
 class _ItIsMe(Exception):

@@ -63,6 +63,7 @@ _METRICS: Final = (
     ("peer_relay_dropped_total", "counter", "Datagrams of no pair, not from a bound address, or not understood."),
     ("peer_relay_limited_total", "counter", "Datagrams and requests over a node's limit."),
     ("flow_states_total", "counter", "Times a sender was told how its receiver keeps up."),
+    ("defects_total", "counter", "Connections by TCP and calls ended by a defect of the relay, which its log tells."),
 )
 _SLOT: Final = struct.Struct(f"<{len(_METRICS)}q")
 
@@ -79,8 +80,8 @@ class Metrics:
 
     def keep(self, plane: Plane) -> None:
         """Store now and from now on, in the plane's thread."""
-        _SLOT.pack_into(self._shared, self._slot * SLOT_BYTES, *_values(plane))
         plane.arm_call(plane.now + STORE_S, lambda: self.keep(plane))
+        _SLOT.pack_into(self._shared, self._slot * SLOT_BYTES, *_values(plane))
 
     def render(self) -> str:
         """The page."""
@@ -113,5 +114,5 @@ def _values(plane: Plane) -> tuple[int, ...]:
         switch.dropped_queue, switch.dropped_disco, switch.dropped_bytes, reception.pings, reception.home_moves_in,
         reception.home_moves_out, reception.gone_not_here, plane.limited, plane.stuck, *plane.quic_counts(),
         sum(reception.quic_links.values()), *(reception.peers.totals() if reception.peers is not None else (0,) * 8),
-        plane.flow_states.told,
+        plane.flow_states.told, plane.defects.met,
     )  # fmt: skip

@@ -110,6 +110,14 @@ class Presence:
             self._tell(self.mesh_watchers, gone)
         self._if_gone(port.key)
 
+    def strike(self, port: Port) -> None:
+        """A connection is gone, and `leave` may have met a defect: at least nothing is given to it any more."""
+        port.is_closed, port.is_active = True, False
+        if self.switch.local.get(port.key) is port:
+            del self.switch.local[port.key]
+        for watchers in (self.sibling_watchers, self.mesh_watchers):
+            watchers.discard(port)
+
     def ports_of(self, key: bytes) -> list[Port]:
         """Our own connections of a key."""
         return list(self.holders.get(key, ()))

@@ -84,6 +84,9 @@ class QuicLinks:
 
     def _look(self) -> None:
         now = self._loop.now
+        self._is_looking = bool(self._known)
+        if self._is_looking:
+            self._loop.arm_call(now + LOOK_S, self._look)
         for relay, known in list(self._known.items()):
             is_orphan = not known.lines and now - known.orphaned_at > ORPHAN_S
             if is_orphan and known.close is not None:
@@ -96,9 +99,6 @@ class QuicLinks:
                 known.due = now + known.pause
                 known.pause = min(2 * known.pause, MAX_RETRY_S)
                 known.close = self._dialer.dial(known.host, known.port, relay, partial(_ended, known))
-        self._is_looking = bool(self._known)
-        if self._is_looking:
-            self._loop.arm_call(now + LOOK_S, self._look)
 
 
 def _ended(known: _Known, was_up: bool) -> None:

@@ -315,7 +315,10 @@ class QuicPort:
             if client is not None:
                 client.receive(datagram, len(datagram), source, self.loop.now)
             else:
-                self._meet_untrusted(datagram, source)
+                try:
+                    self._meet_untrusted(datagram, source)
+                except Exception:
+                    self._tell(f"a first packet from {source} is dropped")
             return
         if kind is Kind.QUIC_SHORT and self._resets.take(1, self.loop.now):
             answer = stateless_reset(self._reset_key, destination_of(datagram), len(datagram))
@@ -329,9 +332,13 @@ class QuicPort:
             for data, size, target in peers.feed(train, segment, source, self.loop.now):
                 self._wire.send_train(data, size, target)
         except Exception:
-            self.broken += 1
-            if self._complaints.take(1, self.loop.now):
-                logger.exception("relayed datagrams from %s are dropped: a defect, please report it", source)
+            self._tell(f"relayed datagrams from {source} are dropped")
+
+    def _tell(self, what: str) -> None:
+        """A defect that is being handled. what: ended by it."""
+        self.broken += 1
+        if self._complaints.take(1, self.loop.now):
+            logger.exception("%s: a defect, please report it", what)
 
     def _stun_untrusted(self, datagram: bytes, source: Any) -> None:
         try:
@@ -414,9 +421,7 @@ class QuicPort:
 
     def break_off(self, client: QuicClient) -> None:
         """What it sent, or what we know of it, met a defect of ours: that ends this client, not the loop."""
-        self.broken += 1
-        if self._complaints.take(1, self.loop.now):
-            logger.exception("QUIC client %s is dropped: a defect, please report it", client.session.source)
+        self._tell(f"QUIC client {client.session.source} is dropped")
         try:
             client.session.link.abandon("internal error")
         except Exception:
@@ -462,9 +467,13 @@ class QuicPort:
 
     def limit(self) -> None:
         """The rate limit changed."""
-        for client in self._all:
-            client.session.limit()
-            self.rouse(client)
+        for client in list(self._all):
+            try:
+                client.session.limit()
+            except Exception:
+                self.break_off(client)
+            else:
+                self.rouse(client)
 
     def goodbye(self, after_ms: Callable[[], int], try_for_ms: int) -> None:
         """Tell clients that we stop."""

@@ -91,6 +91,39 @@ def test_a_defect_that_one_client_meets_ends_that_client_only(where: str, caplog
     assert bob.packets == [(alice.key, b"still" * 8)]
 
 
+def test_a_defect_that_a_first_packet_meets_costs_that_packet(monkeypatch: pytest.MonkeyPatch) -> None:
+    street = Street(House())
+    alice, bob = QuicGuest(street, 1), QuicGuest(street, 2)
+
+    def fail(*_: object, **__: object) -> None:
+        raise IndexError("a defect")
+
+    monkeypatch.setattr(quicport, "QuicSession", fail)
+    QuicGuest(street, 3, join=False)
+    street.run(0.2)
+    assert street.port.broken > 0
+    assert len(street.port) == 2
+    alice.send(bob.key, b"still" * 8)
+    street.run(0.1)
+    assert bob.packets == [(alice.key, b"still" * 8)]
+
+
+def test_a_defect_that_a_change_of_the_limit_meets_ends_that_client_only() -> None:
+    street = Street(House())
+    alice, mallory = QuicGuest(street, 1), QuicGuest(street, 3)
+    client = _served(street, mallory)
+
+    def fail() -> None:
+        raise IndexError("a defect")
+
+    client.session.limit = fail  # type: ignore[method-assign]
+    street.house.reception.bytes_per_second, street.house.reception.burst_bytes = 1_000_000, 70_000
+    street.port.limit()
+    street.run(0.1)
+    assert [each.session.port.key for each in street.port._all] == [alice.key.raw]
+    assert _served(street, alice).session.tokens is not None  # type: ignore[attr-defined]
+
+
 def test_timers_of_a_client_that_sends_stay_few() -> None:
     """Every packet left one more entry behind, each of which then ordered the next."""
     street = Street(House())
