@@ -281,6 +281,16 @@ def _nearest(expected: int, low: int, bits: int) -> int:
     return number
 
 
+def has_kind(frames: list[bytes], one: i64, other: i64) -> bool:
+    """Whether any of the frames (0x30 and payload) has a payload that begins with one of two bytes."""
+    for frame in frames:
+        if len(frame) > 1:
+            kind: i64 = frame[1]
+            if kind == one or kind == other:
+                return True
+    return False
+
+
 def parse_ack(frame: bytes) -> list[int]:
     """An ACK frame that is the whole packet: [delay, start, stop, …], the newest range first; else []."""
     found: list[int] = []

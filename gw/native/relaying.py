@@ -330,6 +330,8 @@ class Switch:
         small: list[bytes] = []
         control: list[bytes] = []
         large: list[bytes] = []
+        source = b""
+        flow_head = b""  # of packets of `source`
         for frame in port.out:
             size: i64 = len(frame)
             if size == 0:
@@ -339,7 +341,19 @@ class Switch:
             if kind != RECV_PACKET and kind != FORWARD_PACKET:
                 control.append(frame)
                 continue
-            named = self._numbered(port, frame, kind == FORWARD_PACKET)
+            named = b""
+            if kind == FORWARD_PACKET:
+                named = self._numbered(port, frame)
+            else:
+                told = frame[HEADER_BYTES : HEADER_BYTES + KEY_BYTES]
+                if told != source:
+                    source = told
+                    number = port.numbers.get(source)
+                    flow_head = b"" if number is None else _FLOW_HEAD + number
+                if flow_head:
+                    named = flow_head + frame[HEADER_BYTES + KEY_BYTES :]
+                else:
+                    self._numberless(port, source)
             if named and len(named) - 1 <= limit:
                 small.append(named)
             elif size - HEADER_BYTES + 1 <= limit:
@@ -375,16 +389,12 @@ class Switch:
         self.dropped_bytes += len(packet)
         return False
 
-    def _numbered(self, port: Port, frame: bytes, is_forward: bool) -> bytes:
-        """A packet as a datagram with flow numbers, b"" where its keys have none yet."""
+    def _numbered(self, port: Port, frame: bytes) -> bytes:
+        """A packet for another relay as a datagram with flow numbers, b"" where its keys have none yet."""
         source = frame[HEADER_BYTES : HEADER_BYTES + KEY_BYTES]
         number = port.numbers.get(source)
         if number is None:
             self._numberless(port, source)
-        if not is_forward:
-            if number is None:
-                return b""
-            return _FLOW_HEAD + number + frame[HEADER_BYTES + KEY_BYTES :]
         destination = frame[HEADER_BYTES + KEY_BYTES : HEADER_BYTES + 2 * KEY_BYTES]
         other = port.numbers.get(destination)
         if other is None:
@@ -522,14 +532,14 @@ def is_disco(data: bytes, start: i64, end: i64) -> bool:
     return end - start >= MIN_DISCO_BYTES and data[start] == 0x54 and data[start : start + 6] == DISCO_MAGIC
 
 
-def same_head(data: bytes, step: i64) -> bool:
-    """Whether all datagrams of `step` bytes each (the last may be shorter) begin with the same eight bytes."""
+def same_head(data: bytes, step: i64, offset: i64 = 0) -> bool:
+    """Whether all datagrams of `step` bytes each (the last may be shorter) have the same eight bytes at `offset`."""
     size: i64 = len(data)
-    if size < 8 or step < 8:
+    if size < offset + 8 or step < offset + 8:
         return False
-    head: i64 = read_i64_be(data, 0)
-    at: i64 = step
-    while at < size:
+    head: i64 = read_i64_be(data, offset)
+    at: i64 = step + offset
+    while at < size + offset:
         if at + 8 > size or read_i64_be(data, at) != head:
             return False
         at += step

@@ -22,7 +22,7 @@ from aioquic.quic.congestion.base import create_congestion_control
 from aioquic.quic.connection import END_STATES, NetworkAddress
 
 from gw.errors import WireError
-from gw.native.quicpackets import MAX_SEGMENTS, MAX_TRAIN_BYTES
+from gw.native.quicpackets import MAX_SEGMENTS, MAX_TRAIN_BYTES, has_kind
 from gw.quic import congestion
 from gw.quic.configuration import START_BYTES
 from gw.quic.connection import Connection
@@ -374,8 +374,8 @@ class Link:
 
     def _take(self, batch: list[bytes], now: float) -> None:
         """Datagrams: probes and echoes are for us."""
-        own = [frame for frame in batch if len(frame) > 1 and frame[1] in (datagrams.PROBE, datagrams.ECHO)]
-        if own:
+        if has_kind(batch, datagrams.PROBE, datagrams.ECHO):
+            own = [frame for frame in batch if len(frame) > 1 and frame[1] in (datagrams.PROBE, datagrams.ECHO)]
             batch = [frame for frame in batch if not (len(frame) > 1 and frame[1] in (datagrams.PROBE, datagrams.ECHO))]
             for frame in own:
                 self._probe_untrusted(frame[1:], now)

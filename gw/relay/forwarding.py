@@ -54,6 +54,7 @@ PACE_S: Final = 1.0
 BUSY_READS: Final = 50  # in that time, of one connection
 BUSY_SENDERS: Final = 3  # of them and more: the kernel wakes us in batches
 STEADY_READS: Final = 4000  # the same, without an answer between them: bulk, for which nobody waits
+LONE_S: Final = 0.00002  # a turn that had to be waited for so long is about one thing
 GATHER_S: Final = 0.0001  # in both cases: between two turns, so that each finds more to do
 TCP_USER_TIMEOUT_MS: Final = 15_000
 KEEPALIVE_IDLE_S: Final = 600
@@ -400,7 +401,7 @@ class Plane:
         self.buffer = bytearray(READ_BYTES)
         self.view = memoryview(self.buffer)
         self.now = time.monotonic()  # of this turn
-        self.waited_s = 0.0  # for what this turn is about
+        self.came_alone = False  # whether this turn is about one thing: it had to be waited for
         self.reads: dict[int, int] = {}  # by descriptor, since the pace was set
         self.streaks: dict[int, int] = {}  # the same of reads that nothing was written between
         self._is_batching = False
@@ -575,7 +576,7 @@ class Plane:
             time.sleep(GATHER_S)
         events = self._epoll.poll(wait, EVENTS_A_TURN)
         self.now = time.monotonic()
-        self.waited_s = 0.0 if self._gathers else self.now - before
+        self.came_alone = not self._gathers and self.now - before > LONE_S
         connections = self.connections
         for number, event in events:
             connection = connections.get(number)
@@ -640,6 +641,7 @@ class Plane:
     # Newcomers
 
     def _accept(self, listener: Listener) -> None:
+        is_local = listener.channel.family == socket.AF_UNIX
         for _ in range(ACCEPTS_A_TURN):
             try:
                 channel, source = listener.channel.accept()
@@ -652,7 +654,7 @@ class Plane:
                 self.arm_call(self.now + ACCEPT_PAUSE_S, partial(self._epoll.register, number, _IN))
                 return
             address = _address(source)
-            if channel.family != socket.AF_UNIX and not self._has_room(address.host):
+            if not is_local and not self._has_room(address.host):
                 self.rejected += 1
                 channel.close()
                 continue
@@ -666,6 +668,8 @@ class Plane:
                 continue
             if self.reception.bytes_per_second:
                 connection.tokens = Bucket(self.reception.bytes_per_second, self.reception.burst_bytes)
+            if self.came_alone:  # to be told that there is no more costs more than to be called again
+                return
 
     def _has_room(self, host: str) -> bool:
         return self.admit_address(host) and self.limits.accepts.take(1, self.now)

@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol, final
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.model.keys import RelaySecret
-from gw.native.relaying import Port
+from gw.native.relaying import Port, same_head
 from gw.quic.connection import stateless_reset
 from gw.quic.gate import Gate
 from gw.quic.link import Link
@@ -43,14 +43,13 @@ COMPLAINTS_A_S: Final = 0.1  # log lines about defects that strangers may find
 COMPLAINT_BURST: Final = 10.0
 ARM_SLACK_S: Final = 0.0005
 MIN_PAUSE_S: Final = 0.0002
-LONE_S: Final = 0.00002
 NEVER: Final = float("inf")
 
 
 class Loop(Doorway, Protocol):
     """What the port needs of the forwarding plane."""
 
-    waited_s: float  # for what this turn is about
+    came_alone: bool  # whether this turn is about one thing
 
     def count_address(self, host: str, change: int) -> None: ...
     def count_accepted(self) -> None: ...
@@ -277,12 +276,17 @@ class QuicPort:
                 client.receive(train, segment, source, self.loop.now)
             else:
                 self._stranger_untrusted(train, source)
-            if self.loop.waited_s > LONE_S:  # it came alone, and to be told so costs as much as to be called again
+            if self.loop.came_alone:  # to be told that there is no more costs as much as to be called again
                 return
 
     def _train_untrusted(self, train: bytes, segment: int, source: Any) -> None:
         """Behind one address there may be several clients: each gets its own."""
         clients = self._clients
+        if train[0] & 0xC0 == 0x40 and same_head(train, segment, 1):
+            client = clients.get(train[1:9])
+            if client is not None:
+                client.receive(train, segment, source, self.loop.now)
+                return
         at, size = 0, len(train)
         while at < size:
             packet = train[at : at + segment]

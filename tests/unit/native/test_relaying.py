@@ -60,12 +60,14 @@ def test_one_turn_does_not_pile_up_without_bounds_for_one_client() -> None:
     st.lists(st.sampled_from([b"12345678", b"12345679"]), min_size=1, max_size=5),
     st.integers(8, 20),
     st.integers(0, 30),
+    st.integers(0, 3),
 )
-def test_datagrams_of_a_train_have_one_head_or_several(heads: list[bytes], step: int, cut: int) -> None:
-    train = b"".join(head.ljust(step, b"x") for head in heads)
-    train = train[: max(len(train) - cut % step, 8)]
-    pieces = [train[at : at + step] for at in range(0, len(train), step)]
-    assert same_head(train, step) is all(piece[:8] == pieces[0][:8] for piece in pieces)
+def test_datagrams_of_a_train_have_one_head_or_several(heads: list[bytes], step: int, cut: int, offset: int) -> None:
+    step += offset
+    train = b"".join((b"any"[:offset] + head).ljust(step, b"x") for head in heads)
+    train = train[: max(len(train) - cut % step, 8 + offset)]
+    pieces = [train[at : at + step][offset : offset + 8] for at in range(0, len(train), step)]
+    assert same_head(train, step, offset) is (len(pieces[-1]) == 8 and len(set(pieces)) == 1)
 
 
 def test_what_is_disco() -> None:

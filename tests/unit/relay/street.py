@@ -43,7 +43,7 @@ class Street:
         self.address = address
         self.others: list[Street] = []  # other relays that it reaches
         self.now = 100.0
-        self.waited_s = 0.0
+        self.came_alone = False
         self.guests: list[QuicGuest] = []
         self.addresses: dict[str, int] = {}
         self.lose: Callable[[bytes, bool], bool] = lambda packet, up: False

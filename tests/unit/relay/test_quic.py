@@ -467,7 +467,7 @@ def test_a_datagram_that_came_alone_is_taken_alone_and_its_sender_hears_of_it_in
     polled: list[float] = []
     poll = sender.session.link.poll
     sender.session.link.poll = lambda now: (polled.append(now), poll(now))[1]  # type: ignore[method-assign]
-    street.waited_s = 1.0
+    street.came_alone = True
     alice.send(bob.key, b"one" * 20)
     alice.send(bob.key, b"two" * 30)
     (one, _), (two, _) = alice.poll()
