@@ -16,6 +16,7 @@ from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.model.keys import NodeKey, NodeSecret
 from gw.quic.link import Link
+from gw.quic.patience import NEVER, Patience
 from gw.wire.derp import frames as derp
 from gw.wire.quic import frames, peering
 from gw.wire.quic.auth import ANSWERER, DIALER, NONCE_BYTES, Claim, open_claim, seal_claim
@@ -38,6 +39,7 @@ IDLE_CLOSE_S: Final = 300.0  # without a message either way
 TRANSPORT: Final = 4  # WireGuard's bulk; lower types are its handshakes
 MAX_EARLY_BYTES: Final = 4096
 MAX_STREAMS: Final = 8  # reports that are not whole yet
+MAX_ASIDES: Final = 4  # reports of ours that the other side does not have yet; above it there are no newer ones
 
 
 class Owner(Protocol):
@@ -108,6 +110,8 @@ class PeerLine:
         self._routes_told = -1
         self._streams: dict[int, bytes] = {}
         self._early = b""  # control that came before the handshake was over
+        self._patience = Patience()
+        self._patient_until = NEVER
 
     def attach(self, link: Link) -> None:
         self.link = link
@@ -131,7 +135,7 @@ class PeerLine:
         return now - self.used_at < ACTIVE_S
 
     def deadline(self) -> float:
-        due = min(self.link.deadline(), self._beat_at, self._report_at)
+        due = min(self.link.deadline(), self._beat_at, self._report_at, self._patient_until)
         return due if self.is_proven else min(due, self.began + AUTH_S)
 
     # What the owner wants
@@ -157,12 +161,12 @@ class PeerLine:
 
     def ping(self, data: bytes) -> None:
         """8 bytes that come back on the control stream."""
-        self.link.send_stream(peering.encode_ping(data))
+        self._say(peering.encode_ping(data))
 
     def tell_routes(self) -> None:
-        """Tell what we serve, if the peer does not know it yet."""
+        """Tell what we serve, if the peer does not know it yet; later, where it has not taken what was said before."""
         routes = self._owner.routes
-        if self.is_usable and self.link.is_up and routes.version > self._routes_told:
+        if routes.version > self._routes_told and self.is_usable and self.link.is_up and self._is_heard():
             self._routes_told = routes.version
             self.link.send_stream(peering.encode_routes(routes))
 
@@ -175,6 +179,8 @@ class PeerLine:
         self._now = now
         if not self.is_proven and now - self.began > AUTH_S:
             self.close(frames.NO_AUTH, "no proof of the node key in time")
+        elif self._is_deaf(now):
+            self.close(frames.CLOSED, "takes nothing of what waits for it")
         elif self.is_usable:
             self._keep_time(now)
         out = [train[:2] for train in self.link.poll(now)]
@@ -211,6 +217,7 @@ class PeerLine:
         if now - self.used_at > IDLE_CLOSE_S:
             self.close(frames.CLOSED, "idle")
             return
+        self.tell_routes()
         if now >= self._beat_at:
             self._beat += 1
             echo, since = self._theirs or (0, now)
@@ -227,7 +234,7 @@ class PeerLine:
                 rtt_ms=round(self.rtt_s * 1e3, 3), jitter_ms=round(self.jitter_s * 1e3, 3),
             )  # fmt: skip
             is_free = not self.waiting or now - self._told_at > LATE_REPORT_S
-            if report != self._told and is_free and self.link.is_up:
+            if report != self._told and is_free and self.link.is_up and self.link.asides < MAX_ASIDES:
                 self._told, self._told_at = report, now
                 self.link.send_aside(peering.encode_report(report))
 
@@ -291,7 +298,7 @@ class PeerLine:
             elif not self.is_usable:
                 raise WireError("a word before the proof of the node key")
             elif kind == derp.PING:
-                self.link.send_stream(peering.answer_to(body))
+                self._say(peering.answer_to(body))
             elif kind == derp.PONG:
                 self._owner.ponged(self, body[:PING_BYTES])
             elif kind == frames.ROUTES:
@@ -308,6 +315,22 @@ class PeerLine:
             self._owner.ended(self, code, reason)
 
     # Inside
+
+    def _is_heard(self) -> bool:
+        """Whether the other side takes what is said on the control stream: who does not is told nothing more."""
+        return self.link.unsent <= frames.MAX_UNSENT_BYTES
+
+    def _is_deaf(self, now: float) -> bool:
+        self._patient_until = self._patience.look_at_control(self.link, now)
+        if self._patient_until > now:
+            return False
+        self._patient_until = NEVER
+        return True
+
+    def _say(self, control: bytes) -> None:
+        """A word that may be left out."""
+        if self._is_heard():
+            self.link.send_stream(control)
 
     def _claim(self, role: str) -> bytes:
         assert self.key is not None
@@ -364,7 +387,7 @@ class PeerLine:
                 self.rtt_s = rtt
 
     def _on_routes(self, routes: Routes) -> None:
-        self.link.send_stream(peering.encode_routes_ack(routes.version))
+        self._say(peering.encode_routes_ack(routes.version))
         if routes.version > self._routes_seen:
             self._routes_seen, self.routes = routes.version, routes.prefixes
             self._owner.told_routes(self)

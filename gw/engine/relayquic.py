@@ -33,6 +33,7 @@ from gw.net.udp import bypass
 from gw.quic.configuration import client_settings
 from gw.quic.connection import Connection, random_cid
 from gw.quic.link import Link
+from gw.quic.patience import NEVER, Patience
 from gw.quic.selftest import fast_path_works
 from gw.quic.tickets import decode_ticket, encode_ticket
 from gw.wire.derp.buckets import MIN_BURST_BYTES, Bucket
@@ -108,6 +109,7 @@ class QuicLine:
         self._priority: deque[tuple[NodeKey, bytes]] = deque(maxlen=PRIORITY_PACKETS)
         self._data: deque[tuple[NodeKey, bytes]] = deque(maxlen=QUEUE_PACKETS)
         self._throttle = Throttle()
+        self._patience = Patience()
         self._refusals = Refusals()
         self.is_refused = False  # whether the host says that no relay is there
         self._unproven: list[Any] = []  # tickets that came before the relay's proof
@@ -305,6 +307,10 @@ class QuicLine:
         if said:
             link.send_stream(said)
         now = self._loop.time()
+        patient_until = self._patience.look_at_control(link, now)
+        if patient_until <= now:
+            link.close(frames.CLOSED, "takes nothing of what waits for it")
+            patient_until = NEVER
         for peer, datagram in self._throttle.take(now):
             self._queue(self._data, peer, datagram, now)
         trains = link.poll(now)
@@ -324,10 +330,10 @@ class QuicLine:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        due = min(link.deadline(), self._throttle.deadline())
+        due = min(link.deadline(), self._throttle.deadline(), patient_until)
         if link.is_closed:
             self._release()
-        elif due != float("inf"):
+        elif due != NEVER:
             self._timer = self._loop.call_at(max(due, now + 0.0002), self._flush)
 
     # LinkHandler
@@ -349,6 +355,8 @@ class QuicLine:
             self._take(received)
 
     def stream(self, data: bytes, now: float) -> None:
+        if self._link is not None:
+            self._client.unsent = self._link.unsent
         events = self._client.feed(data, int(time.time() * 1000))
         for event in events:
             if isinstance(event, Connected):

@@ -134,6 +134,13 @@ class Link:
         return stream.sender._buffer_start if (stream := self.connection._streams.get(CONTROL_STREAM)) else 0
 
     @property
+    def asides(self) -> int:
+        """Messages of `send_aside` that the other side does not have yet."""
+        connection = self.connection
+        own = 2 if connection._is_client else 3
+        return sum(number & 3 == own for number in connection._streams)
+
+    @property
     def newest(self) -> int:
         """The highest packet number that the other side has proven to have sent, -1 before the first."""
         return int(self.connection._spaces[_ONE_RTT].largest_received_packet) if self.connection._spaces else -1

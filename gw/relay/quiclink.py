@@ -19,8 +19,9 @@ from gw.model.keys import RelaySecret
 from gw.native.relaying import Owner, Port
 from gw.quic.connection import Connection
 from gw.quic.link import Link
+from gw.quic.patience import NEVER
 from gw.relay.quicmesh import MeshTalk, mesh_claim, proves_mesh
-from gw.relay.quicoutflow import NEVER, Outflow
+from gw.relay.quicoutflow import Outflow
 from gw.relay.quicsession import TRANSPORT_CODES, Stage
 from gw.relay.session import Reception
 from gw.wire.quic import auth, frames

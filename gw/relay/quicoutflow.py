@@ -11,36 +11,10 @@ from typing import Final, final
 
 from gw.native.relaying import Port, Switch
 from gw.quic.link import Link
+from gw.quic.patience import NEVER, Patience
 from gw.wire.quic import frames
 from gw.wire.quic.datagrams import KEY_BYTES, encode_packet
 from gw.wire.quic.flows import Flows
-
-MAX_UNSENT_BYTES: Final = 16 << 10  # of the control stream; above it pings are not answered
-DEAF_S: Final = 2.0  # who sends, and takes nothing of what waits for it
-SILENT_S: Final = 10.0  # who does not even send: it may be changing networks
-NEVER: Final = float("inf")
-
-
-@final
-class _Patience:
-    """How long somebody may take nothing of what waits."""
-
-    def __init__(self) -> None:
-        self._mark = -1
-        self._since = NEVER
-        self._heard_since = NEVER
-
-    def look(self, is_held: bool, mark: int, link: Link, now: float) -> float:
-        """When it is over, if nothing changes. mark: moves whenever something was taken."""
-        if not is_held:
-            self._since = self._heard_since = NEVER
-            return NEVER
-        if self._since == NEVER or mark != self._mark:
-            self._mark, self._since, self._heard_since = mark, now, NEVER
-        if self._heard_since == NEVER and link.heard_at > self._since:
-            self._heard_since = now
-            link.nudge()  # whatever the timers say: who is back answers this
-        return min(self._since + SILENT_S, self._heard_since + DEAF_S)
 
 
 @final
@@ -52,7 +26,7 @@ class Outflow:
         self._port = port
         self._link = link
         self.flows: Final = Flows(port.numbers, port.keys)
-        self._packets_wait, self._control_waits = _Patience(), _Patience()
+        self._packets_wait, self._control_waits = Patience(), Patience()
         self._parts = 0
         self.patient_until = NEVER  # when it is closed, if it takes nothing until then
 
@@ -61,7 +35,7 @@ class Outflow:
         switch, link, port = self._switch, self._link, self._port
         self.patient_until = min(
             self._packets_wait.look(link.waiting > 0, link.delivered, link, now),
-            self._control_waits.look(link.unsent > MAX_UNSENT_BYTES, link.acknowledged, link, now),
+            self._control_waits.look_at_control(link, now),
         )
         if self.patient_until <= now:
             link.close(frames.CLOSED, "takes nothing of what waits for it")
@@ -71,7 +45,7 @@ class Outflow:
             return
         small, control, large = switch.take_datagrams(port, link.limit)
         if port.wants:
-            if link.unsent <= MAX_UNSENT_BYTES:
+            if link.unsent <= frames.MAX_UNSENT_BYTES:
                 control += b"".join(map(self.flows.want, port.wants))
             port.wants.clear()
         if control:
@@ -86,7 +60,7 @@ class Outflow:
 
     def flow_untrusted(self, kind: int, body: bytes) -> None:
         """A FLOW_OPEN, FLOW_OK or FLOW_CLOSE of the other end. Raises WireError. Who takes no answers gets none."""
-        if self._link.unsent <= MAX_UNSENT_BYTES:
+        if self._link.unsent <= frames.MAX_UNSENT_BYTES:
             answer = self.flows.frame_untrusted(kind, body)
             if answer:
                 self._link.send_stream(answer)

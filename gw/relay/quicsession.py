@@ -23,9 +23,10 @@ from gw.native import relaying
 from gw.native.relaying import Owner, Port
 from gw.quic.gate import Newcomer
 from gw.quic.link import Link
+from gw.quic.patience import NEVER
 from gw.relay.admission import Admission
 from gw.relay.quicmesh import MeshTalk, mesh_claim, proves_mesh
-from gw.relay.quicoutflow import MAX_UNSENT_BYTES, NEVER, Outflow
+from gw.relay.quicoutflow import Outflow
 from gw.relay.session import Attendance, Reception
 from gw.wire.derp import frames as derp
 from gw.wire.derp.buckets import Bucket
@@ -228,7 +229,7 @@ class QuicSession:
             elif kind == derp.PING:
                 if not 8 <= len(body) <= relaying.MAX_PING_BYTES:
                     raise WireError("ping of a strange length")
-                if is_over or self.link.unsent > MAX_UNSENT_BYTES:
+                if is_over or self.link.unsent > frames.MAX_UNSENT_BYTES:
                     self.limited += 1
                     continue
                 self._attendance.control(kind, body, now)

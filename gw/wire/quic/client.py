@@ -67,6 +67,8 @@ class RelayClient:
         self._reader = frames.client_reader()
         self._joiner = Joiner()
         self._out: list[bytes] = []
+        self._answered = 0  # bytes of `_out` that the relay had us say
+        self.unsent = 0  # bytes of the control stream that the relay has not taken: the owner says so before `feed`
         self._parts = 0
         self._numbers: dict[bytes, bytes] = {}  # by key, for packets to it
         self._keys: dict[bytes, bytes] = {}  # by number, of packets from it
@@ -80,7 +82,18 @@ class RelayClient:
     def data_to_send(self) -> bytes:
         out = b"".join(self._out)
         self._out.clear()
+        self._answered = 0
         return out
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether the relay takes what is said: one that does not is told nothing that may be left out."""
+        return self.unsent + self._answered <= frames.MAX_UNSENT_BYTES
+
+    def _answer(self, said: bytes) -> None:
+        if self._has_room:
+            self._out.append(said)
+            self._answered += len(said)
 
     def begin(self, bind: bytes, now_ms: int, *, is_resumed: bool) -> None:
         """The handshake is over. is_resumed: the ticket says who we are."""
@@ -112,8 +125,8 @@ class RelayClient:
         number = self._numbers.get(destination.raw)
         if number is not None and FLOW_HEAD_BYTES + len(packet) <= limit:
             return [b"\0" + number + packet]
-        if self.is_connected and self._by_key.is_due(destination.raw):
-            self._out.append(self._flows.want(destination.raw))
+        if self.is_connected and self._has_room and self._by_key.is_due(destination.raw):
+            self._answer(self._flows.want(destination.raw))
         self._parts += 1
         return encode_packet(destination.raw, packet, limit, self._parts)
 
@@ -156,7 +169,7 @@ class RelayClient:
             elif not self.is_connected:
                 raise WireError("a word before the proof of the relay's key")
             elif kind in frames.FLOW_FRAMES:
-                self._out.append(self._flows.frame_untrusted(kind, body))
+                self._answer(self._flows.frame_untrusted(kind, body))
             elif kind == frames.FLOW_STATE:
                 receiver, *rest = frames.decode_flow_state(body)
                 events.append(FlowState(NodeKey(receiver), *rest))
@@ -167,10 +180,10 @@ class RelayClient:
             elif kind == derp.PEER_GONE:
                 if len(body) < derp.KEY_BYTES:
                     raise WireError("peer gone without a key")
-                self._out.append(self._flows.forget(body[:32]))
+                self._answer(self._flows.forget(body[:32]))
                 events.append(PeerGone(NodeKey(body[:32]), body[32] if len(body) > 32 else 0))
             elif kind == derp.PING and len(body) >= 8:
-                self._out.append(derp.encode(derp.PONG, body[:8]))
+                self._answer(derp.encode(derp.PONG, body[:8]))
             elif kind == derp.PONG and len(body) >= 8:
                 events.append(Pong(body[:8]))
             elif kind == derp.HEALTH:

@@ -17,6 +17,7 @@ RELAY_ALPN: Final = "gw-relay/1"
 PEER_ALPN: Final = "gw-peer/1"
 MAX_BODY_BYTES: Final = 64 << 10
 KEY_BYTES: Final = 32
+MAX_UNSENT_BYTES: Final = 16 << 10  # of stream 0, not taken by the other side: above it nothing is answered
 AUTH_S: Final = 5.0  # from the handshake until the node key is proven
 
 HELLO: Final = 0x40  # relay → client: u8 version, 32 relay key, u32 features

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from aioquic.tls import CipherSuite, SessionTicket
 from gw.engine.relayquic import HAND_OVER, QUEUE_PACKETS, MemoryTickets, QuicLine
 from gw.model.derpmap import DERPNode
 from gw.model.keys import NodeKey, NodeSecret
+from gw.quic.patience import DEAF_S
 from gw.wire.derp import frames as derp
 from gw.wire.quic import auth, frames
 from gw.wire.x25519 import clamp, public_key
@@ -40,6 +42,7 @@ class Silent:
     limit = 1200
     is_closed = False
     is_open = False
+    unsent = acknowledged = 0
 
     def __init__(self) -> None:
         self.connection: Any = SimpleNamespace(_peer_cid=SimpleNamespace(cid=b"12345678"))
@@ -106,3 +109,62 @@ async def test_handshakes_and_disco_go_first_and_the_oldest_data_gives_way() -> 
     assert behind[1].endswith(b"disco")
     assert channel.sent[-1].endswith((999).to_bytes(4, "big"))
     assert len(channel.sent) == HAND_OVER + 2 + QUEUE_PACKETS
+
+
+class Clock:
+    """Stands for the loop: its time is set, its timers are looked at."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.due: list[float] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_soon(self, order: Callable[[], None]) -> None: ...
+
+    def call_at(self, when: float, order: Callable[[], None]) -> Any:
+        self.due.append(when)
+        return SimpleNamespace(cancel=lambda: None)
+
+    def remove_reader(self, number: int) -> None: ...
+
+
+class Deaf(Silent):
+    """The relay sends, and takes nothing of the control stream."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.end: tuple[int, str] | None = None
+
+    @property
+    def heard_at(self) -> float:
+        return self.clock.now
+
+    def send_stream(self, data: bytes) -> None:
+        self.unsent += len(data)
+
+    def nudge(self) -> None: ...
+
+    def close(self, code: int, reason: str) -> None:
+        self.end = code, reason
+
+
+async def test_a_relay_that_pings_and_takes_no_answers_is_left() -> None:
+    """Its pings were answered into a buffer that grew with each."""
+    line = QuicLine(DERPNode(host_name="relay.test"), NodeSecret(NODE), MemoryTickets(), lambda events: None)
+    clock = Clock()
+    link = Deaf(clock)
+    line._loop, line._link, line._socket = clock, link, Socket()  # type: ignore[assignment]
+    now_ms = int(datetime.now(UTC).timestamp() * 1000)
+    line._client.begin(bytes(32), now_ms, is_resumed=False)
+    line.stream(proof(bytes(32), now_ms), 1.0)
+    while clock.now < 1060 and link.end is None:
+        line.stream(derp.encode(derp.PING, b"12345678") * 4000, clock.now)
+        line._flush()
+        clock.now += 0.1
+    assert link.unsent < 2 * frames.MAX_UNSENT_BYTES
+    assert link.end == (frames.CLOSED, "takes nothing of what waits for it")
+    assert clock.now < 1000 + DEAF_S + 1
+    assert clock.due[-1] <= 1000 + DEAF_S + 0.2  # it would be closed then, also if no more came

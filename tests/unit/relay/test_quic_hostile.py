@@ -14,7 +14,6 @@ from aioquic.quic.rangeset import RangeSet
 from gw.quic.gate import CONTROL_WINDOW_BYTES
 from gw.quic.link import PROBE_SIZES, apart
 from gw.relay import quicnewcomers, quicport
-from gw.relay.quicoutflow import MAX_UNSENT_BYTES
 from gw.relay.quicsession import EARLY_ECHOES
 from gw.wire import stun
 from gw.wire.derp.buckets import PrefixBuckets
@@ -264,7 +263,7 @@ def test_pings_of_who_takes_no_answers_are_not_answered_and_end_it() -> None:
         most = max(most, client.session.link.unsent)
         if guest.end is not None:
             break
-    assert most < MAX_UNSENT_BYTES + 2000
+    assert most < frames.MAX_UNSENT_BYTES + 2000
     assert guest.end is not None
     assert len(street.port) == 0
 

@@ -8,7 +8,7 @@ import pytest
 
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
-from gw.model.keys import NodeSecret
+from gw.model.keys import NodeKey, NodeSecret
 from gw.wire.derp import frames as derp
 from gw.wire.quic import auth, datagrams, frames
 from gw.wire.quic.client import Connected, Observed, Received, RelayClient
@@ -17,6 +17,7 @@ from gw.wire.x25519 import clamp, public_key
 NODE = clamp(b"\x21" * 32)
 RELAY = clamp(b"\x42" * 32)
 BIND = b"\x07" * 32
+PEER = NodeKey(b"p" * 32)
 NOW_MS = 1_800_000_000_000
 HELLO = frames.encode_hello(public_key(RELAY))
 WORDS = {
@@ -67,3 +68,36 @@ def test_packets_before_the_relays_proof_are_dropped() -> None:
     (received,) = end.feed_datagrams(batch, 1.0)
     assert isinstance(received, Received)
     assert received.packet == b"packet"
+
+
+@pytest.mark.parametrize(
+    "word",
+    [WORDS["ping"], WORDS["peer gone"], derp.encode(frames.FLOW_OPEN, b"\0\0\1" + bytes(32))],
+    ids=["ping", "peer gone", "flow open"],
+)
+def test_a_relay_that_takes_no_answers_gets_no_more(word: bytes) -> None:
+    end = client()
+    end.feed(HELLO + proof(), NOW_MS)
+    end.data_to_send()
+    end.feed(word * 5000, NOW_MS)
+    assert len(end.data_to_send()) < frames.MAX_UNSENT_BYTES + len(word)
+    end.unsent = frames.MAX_UNSENT_BYTES + 1
+    end.feed(word * 5000, NOW_MS)
+    assert end.data_to_send() == b""
+    end.unsent = 0
+    end.feed(WORDS["ping"], NOW_MS)
+    assert end.data_to_send() == derp.encode(derp.PONG, bytes(8))
+
+
+def test_numbers_are_asked_for_once_the_relay_takes_what_was_said() -> None:
+    end = client()
+    end.feed(HELLO + proof(), NOW_MS)
+    end.data_to_send()
+    end.unsent = frames.MAX_UNSENT_BYTES + 1
+    for _ in range(20):
+        end.wrap(PEER, b"\x04data", 1200)
+    assert end.data_to_send() == b""
+    end.unsent = 0
+    for _ in range(20):
+        end.wrap(PEER, b"\x04data", 1200)
+    assert end.data_to_send() == derp.encode(frames.FLOW_OPEN, b"\0\0\1" + PEER.raw)
