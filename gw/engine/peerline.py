@@ -173,6 +173,11 @@ class PeerLine:
     def close(self, code: int, reason: str) -> None:
         self.link.close(code, reason)
 
+    def give_up(self, reason: str) -> None:
+        """It is over at once, whatever state it is in; the other side is not told."""
+        self.link.is_closed = True
+        self.closed(frames.BROKEN, reason)
+
     def poll(self, now: float) -> list[tuple[bytes, int]]:
         """Trains to send, with the size of their datagrams. Control first, then handshakes, data, reports when nothing
         waits."""

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, final
 
+from gw.engine import defects
 from gw.engine.agenda import NEVER, Agenda
 from gw.engine.handshakes import Handshakes
 from gw.engine.peerline import PeerLine
@@ -179,8 +181,9 @@ class PeerLines:
             line.prove_early()
         self._lines[peer] = line
         self._enter(line)
-        line.link.connect(PLACE, now)
-        self._dirty[line] = None
+        with self._only(line):
+            line.link.connect(PLACE, now)
+            self._dirty[line] = None
 
     def drop(self, peer: NodeKey, reason: str, code: int = frames.CLOSED) -> None:
         """End the connection with the peer."""
@@ -206,40 +209,45 @@ class PeerLines:
         if line is not None and line.address != address:
             before, line.address = line.address, address
             if before.host != address.host and line.link.is_up:
-                line.link.restart_path(now)
-                self._dirty[line] = None
+                with self._only(line):
+                    line.link.restart_path(now)
+                    self._dirty[line] = None
 
     def network_changed(self, now: float) -> None:
         """Our own address is another now: tell every peer at once."""
-        for line in self._all:
+        for line in list(self._all):
             if line.link.is_up and not line.is_over:
-                line.link.move(now)
-                self._dirty[line] = None
+                with self._only(line):
+                    line.link.move(now)
+                    self._dirty[line] = None
 
     def set_routes(self, prefixes: tuple[Network, ...]) -> None:
         """What this node serves, told to every peer."""
         if prefixes != self.routes.prefixes:
             version = max(self.routes.version + 1, int(self._wall() * 1e3))  # grows over restarts too
             self.routes = Routes(version, prefixes)
-            for line in self._all:
-                line.tell_routes()
-                self._dirty[line] = None
+            for line in list(self._all):
+                with self._only(line):
+                    line.tell_routes()
+                    self._dirty[line] = None
 
     def send(self, peer: NodeKey, datagrams: list[bytes], now: float) -> bool:
         """Queue WireGuard messages; False where no connection takes them."""
         line = self._lines.get(peer)
         if line is None or not line.is_usable:
             return False
-        line.send(datagrams, now)
-        self._dirty[line] = None
+        with self._only(line):
+            line.send(datagrams, now)
+            self._dirty[line] = None
         return True
 
     def ping(self, peer: NodeKey, data: bytes) -> bool:
         line = self._lines.get(peer)
         if line is None or not line.is_usable:
             return False
-        line.ping(data)
-        self._dirty[line] = None
+        with self._only(line):
+            line.ping(data)
+            self._dirty[line] = None
         return True
 
     # What the engine asks
@@ -315,7 +323,9 @@ class PeerLines:
         while self._dirty:
             work, self._dirty = self._dirty, {}
             for line in work:
-                if not line.is_over:
+                if line.is_over:
+                    continue
+                with self._only(line):
                     out += [(train, segment, line.address) for train, segment in line.poll(now)]
                     self._follow(line)
                     self._agenda.put(line, line.deadline() if line in self._all else NEVER)
@@ -399,8 +409,19 @@ class PeerLines:
             del self._half[line.knocked]
 
     def _close(self, line: PeerLine, code: int, reason: str) -> None:
-        line.close(code, reason)
-        self._dirty[line] = None
+        with self._only(line):
+            line.close(code, reason)
+            self._dirty[line] = None
+
+    @contextmanager
+    def _only(self, line: PeerLine) -> Iterator[None]:
+        """A defect of ours that is met inside ends this connection; the work for all others goes on."""
+        try:
+            yield
+        except Exception:
+            whose = (line.key or line.knocked or self.node).short()
+            defects.of_node.tell(f"{whose}: the QUIC connection ends")
+            line.give_up("a defect")
 
     def _answer(self, cid: bytes, source: AddrPort, peer: NodeKey, now: float) -> PeerLine:
         line = PeerLine(self, None, source, now, is_dialer=False)
@@ -429,6 +450,10 @@ class PeerLines:
         return line
 
     def _feed(self, line: PeerLine, train: bytes, segment: int, source: AddrPort, now: float) -> None:
+        with self._only(line):
+            self._feed_untrusted(line, train, segment, source, now)
+
+    def _feed_untrusted(self, line: PeerLine, train: bytes, segment: int, source: AddrPort, now: float) -> None:
         link = line.link
         newest = link.newest
         link.receive(train, segment, PLACE, now)

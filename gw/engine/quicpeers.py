@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, assert_never, final
 
+from gw.engine import defects
 from gw.engine.filterrules import Network
 from gw.engine.relayclient import Tickets
 from gw.engine.transport import Chooser, Mode, Way
@@ -327,7 +328,10 @@ class QuicPeers:
         if trains:
             self._host.send_trains(trains)
         for event in events:
-            self._on_event(event)
+            try:
+                self._on_event(event)
+            except Exception:  # what one peer has caused keeps nothing from the others, nor from the timer
+                defects.of_node.tell(f"{event.peer.short()}: what came by QUIC is dropped")
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -17,10 +17,11 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final, final
 
+from gw.engine import defects
 from gw.engine.refusals import ASK_S, Refusals
 from gw.engine.relayclient import Tickets
 from gw.engine.relaydial import PIN_PREFIX, udp_address
@@ -198,17 +199,31 @@ class QuicLine:
         link = self._link
         if link is not None and link.is_settled:
             log.debug("relay `%s`: going on from another address", self.name)
-            link.move(self._loop.time())
+            with self._alone():
+                link.move(self._loop.time())
             self._schedule()
 
     def close(self) -> None:
         """End it, without waiting."""
         if self._link is not None and not self._link.is_closed:
-            self._link.close()
+            with self._alone():
+                self._link.close()
             self._flush()
         self._release()
 
     # Inside
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """A defect of ours that is met inside ends this connection, and whoever serves it hears of that."""
+        try:
+            yield
+        except Exception:
+            defects.of_node.tell(f"relay `{self.name}`: the QUIC connection ends")
+            if self._link is not None:
+                self._link.is_closed = True
+            self.closed(frames.BROKEN, "a defect")
+            self._release()
 
     def _begin(self, target: tuple[socket.AddressFamily, Any]) -> None:
         family, address = target
@@ -262,6 +277,11 @@ class QuicLine:
         self._ended.set()
 
     def _readable(self) -> None:
+        with self._alone():
+            self._receive()
+        self._schedule()
+
+    def _receive(self) -> None:
         link, channel = self._link, self._socket
         assert link is not None
         for _ in range(TRAINS_A_TURN):
@@ -277,7 +297,6 @@ class QuicLine:
                 continue
             if source[:2] == self._address[:2]:
                 link.receive(train, segment, self._address, self._loop.time())
-        self._schedule()
 
     def _refused(self, link: Link) -> None:
         """The host says that nobody listens: ask, and believe it when it is said again."""
@@ -300,6 +319,10 @@ class QuicLine:
 
     def _flush(self) -> None:
         self._is_scheduled = False
+        with self._alone():
+            self._send_due()
+
+    def _send_due(self) -> None:
         link, channel = self._link, self._socket
         if link is None or channel is None:
             return

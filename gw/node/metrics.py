@@ -41,7 +41,8 @@ Sample = tuple[Labels, float]
 @dataclass(frozen=True, slots=True)
 class NodeNumbers:
     """What the daemon knows, taken at one moment. home: relay region, 0 for none; routes: subnets, exits not counted;
-    offloads: by the names in OFFLOADS; active: peers with traffic now, by `direct`, `quic`, `peer_relay` or `relay`."""
+    offloads: by the names in OFFLOADS; active: peers with traffic now, by `direct`, `quic`, `peer_relay` or `relay`;
+    defects: of ours that were met."""
 
     version: str
     compiled: bool
@@ -55,6 +56,7 @@ class NodeNumbers:
     active: Mapping[str, int]
     lanes: int
     offloads: Mapping[str, bool]
+    defects: int
 
 
 def text(node: NodeNumbers, peers: Iterable[PeerStatus] | None = None) -> str:
@@ -118,6 +120,9 @@ def _ours(page: _Page, node: NodeNumbers) -> None:
             )
             for reason, count in dropped.items()
         ],
+    )
+    page.counter(
+        "ghostwire_defects_total", "Connections ended by a defect of gwd, which its log tells.", [({}, node.defects)]
     )
     page.gauge("ghostwire_dataplane_lanes", "Packet workers of each direction.", [({}, node.lanes)])
     page.gauge(

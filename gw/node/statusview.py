@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from gw import __version__
+from gw.engine import defects
 from gw.engine.engine import Engine, PeerView
 from gw.engine.peerpath import NEVER
 from gw.engine.quicpeers import QuicView
@@ -126,6 +127,7 @@ def numbers(netmap: Netmap, engine: Engine, *, is_running: bool, warnings: int) 
         active=active,
         lanes=lanes if isinstance(lanes, int) else 0,
         offloads={name: bool(health.get(name)) for name in OFFLOADS},
+        defects=defects.of_node.met,
     )
 
 

@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol, final
 
+from gw.engine.defects import Defects
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.native.relaying import Owner, Port
-from gw.relay.defects import Defects
 from gw.relay.flowstates import FlowStates
 from gw.relay.session import Offer, Reception, Session
 from gw.wire.derp.buckets import Bucket

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from gw.engine.defects import COMPLAINT_BURST
 from gw.native.relaying import Port
 from gw.relay.admission import Admission
-from gw.relay.defects import COMPLAINT_BURST
 from gw.relay.forwarding import Connection
 from gw.relay.presence import Presence
 from gw.relay.session import Session

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 
+from gw.engine import defects
 from gw.engine.peerline import MAX_ASIDES, PeerLine
+from gw.model.addresses import AddrPort
+from gw.model.keys import NodeKey
+from gw.quic.link import Link
 from gw.quic.patience import SILENT_S
 from gw.wire.quic import peering
 from gw.wire.quic.frames import MAX_UNSENT_BYTES
@@ -14,9 +21,18 @@ from gw.wire.quic.peering import Routes
 
 from .peers import Down, Net, transport
 
+ELSEWHERE = AddrPort("203.0.113.7", 41641)
 PING = peering.encode_ping(b"12345678")
 ROUTES = peering.encode_routes(Routes(1, ()))
 ROUTED = peering.encode_routes(Routes(1, (ipaddress.ip_network("10.0.0.0/8"),)))
+
+
+@pytest.fixture(autouse=True)
+def met(monkeypatch: pytest.MonkeyPatch) -> defects.Defects:
+    """Of this test alone: many are logged seldom."""
+    made = defects.Defects(SimpleNamespace(now=1.0))
+    monkeypatch.setattr(defects, "of_node", made)
+    return made
 
 
 def lines(net: Net) -> tuple[PeerLine, PeerLine]:
@@ -108,3 +124,60 @@ def test_reports_that_nobody_takes_do_not_pile_up() -> None:
         net.run(6)
     assert ours.link.asides <= MAX_ASIDES
     assert len(ours.link.connection._streams) < 10
+
+
+BROKEN = ("poll", "receive", "send", "ping", "restart_path", "move", "tell_routes", "close", "connect")
+
+
+@pytest.mark.parametrize("where", BROKEN)
+def test_a_defect_ends_the_connection_that_meets_it_and_no_other(
+    where: str, caplog: pytest.LogCaptureFixture, met: defects.Defects
+) -> None:
+    """One line that raised lost what the others had to send, and the timer."""
+    net = Net()
+    net.connected()
+    lines, other = net.bob.lines, NodeKey(b"o" * 32)
+    count, line = len(lines._all), lines._lines[net.ann.key]
+    if where != "connect":
+        lines.dial(other, ELSEWHERE, net.now)
+        net.pump(net.bob)
+        line = lines._lines[other]
+        line.is_proven = line.link.is_up = True
+        target = line if where in ("send", "ping", "tell_routes", "close") else line.link
+        target.__dict__[where] = fail
+    with caplog.at_level(logging.ERROR), pytest.MonkeyPatch.context() as patch:
+        match where:
+            case "poll":
+                lines._dirty = {line: None, **dict.fromkeys(lines._all)}
+            case "receive":
+                cid = line.cids[0]
+                lines.receive(b"\x40" + cid + bytes(40), 49, ELSEWHERE, other, net.now)
+            case "send":
+                lines.send(other, [transport(1)], net.now)
+            case "ping":
+                lines.ping(other, b"12345678")
+            case "restart_path":
+                lines.set_address(other, AddrPort("203.0.113.8", 1), net.now)
+            case "move":
+                lines.network_changed(net.now)
+            case "tell_routes":
+                lines.set_routes((ipaddress.ip_network("10.0.0.0/8"),))
+            case "close":
+                lines.drop(other, "not wanted")
+            case "connect":
+                patch.setattr(Link, "connect", fail)
+                lines.dial(other, ELSEWHERE, net.now)
+        lines.send(net.ann.key, [transport(2)], net.now)
+        net.run(0.5)
+    assert met.met == 1
+    assert "a defect, please report it" in caplog.text
+    assert [event.reason for event in net.bob.of(Down)] == ["a defect"]  # type: ignore[union-attr]
+    assert len(lines._all) == (1 if where != "connect" else count)
+    assert other not in lines._lines
+    assert net.ann.got == [transport(2)]
+    assert net.ann.is_up
+    assert lines.deadline() < float("inf")
+
+
+def fail(*arguments: object, **others: object) -> NoReturn:
+    raise RuntimeError("a defect")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
+import pytest
 from aioquic.tls import CipherSuite, SessionTicket
 
+from gw.engine import defects, peerlines
+from gw.engine.quicpeers import QuicPeers
 from gw.engine.relayquic import HAND_OVER, QUEUE_PACKETS, MemoryTickets, QuicLine
+from gw.engine.transport import Mode
+from gw.model.addresses import AddrPort
 from gw.model.derpmap import DERPNode
 from gw.model.keys import NodeKey, NodeSecret
 from gw.quic.patience import DEAF_S
@@ -18,8 +26,17 @@ from gw.wire.derp import frames as derp
 from gw.wire.quic import auth, frames
 from gw.wire.x25519 import clamp, public_key
 
+SOURCE = AddrPort("192.0.2.1", 1)
 NODE = clamp(b"\x21" * 32)
 RELAY = clamp(b"\x42" * 32)
+
+
+@pytest.fixture(autouse=True)
+def met(monkeypatch: pytest.MonkeyPatch) -> defects.Defects:
+    """Of this test alone: many are logged seldom."""
+    made = defects.Defects(SimpleNamespace(now=1.0))
+    monkeypatch.setattr(defects, "of_node", made)
+    return made
 
 
 def proof(bind: bytes, now_ms: int) -> bytes:
@@ -42,6 +59,7 @@ class Silent:
     limit = 1200
     is_closed = False
     is_open = False
+    is_settled = True
     unsent = acknowledged = 0
 
     def __init__(self) -> None:
@@ -69,6 +87,20 @@ class Silent:
 class Socket:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
+        self.arriving: list[tuple[bytes, int, tuple[str, int]]] = []
+
+    def fileno(self) -> int:
+        return 99
+
+    def close(self) -> None: ...
+
+    def take_refusals(self) -> bool:
+        return False
+
+    def receive(self) -> tuple[bytes, int, tuple[str, int]]:
+        if not self.arriving:
+            raise BlockingIOError
+        return self.arriving.pop()
 
     def send(self, packets: list[bytes]) -> None:
         self.sent += packets
@@ -168,3 +200,72 @@ async def test_a_relay_that_pings_and_takes_no_answers_is_left() -> None:
     assert link.end == (frames.CLOSED, "takes nothing of what waits for it")
     assert clock.now < 1000 + DEAF_S + 1
     assert clock.due[-1] <= 1000 + DEAF_S + 0.2  # it would be closed then, also if no more came
+
+
+@pytest.mark.parametrize("where", ["poll", "receive", "move", "close"])
+async def test_a_defect_ends_the_connection_with_the_relay_and_is_told(
+    where: str, caplog: pytest.LogCaptureFixture, met: defects.Defects
+) -> None:
+    """The line lost its timer, and whoever served it waited for ever."""
+    line = QuicLine(DERPNode(host_name="relay.test"), NodeSecret(NODE), MemoryTickets(), lambda events: None)
+    clock = Clock()
+    link, channel = Deaf(clock), Socket()
+    line._loop, line._link, line._socket = clock, link, channel  # type: ignore[assignment]
+    link.__dict__[where] = fail
+    with caplog.at_level(logging.ERROR):
+        match where:
+            case "poll":
+                line._flush()
+            case "receive":
+                channel.arriving.append((b"train", 5, ("192.0.2.1", 3478)))
+                line._address = ("192.0.2.1", 3478)
+                line._readable()
+            case "move":
+                line.network_changed()
+            case "close":
+                line.close()
+    assert met.met == 1
+    assert "a defect, please report it" in caplog.text
+    assert line._socket is None
+    assert line.end is not None
+    async with asyncio.timeout(1):
+        await line.serve()
+
+
+async def test_a_defect_that_one_event_meets_costs_that_event(met: defects.Defects) -> None:
+    """The rest of the events was lost, and the timer."""
+    peer, other = NodeKey(b"p" * 32), NodeKey(b"o" * 32)
+    taken: list[NodeKey] = []
+
+    class Host(Bare):
+        def peer_moved(self, peer: NodeKey, source: AddrPort) -> None:
+            if peer == other:
+                taken.append(peer)
+            else:
+                fail()
+
+    class Lines:
+        def poll(self, now: float) -> tuple[list[Any], list[Any]]:
+            return [], [peerlines.Moved(peer, SOURCE), peerlines.Moved(other, SOURCE)]
+
+        def deadline(self) -> float:
+            return time.monotonic() + 100
+
+    peers = QuicPeers(NodeSecret(NODE), peer, Host(), mode=Mode.AUTO, tickets=None)
+    peers._lines = Lines()  # type: ignore[assignment]
+    peers._flush()
+    assert taken == [other]
+    assert met.met == 1
+    assert peers._timer is not None
+    peers._timer.cancel()
+
+
+def fail(*arguments: object, **others: object) -> NoReturn:
+    raise RuntimeError("a defect")
+
+
+class Bare:
+    """A `Host` of which little is asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments: None

@@ -23,7 +23,7 @@ STATS = NodeStats(
 )
 NODE = NodeNumbers(
     version="0.1.0", compiled=True, is_running=True, stats=STATS, warnings=1, home=901, routes_advertised=2,
-    routes_approved=1, peers=3, active={"direct": 1, "relay": 0}, lanes=2, offloads={"udp_gso": True},
+    routes_approved=1, peers=3, active={"direct": 1, "relay": 0}, lanes=2, offloads={"udp_gso": True}, defects=6,
 )  # fmt: skip
 
 
@@ -58,6 +58,7 @@ def test_tailscales_names_with_tailscales_labels() -> None:
 
 def test_ours_tell_the_exact_reason_and_what_is_in_use() -> None:
     found = read(text(NODE))
+    assert found["ghostwire_defects_total"] == {(): 6}
     dropped = found["ghostwire_dropped_packets_total"]
     assert dropped[("inbound", "unknown-session")] == 50
     assert dropped[("outbound", "no-route")] == 9

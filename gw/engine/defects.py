@@ -1,12 +1,13 @@
-"""What a relay does about its own defects: count them, tell the log about some, and go on.
+"""What a program does about its own defects: count them, tell the log about some, and go on.
 
-A stranger may find a defect; it ends his connection or the one call that met it, never the loop of everybody. `guard`
+A stranger may find a defect; it ends their connection or the one call that met it, never the loop of everybody. `guard`
 is for calls that happen now and then; where many happen, the caller has `try`, which costs nothing, and `tell`.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Final, Protocol, final
 
@@ -19,9 +20,10 @@ COMPLAINT_BURST: Final = 10.0
 
 
 class Clock(Protocol):
-    """Whose time is passed on: the forwarding plane."""
+    """Monotonic seconds."""
 
-    now: float
+    @property
+    def now(self) -> float: ...
 
 
 @final
@@ -45,3 +47,15 @@ class Defects:
             call()
         except Exception:
             self.tell(what)
+
+
+@final
+class _Running:
+    """The time of this process."""
+
+    @property
+    def now(self) -> float:
+        return time.monotonic()
+
+
+of_node: Final = Defects(_Running())  # what `gwd` has met, whichever part of it
