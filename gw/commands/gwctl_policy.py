@@ -229,7 +229,8 @@ def set_policy(
 
     gwctl policy set policy.hujson
 
-    A running server takes it over at once. Next: gwctl policy why SRC DST:PORT
+    A running server takes it over at once. The text that is there already changes nothing.
+    Next: gwctl policy why SRC DST:PORT
     """
     from gw.commands.controlclient import ask, state_paths
     from gw.policy.toml import SUFFIX, from_toml
@@ -242,7 +243,8 @@ def set_policy(
     if remote.address():
         text = (sys.stdin.buffer.read() if file == "-" else _raw(Path(file))).decode(errors="surrogateescape")
         put = ask("PUT", "policy", body={"policy": text})
-        show(put, output, lambda: f"in force at {remote.address()}")
+        state = "unchanged" if put.get("unchanged") else "in force"
+        show(put, output, lambda: f"{state} at {remote.address()}")
         return
     path = state_paths().policy_file
     raw = sys.stdin.buffer.read() if file == "-" else _raw(Path(file))
@@ -250,8 +252,11 @@ def set_policy(
         raise UsageError("an empty policy", hint=f"to allow nothing, say so: {NOTHING.decode()}")
     text = from_toml(raw) if path.suffix == SUFFIX else raw
     answer = ask("POST", "policy", "check", body={"policy": text.decode(errors="surrogateescape"), "announce": True})
-    write_atomic(path, raw, path.stat().st_mode & 0o777 if path.exists() else 0o640)
-    show(answer, output, lambda: f"{path}: rules: {answer['rules']}, revision {answer['revision']}")
+    is_there = answer.get("unchanged") and path.exists() and path.read_bytes() == raw
+    if not is_there:
+        write_atomic(path, raw, path.stat().st_mode & 0o777 if path.exists() else 0o640)
+    state = "unchanged, " if is_there else ""
+    show(answer, output, lambda: f"{path}: {state}rules: {answer['rules']}, revision {answer['revision']}")
 
 
 @app.command("fmt")

@@ -109,13 +109,13 @@ class Commons:
         self._dns_config = None
         self._tailnet.publish(Change(ChangeKind.DNS))
 
-    def set_relay(self, key: int, doc: RelayRegionDoc | None) -> None:
-        """Take over a region of the relay map, or its removal."""
+    def set_relay(self, key: int, doc: RelayRegionDoc | None, event: str = "") -> None:
+        """Take over a region of the relay map, or its removal. event: its name in the trail, if not by what differs."""
         before = self.relays.get(key)
         if doc == before:
             return
         name = "relay-removed" if doc is None else "relay-added" if before is None else "relay-changed"
-        self._tailnet.record(name, f"relay:{key}", before, doc)
+        self._tailnet.record(event or name, f"relay:{key}", before, doc)
         if doc is None:
             del self.relays[key]
         else:

@@ -21,7 +21,13 @@ from gw.state.trail import Trail
 SECRET_FIELDS: Final = frozenset({"hash", "schema", "revision"})
 SERVER: Final = "server"
 HAND_EDIT: Final = "hand edit"
-_NOT_ADMINISTRATORS: Final = ("machine ", "anybody ", "oidc ")  # the last: a person who connects a device of their own
+RELAY: Final = "gwrelay "  # and its name: a relay that enters itself into the relay map
+_NOT_ADMINISTRATORS: Final = (
+    "machine ",
+    "anybody ",
+    RELAY,
+    "oidc ",
+)  # the last: a person who connects a device of their own
 
 _actor: ContextVar[str] = ContextVar("gw_actor", default=SERVER)
 

@@ -73,6 +73,10 @@ class PolicyFile:
         except PolicyError as error:
             raise GwError(f"{path.name}: {error.message}") from None
 
+    async def is_in_force(self, tailnet: Tailnet, text: bytes) -> bool:
+        """Whether the file says just this, and the tailnet follows it. Raises GwError where it cannot be read."""
+        return text == tailnet.policy.policy.text and text == (await self.read())[0]
+
     async def replace(self, tailnet: Tailnet, text: bytes, expected: str = "") -> datetime | None:
         """Put a text in force; returns when it was written. expected: revision of the one it replaces, if that matters.
 

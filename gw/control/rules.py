@@ -54,6 +54,8 @@ class Rules:
 
     def announce(self, text: bytes, before: bytes) -> None:
         """Somebody is about to write this text: the event trail shall name them, not a hand edit."""
+        if text == before:
+            return
         if self._tailnet.is_running:
             self._announced = (revision_of(text), events.actor())
         else:  # no server takes it over

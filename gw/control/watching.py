@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
-from gw.control.events import HAND_EDIT, acting_as
+from gw.control.events import HAND_EDIT, RELAY, acting_as
 from gw.control.tailnet import Tailnet
 from gw.errors import GwError
 from gw.policy.checks import FAILED
@@ -24,6 +24,7 @@ from gw.state.config import Config
 from gw.state.documents import ApiKeyDoc, NodeDoc, PreauthKeyDoc, RelayRegionDoc, UserDoc
 from gw.state.files import translate
 from gw.state.paths import StatePaths
+from gw.state.relayentries import entering_relay
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,11 @@ def take_over(change: ExternalChange, tailnet: Tailnet, paths: StatePaths) -> No
                 stuck = tailnet.commons.set_config(config)
             logger.info("config.toml was edited%s", f"; restart for: {', '.join(stuck)}" if stuck else "")
         case "relay", RelayRegionDoc() | None as doc:
+            entering = entering_relay(tailnet.commons.relays.get(int(change.key)), doc)
+            if entering:
+                with acting_as(RELAY + entering):
+                    tailnet.commons.set_relay(int(change.key), doc, "relay-entered")
+                return
             tailnet.commons.set_relay(int(change.key), doc)
         case "node", NodeDoc() | None as doc:
             fault = take_over_node(tailnet, int(change.key), doc)

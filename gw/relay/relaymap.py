@@ -12,6 +12,7 @@ from gw.state.documents import RelayNode, RelayRegionDoc
 from gw.state.files import make_folder, write_atomic
 from gw.state.migrations import MIGRATIONS
 from gw.state.paths import StatePaths
+from gw.state.relayentries import entered
 
 
 def enter_map(paths: StatePaths, settings: Settings, certificate_pin: str, relay_key: bytes) -> None:
@@ -33,6 +34,7 @@ def enter_map(paths: StatePaths, settings: Settings, certificate_pin: str, relay
         relay_key=relay_key.hex() if quic else "",
         can_port80=settings.http != "off" and split_listen(settings.http)[1] == 80,
     )
+    node = entered(node, settings.region_code, settings.region_name)
     before = read_region(paths, settings.region_id)
     others = [each for each in before.nodes if each.name != node.name] if before is not None else []
     region = RelayRegionDoc(

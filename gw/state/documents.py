@@ -131,7 +131,10 @@ class ApiKeyDoc(Document, frozen=True, kw_only=True):
 
 
 class RelayNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One server of a region; the fields are those of `DERPNode`."""
+    """One server of a region; the fields are those of `DERPNode`.
+
+    entered: of one that a `gwrelay` wrote itself (`gw.state.relayentries`); nodes do not get it.
+    """
 
     name: str
     region_id: int = 0  # 0 = the region's
@@ -147,6 +150,7 @@ class RelayNode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     can_port80: bool = False
     quic_port: int = 0  # UDP, 0 = no QUIC
     relay_key: str = ""  # 64 hex digits, for clients over QUIC
+    entered: str = ""
 
 
 class RelayRegionDoc(Document, frozen=True, kw_only=True):
@@ -166,6 +170,7 @@ class RelayRegionDoc(Document, frozen=True, kw_only=True):
         nodes = []
         for node in self.nodes:
             fields = msgspec.structs.asdict(node)
+            del fields["entered"]
             fields["region_id"] = node.region_id or self.region_id
             nodes.append(DERPNode(**fields))
         return DERPRegion(region_id=self.region_id, region_code=self.code, region_name=self.name, nodes=nodes)

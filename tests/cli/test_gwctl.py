@@ -323,6 +323,23 @@ def test_a_running_server_is_backed_up_undone_and_restored_elsewhere(served: Run
 
 
 @pytest.mark.parametrize("mode", ["ready", "served"])
+def test_a_policy_that_is_there_already_is_no_change(mode: str, request: pytest.FixtureRequest, state: Path) -> None:
+    gwctl: Run = request.getfixturevalue(mode)
+    file, own = state / "new.hujson", state / "policy.hujson"
+    file.write_text('{"grants": []}')
+    assert good(gwctl("policy", "set", str(file))).startswith(f"{own}: rules: 0, revision ")
+    written, told = own.stat().st_mtime_ns, data(gwctl("events", "--event", "policy-*", "--json"))
+    until = time.monotonic() + 20
+    while not told:  # a running server tells it when it has taken the file over
+        assert time.monotonic() < until
+        told = data(gwctl("events", "--event", "policy-*", "--json"))
+    assert good(gwctl("policy", "set", str(file))).startswith(f"{own}: unchanged, rules: 0, revision ")
+    assert data(gwctl("policy", "set", str(file), "--json"))["unchanged"] is True
+    assert own.stat().st_mtime_ns == written
+    assert data(gwctl("events", "--event", "policy-*", "--json")) == told
+
+
+@pytest.mark.parametrize("mode", ["ready", "served"])
 def test_the_relay_map_is_changed_with_and_without_a_server(
     mode: str, request: pytest.FixtureRequest, state: Path
 ) -> None:

@@ -24,16 +24,20 @@ class PolicyText(msgspec.Struct):
     announce: bool = False
 
 
-class PolicyAnswer(msgspec.Struct, rename="camel"):
+class PolicyAnswer(msgspec.Struct, rename="camel", omit_defaults=True):
+    """unchanged: what was put is what was there; nothing was written."""
+
     policy: str
     updated_at: str | None
+    unchanged: bool = False
 
 
-class CheckAnswer(msgspec.Struct):
-    """rules: how many; revision: a short name of the text."""
+class CheckAnswer(msgspec.Struct, omit_defaults=True):
+    """rules: how many; revision: a short name of the text. unchanged: it is the policy's already."""
 
     rules: int
     revision: str
+    unchanged: bool = False
 
 
 class Health(msgspec.Struct, rename="camel"):
@@ -47,7 +51,11 @@ async def get_policy(call: Call) -> Answer:
 
 async def put_policy(call: Call) -> Answer:
     text = call.read(PolicyText).policy.encode(errors="surrogateescape")
-    updated = await policy_file(call.tailnet).replace(call.tailnet, text)
+    file = policy_file(call.tailnet)
+    if await file.is_in_force(call.tailnet, text):
+        _, written = await file.read()
+        return PolicyAnswer(text.decode(errors="replace"), time_shape(written), unchanged=True)
+    updated = await file.replace(call.tailnet, text)
     return PolicyAnswer(text.decode(errors="replace"), time_shape(updated))
 
 
@@ -55,13 +63,15 @@ async def check_policy(call: Call) -> Answer:
     asked = call.read(PolicyText)
     text = asked.policy.encode(errors="surrogateescape")
     policy = checked(call.tailnet, text)
+    is_there = False
     if asked.announce:
         try:
             before, _ = await policy_file(call.tailnet).read()
         except GwError:  # broken: it is about to be replaced
             before = b""
+        is_there = text == before
         call.tailnet.rules.announce(text, before)
-    return CheckAnswer(len(policy.grants or ()), revision_of(text))
+    return CheckAnswer(len(policy.grants or ()), revision_of(text), is_there)
 
 
 async def topology(call: Call) -> Answer:

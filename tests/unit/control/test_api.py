@@ -285,6 +285,11 @@ async def test_a_policy_is_read_and_written_and_events_name_the_writer(api: Clie
     assert tailnet.policy.policy.text == wanted.encode()
     assert (tailnet.folder / "policy.hujson").read_text() == wanted
     assert (api.world.events[-1].event, api.world.events[-1].actor[:7]) == ("policy-changed", "API key")
+    assert "unchanged" not in answer.json
+    told, written = len(api.world.events), (tailnet.folder / "policy.hujson").stat().st_mtime_ns
+    again = await api("PUT", "/api/v1/policy", {"policy": wanted})
+    assert (again.status, again.json) == (200, {**answer.json, "unchanged": True})
+    assert (len(api.world.events), (tailnet.folder / "policy.hujson").stat().st_mtime_ns) == (told, written)
     refused = await api("PUT", "/api/v1/policy", {"policy": "{"})
     assert (refused.status, refused.json["code"]) == (400, 3)
     assert (tailnet.folder / "policy.hujson").read_text() == wanted

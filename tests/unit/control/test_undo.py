@@ -167,6 +167,27 @@ async def test_a_hand_edit_is_taken_back_by_hand(admin: Admin) -> None:
         await admin.takes_back()
 
 
+async def test_a_relay_that_enters_itself_does_not_stand_in_the_way(admin: Admin) -> None:
+    from gw.state.documents import RelayNode, RelayRegionDoc
+    from gw.state.relayentries import entered
+
+    node = await admin.world.node()
+    await admin.does(admin.tailnet.rename(node, "nas"))
+    own = entered(RelayNode(name="900a", host_name="a.test"), "gw", "GW")
+    doc = RelayRegionDoc(region_id=900, code="gw", name="GW", nodes=[own])
+    take_over(ExternalChange("relay", 900, doc), admin.tailnet, StatePaths(Path("/state")))
+    told = admin.world.events[-1]
+    assert (told.event, told.actor, told.subject) == ("relay-entered", "gwrelay 900a", "relay:900")
+    assert admin.tailnet.commons.relays[900] == doc
+    assert await admin.takes_back() == ["node nas: given_name = 'box'"]
+    by_hand = doc.edited(nodes=[msgspec.structs.replace(own, host_name="b.test")])
+    await admin.does(admin.tailnet.rename(node, "nas"))
+    take_over(ExternalChange("relay", 900, by_hand), admin.tailnet, StatePaths(Path("/state")))
+    assert admin.world.events[-1].event == "relay-changed"
+    with pytest.raises(Conflict, match="hand edit: `relay 900`"):
+        await admin.takes_back()
+
+
 async def test_a_policy_comes_back_and_its_file_too(admin: Admin, tmp_path: Path) -> None:
     from gw.control.policyfile import policy_file
 
