@@ -122,7 +122,10 @@ class TrainSocket:
     def send_train(self, data: bytes, segment: int, target: Any) -> int:
         """The same for one: datagrams of `segment` bytes each, the last may be shorter."""
         size = len(data)
-        if size > segment and self.gso and size <= MAX_TRAIN_BYTES and size <= segment * MAX_SEGMENTS:
+        if size > segment and self.gso:
+            most = segment * max(1, min(MAX_SEGMENTS, MAX_TRAIN_BYTES // segment))
+            if size > most:
+                return self.send([(data[at : at + most], segment, target) for at in range(0, size, most)])
             try:
                 control = [(SOL_UDP, UDP_SEGMENT, _SIZE.pack(segment))]
                 if type(target) is Source:
@@ -144,7 +147,7 @@ class TrainSocket:
                 self.unsent += 1
             except OSError as error:
                 failed = error.errno or errno.EIO
-        if size > segment and self.gso and not failed:  # trains are not possible here, or only this one was not
+        if size > segment and self.gso and not failed:  # it was this that was refused, not its datagrams
             self._refused += 1
             self.gso = self._refused < REFUSED_TRAINS
         return failed
