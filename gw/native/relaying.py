@@ -53,7 +53,7 @@ DATAGRAM_FORWARD: Final = 0x07
 DATAGRAM_HEAD_BYTES: Final = 34  # frame type, kind, key
 FLOW_HEAD_BYTES: Final = 5  # frame type, kind, number
 FORWARD_FLOW_HEAD_BYTES: Final = 8
-FLOW_AFTER: Final = 8  # packets with a key, before it gets a number
+FLOW_AFTER: Final = 8  # packets with a key, before a number is asked for
 MAX_COUNTED: Final = 512
 
 _RECV_HEAD: Final = b"\x05"
@@ -409,7 +409,7 @@ class Switch:
         if count == 1 and len(counts) >= MAX_COUNTED:
             counts.clear()
         counts[key] = count
-        if count == FLOW_AFTER:
+        if count % FLOW_AFTER == 0:  # again and again: the number may have made room for another, or its key been away
             port.wants.append(key)
 
     def forwarded(self, port: Port, keys: bytes, packet: bytes) -> None:

@@ -21,7 +21,7 @@ from gw.errors import WireError
 from gw.wire.derp.frames import encode
 from gw.wire.quic import frames
 
-OPEN_AFTER: Final = 8  # packets by key
+OPEN_AFTER: Final = 8  # packets by key, and again while there is no number
 MAX_FLOWS: Final = 512  # of a client, in each direction
 MAX_MESH_FLOWS: Final = 4096
 MAX_NUMBER: Final = (1 << 24) - 1
@@ -108,7 +108,7 @@ class Flows:
 
 @final
 class Counter:
-    """Which keys have had OPEN_AFTER packets."""
+    """Which keys have had OPEN_AFTER packets without a number, and as many again."""
 
     def __init__(self) -> None:
         self._counts: dict[bytes, int] = {}
@@ -119,4 +119,4 @@ class Counter:
         if len(counts) >= MAX_FLOWS and key not in counts:
             counts.clear()
         count = counts[key] = counts.get(key, 0) + 1
-        return count == OPEN_AFTER
+        return count % OPEN_AFTER == 0

@@ -390,6 +390,24 @@ def test_numbers_take_the_place_of_keys(fast: bool) -> None:
     assert len(datagram) == 504
 
 
+def test_a_source_whose_number_made_room_gets_another() -> None:
+    """It was asked for once a connection: after a number was lost packets carried the key for good."""
+    house = House()
+    street = Street(house)
+    bob = QuicGuest(street, 2)
+    client = next(each for each in street.port._all if each.session.port.key == bob.key.raw)
+    flows = client.session._outflow.flows  # type: ignore[attr-defined]
+    sources = [QuicGuest(street, number) for number in (3, 4, 5)]
+    flows.limit = 2
+    for _ in range(3):
+        for source in sources:
+            for _ in range(20):
+                source.send(bob.key, b"\x04" + bytes(100))
+                street.run(0.005)
+            street.run(0.1)
+            assert source.key.raw in house.switch.local[bob.key.raw].numbers
+
+
 def test_numbers_let_the_usual_packet_through_where_keys_do_not() -> None:
     """1,312 bytes of a tunnel's packet at a path of 1,349: one datagram instead of two."""
     street = Street(House())

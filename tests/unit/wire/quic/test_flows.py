@@ -7,9 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gw.errors import WireError
-from gw.wire.derp.frames import FrameReader
-from gw.wire.quic import flows, frames
-from gw.wire.quic.flows import Flows
+from gw.model.keys import NodeKey, NodeSecret, RelaySecret
+from gw.wire.derp.frames import PEER_GONE, FrameReader, encode
+from gw.wire.derp.handshake import RelayIdentity
+from gw.wire.quic import datagrams, flows, frames
+from gw.wire.quic.client import RelayClient
+from gw.wire.quic.flows import OPEN_AFTER, Counter, Flows
+from gw.wire.x25519 import clamp
 
 
 def key(number: int) -> bytes:
@@ -89,6 +93,51 @@ def test_a_peer_that_is_gone_needs_no_number() -> None:
     tell(sender, receiver, sender.forget(key(1)))
     assert numbers == keys == {}
     assert sender.forget(key(1)) == b""
+
+
+def test_a_key_that_comes_back_gets_a_number_again() -> None:
+    """A peer that restarted had its packets carry the key for as long as the connection lived."""
+    sender, numbers, receiver, _ = pair()
+    counter = Counter()
+    for _ in range(3):
+        for _ in range(OPEN_AFTER):
+            assert key(1) not in numbers
+            if counter.is_due(key(1)):
+                tell(sender, receiver, sender.want(key(1)))
+        assert key(1) in numbers
+        tell(sender, receiver, sender.forget(key(1)))
+
+
+def test_a_key_whose_number_made_room_gets_another() -> None:
+    sender, numbers, receiver, _ = pair(limit=2)
+    counter = Counter()
+    for _ in range(20):
+        for number in range(3):
+            for _ in range(OPEN_AFTER):
+                if key(number) not in numbers and counter.is_due(key(number)):
+                    tell(sender, receiver, sender.want(key(number)))
+            assert key(number) in numbers
+
+
+def test_a_peer_of_a_client_that_comes_back_gets_a_number_again() -> None:
+    relay = RelayIdentity(RelaySecret(clamp(b"\x42" * 32)))
+    client = RelayClient(NodeSecret(clamp(b"\x21" * 32)), lambda: bytes(24), relay_key=relay.key)
+    client.is_connected = True
+    peer = NodeKey(b"p" * 32)
+    used = set()
+    for _ in range(3):
+        for _ in range(OPEN_AFTER):
+            (datagram,) = client.wrap(peer, b"\x04" + bytes(100), 1200)
+            assert datagram[0] == datagrams.DATA_KEY
+        ((kind, body),) = cut(client.data_to_send())
+        assert (kind, body[3:]) == (frames.FLOW_OPEN, peer.raw)
+        assert body[:3] not in used
+        used.add(body[:3])
+        client.feed(encode(frames.FLOW_OK, body[:3]), 0)
+        (datagram,) = client.wrap(peer, b"\x04" + bytes(100), 1200)
+        assert datagram[:4] == b"\0" + body[:3]
+        client.feed(encode(PEER_GONE, peer.raw + b"\0"), 0)
+        assert cut(client.data_to_send()) == [(frames.FLOW_CLOSE, body[:3] + bytes([flows.UNUSED]))]
 
 
 def test_numbers_end_some_day() -> None:
