@@ -60,7 +60,7 @@ class Outflow:
 
     def flow_untrusted(self, kind: int, body: bytes) -> None:
         """A FLOW_OPEN, FLOW_OK or FLOW_CLOSE of the other end. Raises WireError. Who takes no answers gets none."""
-        if self._link.unsent <= frames.MAX_UNSENT_BYTES:
+        if kind != frames.FLOW_OPEN or self._link.unsent <= frames.MAX_UNSENT_BYTES:
             answer = self.flows.frame_untrusted(kind, body)
             if answer:
                 self._link.send_stream(answer)

@@ -123,6 +123,18 @@ def test_a_defect_that_a_change_of_the_limit_meets_ends_that_client_only() -> No
     assert _served(street, alice).session.tokens is not None  # type: ignore[attr-defined]
 
 
+def test_who_takes_no_answers_may_still_close_its_flows() -> None:
+    street = Street(House())
+    client = _served(street, QuicGuest(street, 1))
+    port, outflow = client.session.port, client.session._outflow  # type: ignore[attr-defined]
+    outflow.flow_untrusted(frames.FLOW_OPEN, b"\0\0\7" + bytes(32))
+    client.session.link.connection.send_stream_data(0, bytes(frames.MAX_UNSENT_BYTES + 1))
+    outflow.flow_untrusted(frames.FLOW_OPEN, b"\0\0\x08" + bytes(32))  # no answer may wait for it
+    assert list(port.keys) == [b"\0\0\7"]
+    outflow.flow_untrusted(frames.FLOW_CLOSE, b"\0\0\7\0")
+    assert not port.keys
+
+
 def test_timers_of_a_client_that_sends_stay_few() -> None:
     """Every packet left one more entry behind, each of which then ordered the next."""
     street = Street(House())
