@@ -67,34 +67,66 @@ _FORWARD_HEAD: Final = b"\x0a"
 @final
 @mypyc_attr(native_class=True)
 class FairQueue:
-    """Frames that wait for one client, by source."""
+    """Frames that wait for one client, by source. A full one drops the oldest of the source that has most, at a cost
+    that does not grow with the number of sources."""
 
     def __init__(self, limit: i64) -> None:
         self.limit: i64 = limit
         self.count: i64 = 0
-        self.sources: dict[bytes, list[bytes]] = {}
+        self.sources: dict[bytes, list[bytes]] = {}  # none of them empty
+        self.ranks: dict[int, dict[bytes, bool]] = {}  # frames → sources that have so many; since it was full
+        self.most: int = 0  # frames of one source
         self.loser: bytes = b""  # whose frame was the last to go
 
     def put(self, source: bytes, frame: bytes) -> int:
         """Queue a frame; returns the bytes of the one that had to go for it, 0 for none."""
         dropped: int = 0
         if self.count >= self.limit:
-            longest: list[bytes] = []
-            for key, queue in self.sources.items():
-                if len(queue) > len(longest):
-                    longest = queue
-                    self.loser = key
-            dropped = len(longest[0])
-            del longest[0]
-            self.count -= 1
+            if not self.ranks:
+                self._rank()
+            dropped = self._drop()
         mine = self.sources.get(source)
         if mine is None:
-            if len(self.sources) >= self.limit:  # sources whose last packet went
-                self.sources = {key: queue for key, queue in self.sources.items() if queue}
             mine = []
             self.sources[source] = mine
+        if self.ranks:
+            self._move(source, len(mine), len(mine) + 1)
         mine.append(frame)
         self.count += 1
+        return dropped
+
+    def _rank(self) -> None:
+        for source, queue in self.sources.items():
+            self._move(source, 0, len(queue))
+
+    def _move(self, source: bytes, before: int, now: int) -> None:
+        """It has `now` frames instead of `before`."""
+        if before > 0:
+            left = self.ranks[before]
+            del left[source]
+            if not left:
+                del self.ranks[before]
+        if now > 0:
+            rank = self.ranks.get(now)
+            if rank is None:
+                self.ranks[now] = {source: True}
+            else:
+                rank[source] = True
+        if now > self.most:
+            self.most = now
+
+    def _drop(self) -> int:
+        source = next(iter(self.ranks[self.most]))
+        queue = self.sources[source]
+        dropped = len(queue[0])
+        del queue[0]
+        self.count -= 1
+        self.loser = source
+        self._move(source, len(queue) + 1, len(queue))
+        if not queue:
+            del self.sources[source]
+        if self.most not in self.ranks:
+            self.most -= 1  # its last one has one less now
         return dropped
 
     def take_all(self) -> list[bytes]:
@@ -102,6 +134,8 @@ class FairQueue:
         taken: list[bytes] = []
         queues = list(self.sources.values())
         self.sources = {}
+        self.ranks = {}
+        self.most = 0
         self.count = 0
         if len(queues) == 1:
             return queues[0]

@@ -22,6 +22,8 @@ from gw.wire.derp import frames
 
 DUPLICATE: Final = "another client uses the same node key: only the one that spoke last receives"
 
+MIN_LEFT: Final = 256
+
 
 @final
 class Presence:
@@ -37,6 +39,7 @@ class Presence:
         self.sibling_watchers: set[Port] = set()
         self.mesh_watchers: set[Port] = set()
         self.duplicates = 0
+        self._left = 0  # keys, since it was last forgotten whom packets had reached
 
     # Our own connections
 
@@ -109,6 +112,20 @@ class Presence:
         if not self.is_here(port.key):
             self._tell(self.mesh_watchers, gone)
         self._if_gone(port.key)
+        self._left += 1
+        if self._left > max(MIN_LEFT, len(self.holders)):
+            self._left = 0
+            self._forget_who_left()
+
+    def _forget_who_left(self) -> None:
+        """Of those whom packets reached. As many left as are here now, so that each pays a small share of the look."""
+        reached, local = self.switch.reached, self.switch.local
+        for source, known in list(reached.items()):
+            here = {key for key in known if key in local}
+            if here:
+                reached[source] = here
+            else:
+                del reached[source]
 
     def strike(self, port: Port) -> None:
         """A connection is gone, and `leave` may have met a defect: at least nothing is given to it any more."""

@@ -21,16 +21,25 @@ def test_a_queue_keeps_the_newest_of_each_source_in_order_and_drops_from_the_gre
         count = sum(len(each) for each in model.values())
         dropped = queue.put(source, frame)
         if count >= limit:
-            longest = max(model.values(), key=len)
+            longest = model[queue.loser]
+            assert len(longest) == max(map(len, model.values()))
             assert dropped == len(longest.pop(0))
         else:
             assert dropped == 0
-        if source not in model and len(model) >= limit:
-            model = {key: each for key, each in model.items() if each}  # the oldest source is the first of equals
         model.setdefault(source, []).append(frame)
+        assert {key: each for key, each in model.items() if each} == queue.sources  # no empty one is kept
+        assert queue.count == sum(map(len, queue.sources.values())) <= limit
     taken = queue.take_all()
     assert sorted(taken) == sorted(frame for each in model.values() for frame in each)
     assert queue.take_all() == []
+
+
+def test_a_queue_is_as_good_as_new_when_it_was_emptied() -> None:
+    queue = FairQueue(4)
+    for round_ in range(3):
+        for number in range(20):
+            queue.put(b"%d" % (number % 3), b"%d %d" % (round_, number))
+        assert len(queue.take_all()) == 4
 
 
 def test_sources_take_turns() -> None:
