@@ -16,7 +16,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -189,6 +189,10 @@ class PathFinder:
             peer = self._peers.get(key)
             if peer is not None:
                 self._call(peer, now)
+
+    def set_own_hosts(self, hosts: Collection[str]) -> None:
+        """All addresses of this host's interfaces: no peer has us look for a relay there."""
+        self._vias.own_hosts = frozenset(hosts)
 
     def direct_path(self, key: NodeKey, now: float) -> tuple[AddrPort, float] | None:
         """The trusted direct path and its latency in seconds, or None."""

@@ -2,7 +2,8 @@
 
     bind ──▶ challenge ──▶ answer, ping ──▶ pong        each again after a second: datagrams get lost
 
-A peer may call us to any relay, so there are few handshakes at a time, each ends, and none leads to this host itself.
+A peer may call us to any relay, so there are few handshakes at a time, each ends, and none leads to this host itself:
+not to its loopback, see below, nor to its other addresses, which `ViaFinder.called` takes out.
 
 Ref: spec relay-and-path §6; tailscale wgengine/magicsock/relaymanager.go
 """
@@ -56,7 +57,7 @@ class ViaHandshakes:
         if (endpoint.server, endpoint.vni) in self._peers:
             return False  # another peer's, or forged
         if before is not None:
-            self._ended(before)
+            self._ended(peer, before)
         generation = next(self._generations) & 0xFFFFFFFF or next(self._generations)
         handshake = Handshake(endpoint, generation, now + min(endpoint.bind_s, HANDSHAKE_S), now, BINDS, PINGS)
         peer.handshakes[endpoint.server] = handshake
@@ -70,7 +71,7 @@ class ViaHandshakes:
         for server, handshake in list(peer.handshakes.items()):
             if handshake.until <= now:
                 del peer.handshakes[server]
-                self._ended(handshake)
+                self._ended(peer, handshake)
             elif handshake.next_at <= now:
                 self._step(peer, handshake, now)
 
@@ -85,10 +86,10 @@ class ViaHandshakes:
             or (message.kind, message.vni, message.generation, message.remote)
             != (CHALLENGE, vni, handshake.generation, peer.disco)
             or vni != handshake.endpoint.vni
+            or not self._table.claim(peer, source, vni, now)
         ):
             return
         handshake.relay, handshake.challenge = source, message.challenge
-        self._table.legs[source, vni] = peer.key
         self._step(peer, handshake, now)
 
     def pinged(self, peer: ViaPeer, source: AddrPort, vni: int, now: float) -> None:
@@ -113,15 +114,15 @@ class ViaHandshakes:
         """It is the peer's way now, and its leg too."""
         self._peers.pop((way.endpoint.server, way.via.vni), None)
 
-    def refused(self, way: Way) -> None:
+    def refused(self, peer: ViaPeer, way: Way) -> None:
         """The peer has a better one."""
         self.took(way)
-        self._table.release(way.via.address, way.via.vni)
+        self._table.release(peer.key, way.via.address, way.via.vni)
 
     def end(self, peer: ViaPeer) -> None:
         """All of the peer's."""
         for handshake in peer.handshakes.values():
-            self._ended(handshake)
+            self._ended(peer, handshake)
         peer.handshakes.clear()
 
     def _step(self, peer: ViaPeer, handshake: Handshake, now: float) -> None:
@@ -144,13 +145,13 @@ class ViaHandshakes:
             self._mail.ping(peer.disco, handshake.pings, Via(handshake.relay, endpoint.vni), now)
         self._table.look(handshake.next_at, peer)
 
-    def _ended(self, handshake: Handshake) -> None:
+    def _ended(self, peer: ViaPeer, handshake: Handshake) -> None:
         self._peers.pop((handshake.endpoint.server, handshake.endpoint.vni), None)
         if handshake.relay is not None:
-            self._table.release(handshake.relay, handshake.endpoint.vni)
+            self._table.release(peer.key, handshake.relay, handshake.endpoint.vni)
 
 
 def _is_usable(address: AddrPort) -> bool:
-    """Whether a relay may be there: a peer does not make us speak to this host's own services, or to many at once."""
+    """Whether a relay may be there at all: not on a loopback, where our own services are, nor at many hosts at once."""
     host = ipaddress.ip_address(address.host)
     return bool(address.port) and not (host.is_loopback or host.is_multicast or host.is_unspecified or host.is_reserved)

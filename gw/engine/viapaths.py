@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Final, final
 
 from gw.engine.peerpath import HEARTBEAT_S, NEVER, SESSION_ACTIVE_S, TRUST_S, Via, is_better
@@ -56,6 +57,7 @@ class ViaFinder:
         self._peers, self._legs = self._table.peers, self._table.legs
         self._mail = ViaMail(envelopes, node, random_bytes, peers_of)
         self._handshakes = ViaHandshakes(self._mail, self._table, self._generations)
+        self.own_hosts: frozenset[str] = frozenset()  # addresses of this host, all of them
         self.out: Final = self._mail.out
         self.changed: list[NodeKey] = []  # whose `via` may be another now
         self.pongs: list[tuple[int, NodeKey, float, Via]] = []  # for who asked: who, peer, latency, way
@@ -119,7 +121,10 @@ class ViaFinder:
         endpoint = message.endpoint
         if endpoint.clients == pair_of(self._envelopes.key, disco) and now - peer.called_at >= CALL_GAP_S:
             peer.called_at = now
-            self._handshakes.begin(peer, endpoint, now)
+            # a relay on this host is none that a peer calls us to: we ask it ourselves, where the relay map has it
+            elsewhere = tuple(each for each in endpoint.addresses if each.host not in self.own_hosts)
+            if elsewhere:
+                self._handshakes.begin(peer, replace(endpoint, addresses=elsewhere), now)
 
     def feed_server(self, datagram: bytes, now: float) -> None:
         """A disco datagram that a relay sent us from its own key, by DERP."""
@@ -278,7 +283,7 @@ class ViaFinder:
             self._table.look(found.beat_at, peer)
             self._trust(peer, found, now)
         else:
-            self._handshakes.refused(found)
+            self._handshakes.refused(peer, found)
 
     def _trust(self, peer: ViaPeer, way: Way, now: float) -> None:
         way.heard, way.trust_until = now, now + TRUST_S
@@ -297,5 +302,5 @@ class ViaFinder:
         if way is not None:
             for tx_id in tuple(way.pings):
                 self._mail.lost(way.pings, tx_id)
-            self._table.release(way.via.address, way.via.vni)
+            self._table.release(peer.key, way.via.address, way.via.vni)
             self.changed.append(peer.key)

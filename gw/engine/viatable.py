@@ -66,6 +66,13 @@ class ViaPeer:
     handshakes: dict[DiscoKey, Handshake] = field(default_factory=dict)
     way: Way | None = None
 
+    def is_at(self, address: AddrPort, vni: int, now: float) -> bool:
+        """Whether its way, trusted, or a handshake of it is there."""
+        way = self.way
+        if way is not None and way.via == Via(address, vni) and now <= way.trust_until:
+            return True
+        return any((each.relay, each.endpoint.vni) == (address, vni) for each in self.handshakes.values())
+
 
 @final
 class ViaTable:
@@ -77,12 +84,24 @@ class ViaTable:
         self._due: list[tuple[float, int, NodeKey]] = []
         self._serial = itertools.count(1)
 
-    def release(self, address: AddrPort, vni: int) -> None:
-        """A handshake or a way there has ended; the leg stays where a way of the same name goes on."""
+    def claim(self, peer: ViaPeer, address: AddrPort, vni: int, now: float) -> bool:
+        """The leg is this peer's from now on; False where another peer's way or handshake is there.
+
+        Numbers are the relay's, and whoever calls us to one of their own may name any.
+        """
         key = self.legs.get((address, vni))
-        peer = self.peers.get(key) if key is not None else None
-        if peer is None or peer.way is None or peer.way.via != Via(address, vni):
-            self.legs.pop((address, vni), None)
+        holder = self.peers.get(key) if key is not None else None
+        if holder is not None and holder is not peer and holder.is_at(address, vni, now):
+            return False
+        self.legs[address, vni] = peer.key
+        return True
+
+    def release(self, key: NodeKey, address: AddrPort, vni: int) -> None:
+        """A handshake or a way of this peer there has ended; the leg stays where a way of the same name goes on."""
+        if self.legs.get((address, vni)) == key:
+            peer = self.peers.get(key)
+            if peer is None or peer.way is None or peer.way.via != Via(address, vni):
+                del self.legs[address, vni]
 
     def look(self, when: float, peer: ViaPeer) -> None:
         """Have the peer among those that are due then."""

@@ -21,7 +21,7 @@ from gw.relay.peerrelay import PeerRelay
 from gw.wire import geneve
 from gw.wire.disco.envelope import Envelopes, sender
 from gw.wire.disco.messages import Ping, encode
-from gw.wire.disco.udprelay import CallMeMaybeVia, RelayEndpoint, pair_of
+from gw.wire.disco.udprelay import CHALLENGE, Bind, CallMeMaybeVia, RelayEndpoint, pair_of
 
 RELAY_AT = AddrPort("192.0.2.9", 3478)
 RELAY_KEY = NodeKey(bytes([99]) * 32)
@@ -300,6 +300,85 @@ def test_a_peer_does_not_make_us_speak_to_our_own_host(world: World) -> None:
     )
     out, _ = finder.poll(world.now)
     assert [each.to.host for each in out if isinstance(each, ToUdp)] == ["192.0.2.66"]
+
+
+def called_to(world: World, by: DiscoSecret, node: NodeKey, server: Envelopes, hosts: list[AddrPort], vni: int) -> None:
+    """A peer calls `a` to a relay of its own."""
+    finder, peer = world.finders["a"], Envelopes(by)
+    endpoint = RelayEndpoint(server.key, pair_of(finder.disco_key, peer.key), 1, vni, 30.0, 300.0, tuple(hosts))
+    call = peer.seal(finder.disco_key, randoms(vni)(24), encode(CallMeMaybeVia(endpoint)))
+    finder.feed_relay(call, REGION, node, world.now)
+
+
+def test_a_peer_does_not_make_us_look_for_a_relay_at_our_own_addresses(world: World) -> None:
+    """They are this host as much as its loopback is: a peer had us send to any UDP port of it."""
+    finder = world.finders["a"]
+    finder.set_own_hosts({"198.51.100.1", "fd00::1", "100.64.0.1"})
+    server = Envelopes(DiscoSecret(bytes([55]) * 32))
+    own = [AddrPort("198.51.100.1", 53), AddrPort("fd00::1", 53), AddrPort.of("::ffff:100.64.0.1", 53)]
+    called_to(world, world.secrets["b"], NODES["b"], server, own, 7)
+    assert len(finder._vias._handshakes) == 0
+    world.now += 1
+    called_to(world, world.secrets["b"], NODES["b"], server, [*own, AddrPort("192.0.2.66", 53)], 7)
+    for _ in range(8):
+        out, _ = finder.poll(world.now)
+        assert {each.to.host for each in out if isinstance(each, ToUdp)} <= {"192.0.2.66"}
+        world.now += 1
+    assert len(finder._vias._handshakes) == 1
+
+
+def test_a_relay_on_our_own_host_is_used_where_we_have_asked_it(world: World) -> None:
+    """One box may be relay and node."""
+    world.finders["a"].set_own_hosts({RELAY_AT.host})
+    world.run(5)
+    assert all(via is not None and via.address == RELAY_AT for via in world.vias())
+
+
+MALLORY = DiscoSecret(bytes([66]) * 32)
+MALLORYS_NODE = NodeKey(bytes([166]) * 32)
+
+
+def challenge(world: World, server: Envelopes, vni: int, source: AddrPort) -> None:
+    """Mallory's relay answers the newest bind of `a`, as if it were where another relay is."""
+    finder = world.finders["a"]
+    peer = finder._vias._peers[MALLORYS_NODE]
+    generation = peer.handshakes[server.key].generation
+    message = encode(Bind(CHALLENGE, vni, generation, Envelopes(MALLORY).key, bytes(32)))
+    head = geneve.encode(geneve.Header(geneve.DISCO, vni, control=True))
+    finder.feed_via(head + server.seal(finder.disco_key, randoms(99)(24), message), source, world.now)
+
+
+def test_a_peer_does_not_take_the_leg_of_another(world: World) -> None:
+    """A leg says whose key opens what comes there: the other peer was cut off."""
+    world.run(5)
+    via = next(world.vias())
+    assert via is not None
+    finder, server = world.finders["a"], Envelopes(DiscoSecret(bytes([77]) * 32))
+    finder.set_peer(MALLORYS_NODE, Envelopes(MALLORY).key, REGION, [], world.now)
+    called_to(world, MALLORY, MALLORYS_NODE, server, [AddrPort("192.0.2.66", 9)], via.vni)
+    challenge(world, server, via.vni, via.address)
+    assert finder.via_at(via.address, via.vni) == NODES["b"]
+    world.run(40)  # the handshake that came to nothing has ended
+    assert finder.via_at(via.address, via.vni) == NODES["b"]
+    assert list(world.vias()) == [via, via]
+
+
+def test_a_leg_that_its_holder_has_left_is_free(world: World) -> None:
+    """A relay that was restarted may give a number again. The old holder's end takes nothing from the new one."""
+    world.run(5)
+    via = next(world.vias())
+    assert via is not None
+    finder, server = world.finders["a"], Envelopes(DiscoSecret(bytes([77]) * 32))
+    finder.set_peer(MALLORYS_NODE, Envelopes(MALLORY).key, REGION, [], world.now)
+    world.lose = lambda name, datagram: True
+    world.run(8)
+    called_to(world, MALLORY, MALLORYS_NODE, server, [AddrPort("192.0.2.66", 9)], via.vni)
+    challenge(world, server, via.vni, via.address)
+    assert finder.via_at(via.address, via.vni) == MALLORYS_NODE
+    finder.remove_peer(NODES["b"])
+    assert finder.via_at(via.address, via.vni) == MALLORYS_NODE
+    finder.remove_peer(MALLORYS_NODE)
+    assert finder.via_at(via.address, via.vni) is None
 
 
 def test_a_stranger_s_ping_through_the_relay_gets_no_answer(world: World) -> None:
