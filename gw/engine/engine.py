@@ -146,6 +146,7 @@ class Engine:
         self._netcheck = NetCheck(os.urandom)
         self._own = OwnEndpoints()
         self._peers: dict[NodeKey, PeerConfig] = {}
+        self._relaying_peers: frozenset[NodeKey] = frozenset()
         self._local: tuple[Address, ...] = ()
         self._shields_up = False
         self._map = DERPMap(regions={})
@@ -268,6 +269,10 @@ class Engine:
         self._paths.allow_vias(may_use)
         self._pump()
 
+    def set_relaying_peers(self, keys: frozenset[NodeKey]) -> None:
+        """Peers that may be asked to relay UDP to others."""
+        self._relaying_peers = keys
+
     def begin_session(self, key: NodeKey) -> None:
         """Have a WireGuard handshake with the peer now: it may hold a session that we have lost."""
         self._paths.wake(key, time.monotonic())
@@ -361,12 +366,17 @@ class Engine:
             self._tunnel.receive_relayed(peer, [datagram[geneve.HEADER_BYTES :]])
 
     def _udp_relays(self, home: int) -> list[Server]:
-        """Relays that may relay UDP to a peer with this home: its own and ours, while we are connected there."""
+        """Who may relay UDP to a peer with this home: its relay and ours, while we are connected there, and peers that
+        are granted to us as relays."""
         found = []
         for region in dict.fromkeys((home, self._home)):
             told = self._relays.peer_relay(region)
             if told is not None:
                 found.append(Server(region, *told))
+        for key in self._relaying_peers:
+            peer = self._peers.get(key)
+            if peer is not None and peer.disco is not None and peer.home:
+                found.append(Server(peer.home, key, peer.disco))
         return found
 
     def quic(self, trains: list[tuple[bytes, int, AddrPort]]) -> None:

@@ -44,7 +44,7 @@ from gw.model.sendplan import SendPlan
 from gw.wire.disco import envelope
 from gw.wire.disco.envelope import NONCE_BYTES, Envelopes
 from gw.wire.disco.messages import TX_ID_BYTES, CallMeMaybe, Message, Ping, Pong, decode, encode
-from gw.wire.disco.udprelay import CallMeMaybeVia
+from gw.wire.disco.udprelay import AllocateResponse, CallMeMaybeVia
 
 FRESH_ENDPOINTS_S: Final = 27.0
 CALL_INTERVAL_S: Final = 1.0  # no two calls to a peer within this
@@ -124,7 +124,7 @@ class PathFinder:
         servers: Callable[[int], Sequence[Server]] = lambda home: (),
     ) -> None:
         """counts: data packets sent to a peer, and received from it, without a relay; bytes sent so.
-        servers: relays that may relay UDP to peers with this home region."""
+        servers: those that may relay UDP to peers with this home region."""
         self._counts = counts
         self._found: OrderedDict[AddrPort, tuple[NodeKey, float]] = OrderedDict()
         self._node = node
@@ -350,6 +350,8 @@ class PathFinder:
                 self._on_call(peer, message, now)
             elif isinstance(message, CallMeMaybeVia) and peer.disco is not None:
                 self._vias.called(peer.key, peer.disco, peer.home, message, now)
+            elif isinstance(message, AllocateResponse) and peer.disco is not None:
+                self._vias.answered(peer.disco, message, now)
         return True
 
     # Time and results

@@ -35,6 +35,7 @@ ASK_LIMIT_S: Final = 10.0
 CALL_GAP_S: Final = 0.5  # between endpoints that one peer has us try
 LOST_S: Final = 12.0  # without a pong: the way is gone
 KEPT_S: Final = 240.0  # the relay ends a pair that is silent for 5 min
+MAX_ASKED: Final = 32  # at once; of more, others the next time
 
 
 @final
@@ -135,8 +136,11 @@ class ViaFinder:
             message = decode(self._envelopes.open(datagram))
         except WireError:
             return
-        if not isinstance(message, AllocateResponse) or message.endpoint.server != sender:
-            return
+        if isinstance(message, AllocateResponse) and message.endpoint.server == sender:
+            self.answered(sender, message, now)
+
+    def answered(self, sender: DiscoKey, message: AllocateResponse, now: float) -> None:
+        """Whoever has this disco key has allocated an endpoint, and said so by DERP."""
         clients = message.endpoint.clients
         own = self._envelopes.key
         for key in tuple(self._peers_of(clients[0] if clients[1] == own else clients[1])):
@@ -244,11 +248,14 @@ class ViaFinder:
         return peer
 
     def _ask(self, peer: ViaPeer, now: float) -> None:
-        servers = self._servers(peer.home)
+        servers = [server for server in self._servers(peer.home) if server.node != peer.key]
         if not servers:
             return
         peer.asked_at = now
         peer.generation = next(self._generations) & 0xFFFFFFFF
+        if len(servers) > MAX_ASKED:
+            at = peer.generation * MAX_ASKED % len(servers)
+            servers = (servers[at:] + servers[:at])[:MAX_ASKED]
         peer.asked = {server.disco: server for server in servers}
         peer.ask_again_at = now + ASK_AGAIN_S
         self._table.look(peer.ask_again_at, peer)

@@ -15,7 +15,8 @@ from gw.wire.disco.udprelay import RelayEndpoint
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A relay that can be asked. node: its key on DERP; disco: that of its UDP relay."""
+    """Who can be asked. node: its key on DERP. disco: of a relay that of its UDP relay, of a peer that relays its own;
+    the endpoint that such a peer allocates has another."""
 
     region: int
     node: NodeKey

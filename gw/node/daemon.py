@@ -45,6 +45,7 @@ from gw.node.host import Host
 from gw.node.hostinfo import gather
 from gw.node.identity import Identity
 from gw.node.netmap import Netmap, NetmapChange
+from gw.node.peerrelays import PeerRelays
 from gw.node.prefs import edited, load_prefs, save_prefs
 from gw.node.session import ControlSession, State
 from gw.node.tickets import TicketFolder
@@ -166,6 +167,7 @@ class Daemon:
         self._prefs = prefs
         self._disco = DiscoKey(public_key(disco.raw))
         self._netmap = Netmap()
+        self._peer_relays = PeerRelays()
         self._engine: Engine | None = None
         self._host: Host | None = None
         self._session: ControlSession | None = None
@@ -493,6 +495,8 @@ class Daemon:
         self._configs[node.id] = config
         self._ids[config.key] = node.id
         self._running().set_peer(config)
+        if self._peer_relays.set_peer(config.key, node):
+            self._running().set_relaying_peers(self._peer_relays.keys)
 
     def _remove_peer(self, node: Node) -> None:
         self._expiry_of.pop(node.id, None)
@@ -501,6 +505,8 @@ class Daemon:
             self._ids.pop(config.key, None)
             self._on_host().remove_routes(config.allowed)
             self._running().remove_peer(config.key)
+            if self._peer_relays.remove_peer(config.key):
+                self._running().set_relaying_peers(self._peer_relays.keys)
 
     async def _watch_expiries(self) -> None:
         """A key that is over is over, also while no control server says so."""
@@ -534,6 +540,9 @@ class Daemon:
             rules = translate.resolved_filter(self._netmap.packet_filter, self._netmap.peers.values())
             own = translate.addresses(node)
             self._running().set_filter(rules, own, [], shields_up=self._prefs.shields_up)
+            peers = ((config.key, self._netmap.peers[id_]) for id_, config in self._configs.items())
+            if self._peer_relays.set_filter(rules, own, peers):
+                self._running().set_relaying_peers(self._peer_relays.keys)
 
     def _apply_addresses(self) -> None:
         node = self._netmap.self_node

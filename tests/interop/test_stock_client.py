@@ -20,6 +20,7 @@ import pytest
 from gw.errors import GwError
 from gw.lab import Lab, Nat, NodeSpec
 from gw.lab.lab import URL
+from gw.lab.topology import HUB
 from tests.netns.namespaces import needs_namespaces
 
 pytestmark = [needs_namespaces(), pytest.mark.timeout(180)]
@@ -131,6 +132,44 @@ def test_tailscaled_follows_us_to_the_relay_s_udp(tmp_path: Path) -> None:
 
         eventually(lambda: ours() and theirs(), 60)
         lab.run("stock", "ping", "-n", "-c", "5", "-i", "0.2", "-W", "3", status_ip(lab))
+
+
+RELAY_GRANT = """{"grants": [
+  {"src": ["*"], "dst": ["*"], "ip": ["*"]},
+  {"src": ["*"], "dst": ["RELAY"], "app": {"tailscale.com/cap/relay": []}},
+]}"""
+
+
+@pytest.mark.against("TAILSCALED", "TAILSCALE")
+def test_tailscaled_is_a_peer_relay_for_us(tmp_path: Path) -> None:
+    """No direct path is possible, and gwrelay relays no UDP: a stock node does, where the policy grants it."""
+    nodes = [
+        NodeSpec("ann", Nat.ENDPOINT_INDEPENDENT), NodeSpec("bob", Nat.SYMMETRIC), NodeSpec("stock", daemon=False)
+    ]  # fmt: skip
+    with Lab(nodes, folder=tmp_path / "lab", peer_relay=False, log_level="debug") as lab:
+        folder = lab.state("stock")
+        socket = f"--socket={folder}/ts.sock"
+        lab.start(
+            "stock", "tailscaled", os.environ["TAILSCALED"], "--tun=ts0", f"--statedir={folder}/ts", socket,
+            "--no-logs-no-support",
+        )  # fmt: skip
+        cli = [os.environ["TAILSCALE"], socket]
+        eventually(lambda: (folder / "ts.sock").exists())
+        key = f"file:{lab.key_file}"
+        lab.run("stock", *cli, "up", f"--login-server={URL}", f"--auth-key={key}", "--hostname=stock", "--timeout=30s")
+        lab.run("stock", *cli, "set", "--relay-server-port=40000")
+        relay = lab.run("stock", *cli, "ip", "-4").strip()
+
+        def way() -> str:
+            lab.run("ann", "ping", "-n", "-c", "2", "-W", "3", "bob")
+            said = json.loads(lab.run("ann", "gw", "ping", "--json", "-c", "1", "bob"))
+            return str(said.get("PeerRelay") or said.get("Endpoint") or "relay")
+
+        eventually(lambda: way() == "relay", 30)
+        (tmp_path / "policy.hujson").write_text(RELAY_GRANT.replace("RELAY", relay))
+        lab.run(HUB, "gwctl", "policy", "set", str(tmp_path / "policy.hujson"))
+        eventually(lambda: ":40000:vni:" in way(), 60)
+        lab.run("bob", "ping", "-n", "-c", "5", "-i", "0.2", "-W", "3", "ann")
 
 
 @pytest.mark.against("TAILSCALED", "TAILSCALE")

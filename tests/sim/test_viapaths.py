@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gw.engine.paths import VIA_AFTER_S, PathFinder, PingResult, PlanChanged
 from gw.engine.peerpath import ToRelay, ToUdp, Via
-from gw.engine.viapaths import ASK_GAP_S, ViaFinder
+from gw.engine.viapaths import ASK_GAP_S, MAX_ASKED, ViaFinder
 from gw.engine.viatable import Server
 from gw.model.addresses import AddrPort
 from gw.model.keys import DiscoSecret, NodeKey
@@ -20,8 +20,16 @@ from gw.model.sendplan import SendPlan
 from gw.relay.peerrelay import PeerRelay
 from gw.wire import geneve
 from gw.wire.disco.envelope import Envelopes, sender
-from gw.wire.disco.messages import Ping, encode
-from gw.wire.disco.udprelay import CHALLENGE, Bind, CallMeMaybeVia, RelayEndpoint, pair_of
+from gw.wire.disco.messages import Ping, decode, encode
+from gw.wire.disco.udprelay import (
+    CHALLENGE,
+    AllocateRequest,
+    AllocateResponse,
+    Bind,
+    CallMeMaybeVia,
+    RelayEndpoint,
+    pair_of,
+)
 
 RELAY_AT = AddrPort("192.0.2.9", 3478)
 RELAY_KEY = NodeKey(bytes([99]) * 32)
@@ -245,6 +253,90 @@ def test_a_peer_that_is_removed_is_forgotten(world: World) -> None:
     vias: ViaFinder = finder._vias
     assert not vias._peers and not vias._legs and len(vias._handshakes) == 0
     world.run(60, traffic="b")
+
+
+class RelayingPeer:
+    """A peer that relays, as tailscaled does: asked and answering with its own disco key, the endpoint has another."""
+
+    key = NodeKey(bytes([103]) * 32)
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.envelopes = Envelopes(DiscoSecret(bytes([33]) * 32))
+        self.nonces = itertools.count(1)
+        self.asked = 0
+        self.forged: RelayEndpoint | None = None  # to answer with instead
+        world.servers = lambda home: [Server(REGION, self.key, self.envelopes.key)]  # type: ignore[method-assign]
+        for finder in world.finders.values():
+            finder.set_peer(self.key, self.envelopes.key, REGION, [], world.now)
+        carry = world.carry
+        world.carry = lambda name, outgoing: (  # type: ignore[method-assign]
+            self.answer(name, outgoing.datagram)
+            if isinstance(outgoing, ToRelay) and outgoing.peer == self.key
+            else carry(name, outgoing)
+        )
+
+    def answer(self, name: str, datagram: bytes) -> None:
+        request = decode(self.envelopes.open(datagram))
+        if not isinstance(request, AllocateRequest):
+            return
+        self.asked += 1
+        client = Envelopes(self.world.secrets[name])
+        nonce = next(self.nonces).to_bytes(24, "big")
+        asked = client.seal(self.world.relay.key, nonce, encode(request))
+        told = self.world.relay.request(NODES[name].raw, asked, self.world.now)
+        assert told is not None
+        response = decode(client.open(told))
+        assert isinstance(response, AllocateResponse)
+        if self.forged is not None:
+            response = AllocateResponse(response.generation, self.forged)
+        sealed = self.envelopes.seal(client.key, nonce, encode(response))
+        self.world.finders[name].feed_relay(sealed, REGION, self.key, self.world.now)
+
+
+def test_a_peer_that_relays_is_asked_and_gone_through(world: World) -> None:
+    peer = RelayingPeer(world)
+    world.run(VIA_AFTER_S + 2)
+    one, other = world.vias()
+    assert one is not None
+    assert one == other
+    assert world.plans["a"] == SendPlan(udp=RELAY_AT, vni=one.vni)
+    world.run(60)
+    assert list(world.vias()) == [one, other]
+    assert peer.asked <= 2  # by each of the two
+
+
+def test_a_peer_is_not_asked_to_relay_to_itself(world: World) -> None:
+    world.servers = lambda home: [  # type: ignore[method-assign]
+        Server(REGION, NODES["b"], world.finders["b"].disco_key)
+    ]
+    world.run(30, traffic="a")
+    assert not world.finders["a"]._vias._peers[NODES["b"]].asked
+
+
+def test_an_answer_that_nobody_asked_for_or_for_others_begins_nothing(world: World) -> None:
+    peer = RelayingPeer(world)
+    clients = pair_of(world.finders["a"].disco_key, peer.envelopes.key)
+    peer.forged = RelayEndpoint(world.relay.key, clients, 1, 7, 30.0, 300.0, (RELAY_AT,))
+    world.run(10)
+    assert peer.asked
+    assert list(world.vias()) == [None, None]
+    assert not world.to_relay
+
+
+def test_of_many_that_relay_some_are_asked_at_a_time_and_others_the_next(world: World) -> None:
+    many = [
+        Server(REGION, NodeKey(number.to_bytes(32, "big")), Envelopes(DiscoSecret(number.to_bytes(32, "big"))).key)
+        for number in range(1, 101)
+    ]
+    world.servers = lambda home: many  # type: ignore[method-assign]
+    asked: list[set[bytes]] = []
+    vias = world.finders["a"]._vias
+    for _ in range(3):
+        world.run(ASK_GAP_S + 1, traffic="a")
+        asked.append({server.node.raw for server in vias._peers[NODES["b"]].asked.values()})
+    assert [len(each) for each in asked] == [MAX_ASKED] * 3
+    assert len(set.union(*asked)) > MAX_ASKED
 
 
 def test_who_may_not_use_relays_asks_none_and_follows_nobody_to_one(world: World) -> None:
