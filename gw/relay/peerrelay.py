@@ -42,6 +42,9 @@ MAX_PAIRS_A_NODE: Final = 512
 REQUESTS_A_S: Final = 20.0
 REQUEST_BURST: Final = 200.0
 CONTROLS_A_S: Final = 5000.0  # that are opened, whoever may have sent them
+CONTROLS_A_S_A_PAIR: Final = 20.0  # the same of one pair, so that it takes nothing from others
+CONTROL_BURST_A_PAIR: Final = 60.0
+MAX_KEYS_A_NODE: Final = 8  # disco keys that a node has asked with, the latest: it makes a new one at every start
 MAX_ASKING: Final = 4096  # nodes whose rate is remembered
 MAX_DISCO_BYTES: Final = 1024
 MIN_BYTES: Final = HEADER_BYTES + 32  # a keepalive of WireGuard
@@ -51,9 +54,11 @@ Train = tuple[bytes, int, Any]  # datagrams of one size (the last may be shorter
 
 @dataclass(slots=True)
 class Leg:
-    """One client of a pair. address: that of the socket, None until it is bound."""
+    """One client of a pair. address: that of the socket, None until it is bound. node: whose key this is; while no
+    node has asked with it, the one that asked for the pair: its budget is used."""
 
     key: DiscoKey
+    node: _Node
     address: Any = None
     asked: int = 0  # generation of the handshake under way, 0 for none
     bound: int = 0  # and of the last that succeeded
@@ -62,14 +67,13 @@ class Leg:
 
 @dataclass(slots=True, eq=False)
 class Pair:
-    """An allocation. askers: the nodes that asked for it; the first one's budget is used."""
+    """An allocation."""
 
     vni: int
     lamport: int
     legs: tuple[Leg, Leg]
     made_at: float
-    budget: Bucket
-    askers: list[_Node] = field(default_factory=list)
+    controls: Bucket = field(default_factory=lambda: Bucket(CONTROLS_A_S_A_PAIR, CONTROL_BURST_A_PAIR))
 
     def is_over(self, now: float) -> bool:
         if any(leg.address is None for leg in self.legs):
@@ -92,9 +96,10 @@ class Counts:
 
 @dataclass(slots=True, eq=False)
 class _Node:
-    """Who asks."""
+    """Who asks. pairs: those of which it is the node of a leg."""
 
     budget: Bucket
+    keys: list[DiscoKey] = field(default_factory=list)
     requests: Bucket = field(default_factory=lambda: Bucket(REQUESTS_A_S, REQUEST_BURST))
     pairs: set[Pair] = field(default_factory=set)
 
@@ -122,7 +127,7 @@ class PeerRelay:
         self._slot, self._workers = slot, workers
         self._max_pairs, self._max_pairs_a_node = max_pairs, max_pairs_a_node
         self._envelopes = Envelopes(secret)
-        self._uses: dict[DiscoKey, int] = {}  # keys of pairs: their boxes are kept
+        self._uses: dict[DiscoKey, set[Pair]] = {}  # by the keys of their legs, whose boxes are kept
         self._pairs: dict[int, Pair] = {}  # by VNI
         self._by_keys: dict[tuple[DiscoKey, DiscoKey], Pair] = {}
         self._order: deque[Pair] = deque()
@@ -156,8 +161,6 @@ class PeerRelay:
         self._rate = bytes_per_second, max(burst_bytes, MIN_BURST_BYTES)
         for node in self._nodes.values():
             node.budget = Bucket(*self._rate)
-        for pair in self._pairs.values():
-            pair.budget = pair.askers[0].budget
 
     # By DERP
 
@@ -175,7 +178,8 @@ class PeerRelay:
             if not isinstance(message, AllocateRequest) or asking not in message.clients:
                 return None
             addresses = self._addresses()
-            pair = self._pair(message.clients, node, now) if addresses else None
+            self._owns(node, asking)
+            pair = self._pair(message.clients, node, asking, now) if addresses else None
             if pair is None:
                 self.counts.refused += 1
                 return None
@@ -189,10 +193,19 @@ class PeerRelay:
                 self._envelopes.forget(asking)
 
     def drop(self, source: bytes) -> None:
-        """The node is not admitted any more: nothing that it asked for goes on."""
+        """The node is not admitted any more: nothing that it asked for goes on, nor what others asked for with it."""
         node = self._nodes.pop(source, None)
-        for pair in list(node.pairs) if node is not None else ():
-            self._end(pair)
+        if node is None:
+            return
+        for pair in (*node.pairs, *(pair for key in node.keys for pair in self._uses.get(key, ()))):
+            if self._pairs.get(pair.vni) is pair:
+                self._end(pair)
+
+    def _owns(self, node: _Node, key: DiscoKey) -> None:
+        """The node has proven to have this disco key."""
+        if key not in node.keys:
+            node.keys.append(key)
+            del node.keys[:-MAX_KEYS_A_NODE]
 
     def _node(self, source: bytes) -> _Node:
         node = self._nodes.get(source)
@@ -213,13 +226,11 @@ class PeerRelay:
                 return
             self._nodes.move_to_end(key)
 
-    def _pair(self, clients: tuple[DiscoKey, DiscoKey], node: _Node, now: float) -> Pair | None:
+    def _pair(self, clients: tuple[DiscoKey, DiscoKey], node: _Node, asking: DiscoKey, now: float) -> Pair | None:
         known = self._by_keys.get(clients)
         if known is not None:
             if not known.is_over(now):
-                if node not in known.askers and len(known.askers) < len(clients):
-                    known.askers.append(node)
-                    node.pairs.add(known)
+                self._take_leg(known, node, asking)
                 return known
             self._end(known)
         if len(self._pairs) >= self._max_pairs or len(node.pairs) >= self._max_pairs_a_node:
@@ -228,14 +239,22 @@ class PeerRelay:
         if vni is None:
             return None
         self._lamport += 1
-        pair = Pair(vni, self._lamport, (Leg(clients[0]), Leg(clients[1])), now, node.budget, [node])
+        pair = Pair(vni, self._lamport, (Leg(clients[0], node), Leg(clients[1], node)), now)
         self._pairs[vni] = self._by_keys[clients] = pair
         self._order.append(pair)
         node.pairs.add(pair)
         for key in clients:
-            self._uses[key] = self._uses.get(key, 0) + 1
+            self._uses.setdefault(key, set()).add(pair)
         self.counts.allocated += 1
         return pair
+
+    def _take_leg(self, pair: Pair, node: _Node, key: DiscoKey) -> None:
+        """The node of the other leg asks too: from now on it spends its own budget."""
+        leg = pair.legs[0] if pair.legs[0].key == key else pair.legs[1]
+        before, leg.node = leg.node, node
+        if all(each.node is not before for each in pair.legs):
+            before.pairs.discard(pair)
+        node.pairs.add(pair)
 
     def _next_vni(self) -> int | None:
         for _ in range(2 * (len(self._pairs) + 1) * self._workers + 256):
@@ -246,10 +265,9 @@ class PeerRelay:
 
     def _end(self, pair: Pair) -> None:
         del self._pairs[pair.vni], self._by_keys[pair.legs[0].key, pair.legs[1].key]
-        for node in pair.askers:
-            node.pairs.discard(pair)
         for leg in pair.legs:
-            self._uses[leg.key] -= 1
+            leg.node.pairs.discard(pair)
+            self._uses[leg.key].discard(pair)
             if not self._uses[leg.key]:
                 del self._uses[leg.key]
                 self._envelopes.forget(leg.key)
@@ -279,20 +297,19 @@ class PeerRelay:
 
     def _forward(self, data: bytes, segment: int, source: Any, now: float) -> list[Train]:
         pair = self._pairs.get(int.from_bytes(data[4:7], "big"))
-        target = None
-        if pair is not None:
-            one, other = pair.legs
-            if one.address == source and other.address is not None:
-                target = other.address
-                one.seen_at = now
-            elif other.address == source and one.address is not None:
-                target = one.address
-                other.seen_at = now
         count = -(-len(data) // segment)
-        if pair is None or target is None or data[0] or data[7]:
+        if pair is None or data[0] or data[7]:
             self.counts.dropped += count
             return []
-        if not pair.budget.take(len(data), now):
+        leg, other = pair.legs
+        if leg.address != source:
+            leg, other = other, leg
+        target = other.address
+        if leg.address != source or target is None:
+            self.counts.dropped += count
+            return []
+        leg.seen_at = now
+        if not leg.node.budget.take(len(data), now):
             self.counts.limited += count
             return []
         self.counts.packets += count
@@ -312,7 +329,7 @@ class PeerRelay:
                 return None
             sender = envelope.sender(inner)
             leg = next((each for each in pair.legs if each.key == sender), None)
-            if leg is None or not self._controls.take(1, now):
+            if leg is None or not pair.controls.take(1, now) or not self._controls.take(1, now):
                 return None
             message = decode(self._envelopes.open(inner))
         except WireError:

@@ -126,6 +126,17 @@ class Presence:
                 reached[source] = here
             else:
                 del reached[source]
+            port = local.get(source)
+            if port is not None:
+                port.last_destination = b""  # the next packet is noted again, whoever it is for
+        self._note_again()
+
+    def _note_again(self) -> None:
+        """Links forget whose packet they brought last."""
+        for link in self._keys_of:
+            link.last_source = b""
+        for port in (*self.sibling_watchers, *self.mesh_watchers):
+            port.last_source = b""
 
     def strike(self, port: Port) -> None:
         """A connection is gone, and `leave` may have met a defect: at least nothing is given to it any more."""
@@ -220,10 +231,7 @@ class Presence:
         """Tell those who heard from a key that it left the region."""
         if key in self.holders or key in self._sources:
             return
-        for link in self._keys_of:
-            link.last_source = b""
-        for port in (*self.sibling_watchers, *self.mesh_watchers):
-            port.last_source = b""
+        self._note_again()
         for reached in self.switch.reached.pop(key, ()):
             peer = self.switch.local.get(reached)
             if peer is not None:

@@ -311,6 +311,51 @@ def test_a_node_that_is_not_admitted_any_more_loses_its_pairs(relay: PeerRelay, 
     assert len(relay) == 0
 
 
+@pytest.mark.parametrize("who", [7, 8])
+def test_whoever_of_the_two_is_not_admitted_any_more_the_pair_ends(relay: PeerRelay, who: int) -> None:
+    """The second asks for another pair only, with the same disco key."""
+    a, b, c = (Client(number, relay) for number in (1, 2, 3))
+    b.allocate(c, 0.0, bytes([8]) * 32)
+    endpoint = joined((a, b))
+    one = data(endpoint.vni)
+    assert relay.feed(one, len(one), A_AT, 0.0)
+    relay.drop(bytes([who]) * 32)
+    assert relay.feed(one, len(one), A_AT, 0.0) == relay.feed(one, len(one), B_AT, 0.0) == []
+    assert not any(endpoint.vni == pair.vni for pair in relay._order if relay._pairs.get(pair.vni) is pair)
+    relay.drop(bytes([7]) * 32)
+    relay.drop(bytes([8]) * 32)
+    assert len(relay) == len(relay._uses) == 0
+    assert not relay._envelopes._boxes
+
+
+def test_each_of_the_two_spends_its_own_rate(relay: PeerRelay, pair: tuple[Client, Client]) -> None:
+    relay.limit(1000, 70_000)
+    endpoint = joined(pair)
+    pair[1].allocate(pair[0], 0.0, bytes([8]) * 32)
+    one = data(endpoint.vni, bytes(1392))
+    for at in (A_AT, B_AT):
+        assert sum(bool(relay.feed(one, len(one), at, 1.0)) for _ in range(100)) == 50
+    relay.limit(2000, 140_000)
+    for at in (A_AT, B_AT):
+        assert sum(bool(relay.feed(one, len(one), at, 1.0)) for _ in range(200)) == 100
+
+
+def test_a_pair_that_is_flooded_with_junk_takes_no_handshakes_from_others(relay: PeerRelay) -> None:
+    """7,000 datagrams a second that open no box used up what all pairs have together."""
+    x, y, a, b = (Client(number, relay) for number in (1, 2, 3, 4))
+    flooded, other = x.allocate(y, 0.0), a.allocate(b, 0.0)
+    assert flooded is not None and other is not None
+    junk = bytearray(x.control(Bind(BIND, flooded.vni, 1, y.key)))
+    junk[-1] ^= 1
+    bound = 0
+    for turn in range(3 * 7000):
+        now = turn / 7000
+        assert relay.feed(bytes(junk), len(junk), ("203.0.113.1", turn % 60_000 + 1), now) == []
+        if turn % 1000 == 0:
+            bound += a.bind(other, b, A_AT, now, generation=turn + 1) is not None
+    assert bound == 21
+
+
 def test_the_rate_of_a_node_holds_for_what_is_relayed(relay: PeerRelay, pair: tuple[Client, Client]) -> None:
     relay.limit(1000, 70_000)
     endpoint = joined(pair)

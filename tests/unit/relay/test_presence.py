@@ -38,6 +38,10 @@ def test_whom_packets_reached_is_forgotten_after_it_left() -> None:
         presence.leave(port)
         assert len(switch.reached[source.key]) <= MIN_LEFT + 2
     assert stays.key in switch.reached[source.key]
+    back = client(presence, port.key)  # the last one that got something comes back
+    switch.forward(source, back.key, b"x")
+    assert back.key in switch.reached[source.key]
     presence.leave(source)
-    assert any(source.key in frame for frame in stays.out)  # it is told who left, as ever
+    for who in (stays, back):
+        assert any(frame[:1] == b"\x08" and source.key in frame for frame in who.out)  # told who left, as ever
     assert source.key not in switch.reached
