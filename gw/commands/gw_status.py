@@ -42,9 +42,11 @@ def command(
     for row in rows:
         shell.say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
     if dropped := _dropped([peer for peer in (status.peer or {}).values() if peers and (peer.active or not active)]):
-        shell.note(dropped)
+        shell.note(shell.printable(dropped))
+    for line in _unrouted(list((status.peer or {}).values())) if peers else ():
+        shell.note(shell.printable(line))
     for line in status.health or []:
-        shell.note(f"warning: {line}")
+        shell.note(f"warning: {shell.printable(line)}")
 
 
 def _dropped(peers: list[PeerStatus]) -> str:
@@ -58,6 +60,18 @@ def _dropped(peers: list[PeerStatus]) -> str:
     named = ", ".join(worst[:NAMED]) + (f" and {len(worst) - NAMED} more peers" if len(worst) > NAMED else "")
     tell = "  (gw why PEER tells the rule)" if "why" in VERBS else ""
     return f"dropped by the policy since gwd began, packets: {named}{tell}"
+
+
+def _unrouted(peers: list[PeerStatus]) -> list[str]:
+    """A line for each peer that offers routes to us which the control server did not approve: nothing goes there."""
+    lines = []
+    for peer in sorted(peers, key=lambda peer: peer.dns_name):
+        offered = (peer.quic.unrouted if peer.quic is not None else None) or []
+        if offered:
+            name = peer.dns_name.split(".")[0] or peer.host_name
+            named = ", ".join(offered[:NAMED]) + (f" and {len(offered) - NAMED} more" if len(offered) > NAMED else "")
+            lines.append(f"{name} offers {named}, which the control server does not route there  (gwctl routes list)")
+    return lines
 
 
 def _home(status: Status) -> str:
@@ -83,4 +97,4 @@ def _not_running(status: Status) -> str:
 def _row(peer: PeerStatus, path: str = "") -> tuple[str, str, str, str]:
     address = (peer.tailscale_ips or [""])[0]
     name = peer.dns_name.split(".")[0] or peer.host_name
-    return address, name, peer.os, path or peer.path_text()
+    return address, shell.printable(name), shell.printable(peer.os), shell.printable(path or peer.path_text())

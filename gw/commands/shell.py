@@ -218,6 +218,11 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def printable(text: str) -> str:
+    """A text of somebody else's with nothing in it that a terminal obeys."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def print_json(value: object) -> None:
     """A result as JSON on stdout: indented on a terminal, one line in a pipe. Takes msgspec structs too."""
     import msgspec

@@ -16,7 +16,8 @@ from gw.model.node import UserProfile
 
 class QuicStatus(GoStruct, omit_defaults=False):
     """The QUIC connection with a peer. Counts are WireGuard messages since it began; peer_received is the peer's count,
-    some seconds old. packet_bytes: the largest UDP payload that was proven to pass. routes: what the peer serves."""
+    some seconds old. packet_bytes: the largest UDP payload that was proven to pass. routes: what the peer says that it
+    serves, which routes nothing; unrouted: those of them that the control server's map does not give it."""
 
     rtt_seconds: float = msgspec.field(default=0.0, name="RTTSeconds")
     jitter_seconds: float = 0.0
@@ -29,6 +30,7 @@ class QuicStatus(GoStruct, omit_defaults=False):
     resumed: bool = False
     dialer: bool = False
     routes: list[str] | None = None
+    unrouted: list[str] | None = None
 
 
 class PeerStatus(GoStruct, omit_defaults=False):

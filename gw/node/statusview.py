@@ -195,7 +195,7 @@ def _add_view(status: PeerStatus, view: PeerView) -> None:
         status.transport = "relay"
     if view.quic is not None:
         status.transport_reason = view.quic.reason
-        status.quic = _quic(view.quic)
+        status.quic = _quic(view.quic, status.allowed_ips or [])
     if stats.last_handshake:
         status.last_handshake = (
             datetime.fromtimestamp(int(stats.last_handshake), UTC).isoformat().replace("+00:00", "Z")
@@ -205,7 +205,8 @@ def _add_view(status: PeerStatus, view: PeerView) -> None:
         status.last_write = _time(datetime.fromtimestamp(int(sent_at), UTC))
 
 
-def _quic(view: QuicView) -> QuicStatus | None:
+def _quic(view: QuicView, routed: list[str]) -> QuicStatus | None:
+    """routed: what the map gives the peer, the only authority on it."""
     line = view.line
     if line is None:
         return None
@@ -221,6 +222,7 @@ def _quic(view: QuicView) -> QuicStatus | None:
         resumed=line.is_resumed,
         dialer=line.is_dialer,
         routes=[str(prefix) for prefix in line.routes] or None,
+        unrouted=[text for text in map(str, line.routes) if text not in routed] or None,
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any, cast
 import pytest
 
 from gw.localapi.server import Backend, local_api
-from gw.localapi.status import PeerStatus, Status
+from gw.localapi.status import PeerStatus, QuicStatus, Status
 from gw.model.gojson import encode
 from gw.state.paths import StatePaths
 
@@ -39,8 +39,9 @@ class Daemon:
             rx_bytes=56789, tx_bytes=1234, drops={"acl": 7, "replay": 1}, latency_seconds=0.0042,
         )  # fmt: skip
         self.eve = PeerStatus(
-            public_key="nodekey:ee", dns_name="eve\x1b[2J.ghost.internal.", tailscale_ips=["100.64.0.3"], relay="home"
-        )
+            public_key="nodekey:ee", dns_name="eve\x1b[2J.ghost.internal.", tailscale_ips=["100.64.0.3"], relay="home",
+            quic=QuicStatus(unrouted=["10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24", "fd00::/64"]),
+        )  # fmt: skip
 
     def status(self) -> Status:
         own = PeerStatus(dns_name="ann.ghost.internal.", os="linux", tailscale_ips=["100.64.0.1"], online=True)
@@ -99,7 +100,10 @@ def test_status_names_the_peers_whose_packets_the_policy_drops(state: Path) -> N
     result = gw(state, "status")
     assert result.stdout.splitlines()[1].startswith("100.64.0.2  bob")
     assert result.stderr.startswith("dropped by the policy since gwd began, packets: bob 7")
-    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.splitlines()[1:] == [
+        "eve?[2J offers 10.0.0.0/24, 10.0.1.0/24, 10.0.2.0/24 and 1 more, "
+        "which the control server does not route there  (gwctl routes list)"
+    ]
     assert gw(state, "status", "--no-peers").stderr == ""
 
 

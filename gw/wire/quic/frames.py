@@ -29,6 +29,7 @@ FLOW_CLOSE: Final = 0x45  # either: 3 number, 1 reason
 FLOW_STATE: Final = 0x46  # relay → sender: u8 state, u32 kB/s, u32 packets dropped, 32 key of the receiver
 LIMITS: Final = 0x47  # relay → client: u32 kB/s, u32 burst kB, u32 packets/s; 0 = none
 OBSERVED_ADDR: Final = 0x48  # relay → client: 16 address, 2 port
+MTU_INFO: Final = 0x49  # either: u16; passed over, for probes tell each direction what passes (docs/internals/relay.md)
 INSTANCE: Final = 0x4A  # client → relay: 16 bytes that all connections of one process say
 PEER_HELLO: Final = 0x50  # peer ↔ peer
 ROUTES: Final = 0x51

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given
@@ -14,8 +15,10 @@ from nacl.public import Box, PrivateKey, PublicKey
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.wire import stun
+from gw.wire.derp.frames import FrameReader, encode
 from gw.wire.quic import auth, datagrams, demux, frames
 from gw.wire.quic.demux import Kind, kind_of
+from gw.wire.quic.peering import peer_reader
 from gw.wire.x25519 import clamp, public_key
 
 NODE = clamp(b"\x21" * 32)
@@ -242,3 +245,13 @@ def test_halves_without_the_other_are_bounded_in_number_and_bytes() -> None:
     assert joiner.feed(halves[1], 1.1) == ((999).to_bytes(32, "big"), bytes(2600))
     joiner.feed(halves[0], 9.0)
     assert len(joiner._open) == 1
+
+
+@pytest.mark.parametrize("reader", [frames.client_reader, frames.relay_reader, frames.mesh_reader, peer_reader])
+@given(body=st.one_of(st.binary(max_size=8), st.just(b"\0\0"), st.just(bytes(frames.MAX_BODY_BYTES))))
+def test_mtu_info_is_passed_over_by_either_end(reader: Callable[[], FrameReader], body: bytes) -> None:
+    """Whatever size the other side claims: probes tell what passes."""
+    feed = reader().feed
+    assert not list(feed(encode(frames.MTU_INFO, body)))
+    known = frames.AUTH if reader in (frames.relay_reader, peer_reader) else frames.AUTH_OK
+    assert list(feed(encode(known, b"x"))) == [(known, b"x")]
