@@ -76,6 +76,9 @@ class Transport(Protocol):
     def limit(self) -> None:
         """The rate limit changed."""
 
+    def close_links(self) -> None:
+        """The mesh key is another one: links to other relays end."""
+
     def goodbye(self, after_ms: Callable[[], int], try_for_ms: int) -> None:
         """Tell clients that the relay stops, and end their connections."""
 
@@ -695,6 +698,15 @@ class Plane:
             connection.resume()
         for transport in self.transports:
             self.defects.guard("a change of the rate limit ends", transport.limit)
+
+    def close_links(self) -> None:
+        """The mesh key is another one: links to other relays end, and come back where it is known. Those to workers
+        stay. Call it in the plane's thread."""
+        for connection in list(self.connections.values()):
+            if connection.port.is_mesh and not connection.port.is_sibling:
+                self.defects.guard("a link stays although the mesh key is another one", connection.end)
+        for transport in self.transports:
+            self.defects.guard("links stay although the mesh key is another one", transport.close_links)
 
     def _decide(self) -> None:
         waiting, self._waiting = self._waiting, set()

@@ -479,6 +479,17 @@ class QuicPort:
             else:
                 self.rouse(client)
 
+    def close_links(self) -> None:
+        """The mesh key is another one."""
+        for client in list(self._all):
+            if client.session.port.is_mesh:
+                try:
+                    client.session.link.close(frames.NOT_ALLOWED, "the mesh key is another one")
+                except Exception:
+                    self.break_off(client)
+                else:
+                    client.flush()
+
     def goodbye(self, after_ms: Callable[[], int], try_for_ms: int) -> None:
         """Tell clients that we stop."""
         for client in list(self._all):

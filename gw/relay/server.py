@@ -279,7 +279,9 @@ class Relaying:
         key = mesh_key(settings)
         targets = mesh_targets(self._paths, settings)
         reception, plane = self.reception, self.plane
-        reception.mesh_key = key
+        if key != reception.mesh_key:
+            reception.mesh_key = key
+            plane.call(plane.close_links)  # whoever proved the one before
         self._mesh.set_targets([*targets, *(Target(host="worker", path=path) for path in self._share.sockets)])
         reception.pages.home = settings.home or HOME
         workers = self._share.workers

@@ -60,7 +60,7 @@ class Running:
 class Flow:
     """One client of the relay over a real socket."""
 
-    def __init__(self, running: Running, number: int, *, receive_buffer: int = 0) -> None:
+    def __init__(self, running: Running, number: int, *, receive_buffer: int = 0, mesh_key: str = "") -> None:
         self.secret = NodeSecret(clamp(bytes([number]) * 32))
         self.key = NodeKey(public_key(self.secret.raw))
         self.sock = socket.socket()
@@ -73,7 +73,7 @@ class Flow:
         while b"\r\n\r\n" not in head:
             head += self.sock.recv(4096)
         assert head.startswith(b"HTTP/1.1 101 ")
-        self.client = c.Client(self.secret, os.urandom(24))
+        self.client = c.Client(self.secret, os.urandom(24), mesh_key=mesh_key)
         self.events: list[c.Event] = []
         self._take(head.partition(b"\r\n\r\n")[2])
 

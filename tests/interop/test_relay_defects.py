@@ -153,7 +153,7 @@ def test_calls_orders_and_looks_that_meet_one_end_alone(
         def _fail(self, *args: object) -> None:
             raise Boom
 
-        decide = limit = goodbye = flush = close = _fail
+        decide = limit = goodbye = close_links = flush = close = _fail
 
         @property
         def drained(self) -> int:
@@ -175,15 +175,16 @@ def test_calls_orders_and_looks_that_meet_one_end_alone(
     plane.call(fail)
     plane.call(sow)
     plane.call(plane.limit)
+    plane.call(plane.close_links)
     plane.drop(b"broken")
     plane.look_again()
-    until(lambda: plane.defects.met == 7)
+    until(lambda: plane.defects.met == 8)
     assert done == [1]
     talk(flows)
     caplog.clear()
     for _ in range(int(5 * COMPLAINT_BURST)):  # a stranger does not fill the log
         plane.call(fail)
-    until(lambda: plane.defects.met == 7 + int(5 * COMPLAINT_BURST))
+    until(lambda: plane.defects.met == 8 + int(5 * COMPLAINT_BURST))
     assert len(caplog.records) <= COMPLAINT_BURST
     assert all(record.levelno == logging.ERROR for record in caplog.records)
     running.reception.presence.holders.pop(b"broken")

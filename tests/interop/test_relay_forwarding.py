@@ -112,6 +112,28 @@ def test_a_sealed_mesh_key_that_is_none_ends_its_own_connection_only(running: Ru
     flows[0].until(received(b"still here"))
 
 
+def test_a_changed_mesh_key_ends_the_links_of_who_knew_the_old_one(running: Running, flows: list[Flow]) -> None:
+    """Also one that watches nothing and announces nothing; clients and other workers stay."""
+    running.reception.mesh_key, running.reception.sibling_key = "ab" * 32, "cd" * 32
+    flows.append(Flow(running, 1).connected())
+    other, worker = (Flow(running, number, mesh_key=key) for number, key in ((2, "ab" * 32), (3, "cd" * 32)))
+    flows += [other.connected(), worker.connected()]
+    running.reception.mesh_key = "ef" * 32
+    running.plane.call(running.plane.close_links)
+    try:
+        while other.sock.recv(1000):
+            pass
+    except ConnectionResetError:
+        pass
+    flows[0].send(flows[0].key, b"still here")
+    flows[0].until(received(b"still here"))
+    assert len(running.plane) == 2
+    late = Flow(running, 4, mesh_key="ab" * 32).connected()  # to whom the old key is worth nothing
+    flows.append(late)
+    late.sock.sendall(frames.encode(frames.WATCH_CONNS, b""))
+    assert not late.sock.recv(1000)
+
+
 def hold(running: Running) -> None:
     """The plane finds all that comes now in one turn, as a busy one does."""
     running.plane.call(lambda: time.sleep(0.3))

@@ -238,6 +238,39 @@ async def test_workers_of_two_relays_are_linked_over_quic(tmp_path: Path) -> Non
     assert not any("Traceback" in relay.log.read_text() for relay in relays)
 
 
+async def test_a_changed_mesh_key_revokes_who_has_the_old_one(tmp_path: Path) -> None:
+    """Read again by SIGHUP: first at one of two relays, then at both."""
+    key_file = tmp_path / "mesh.key"
+    key_file.write_text(MESH_KEY + "\n")
+    key_file.chmod(0o600)
+    relays = [Relay(tmp_path, name, free_port(), free_port()) for name in "ab"]
+    with stopped(relays):
+        for relay in relays:
+            relay.start()  # for the certificate
+            relay.stop()
+        for relay, other in (relays, reversed(relays)):
+            relay.start("--mesh-key-file", str(key_file), "--mesh-with", f"127.0.0.1:{other.port}#{other.pin}")
+
+        async def until(name: str, wanted: float) -> None:
+            deadline = time.monotonic() + 60
+            while True:
+                with suppress(OSError):  # one that is just starting
+                    if [await asyncio.to_thread(relay.metric, name) for relay in relays] == [wanted] * 2:
+                        return
+                assert time.monotonic() < deadline, [relay.log.read_text() for relay in relays]
+                await asyncio.sleep(0.2)
+
+        await until("quic_links", 1)
+        await until("watchers", 2)  # by TLS and by QUIC
+        key_file.write_text("a5" * 32 + "\n")
+        for relay, watchers in zip(relays, (0, 2), strict=True):
+            assert relay.process is not None
+            relay.process.send_signal(signal.SIGHUP)
+            await until("watchers", watchers)
+            await until("quic_links", watchers / 2)
+    assert not any("Traceback" in relay.log.read_text() for relay in relays)
+
+
 def test_a_worker_is_for_the_relay_alone() -> None:
     program = Path(sys.executable).parent / "gwrelay"
     told = subprocess.run([program, "worker", "0"], stdin=subprocess.DEVNULL, capture_output=True, text=True)

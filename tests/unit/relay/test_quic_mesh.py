@@ -367,3 +367,24 @@ def test_between_relays_two_numbers_stand_for_two_keys() -> None:
     alice.send(bob.key, b"by a number that nobody opened")
     run(streets, 0.1)
     assert b.house.switch.dropped_unknown_forwarded == before + 1
+
+
+def test_a_changed_mesh_key_ends_links_over_quic_at_both_ends() -> None:
+    a, b = streets = region(2)
+    ends = link(a, b)
+    assert run(streets, 3, lambda: linked(a, b))
+    alice, bob = QuicGuest(a, 1), QuicGuest(b, 2)
+    run(streets, 0.3)
+    assert a.house.switch.remote
+    a.house.reception.mesh_key = "ef" * 32
+    a.port.close_links()
+    assert not a.house.reception.quic_links
+    assert bob.key.raw not in a.house.switch.remote
+    run(streets, 0.5)
+    assert not b.house.reception.quic_links
+    assert alice.key.raw not in b.house.switch.remote
+    assert ends == [True]
+    assert alice.end is bob.end is None
+    link(b, a)  # who has only the old one is refused
+    run(streets, 2)
+    assert not a.house.reception.quic_links
