@@ -106,21 +106,27 @@ def test_a_tsnet_server_serves_us_and_is_served_by_us(nat: Nat, way: str, tmp_pa
         assert lab.run("ann", "curl", "-s", "-m", "5", "http://stock/") == "a page of a stock node"
 
 
+def join(lab: Lab, name: str) -> list[str]:
+    """Have tailscaled join as this node; returns the words of its command line."""
+    folder = lab.state(name)
+    socket = f"--socket={folder}/ts.sock"
+    lab.start(
+        name, f"tailscaled-{name}", os.environ["TAILSCALED"], "--tun=ts0", f"--statedir={folder}/ts", socket,
+        "--no-logs-no-support",
+    )  # fmt: skip
+    cli = [os.environ["TAILSCALE"], socket]
+    eventually(lambda: (folder / "ts.sock").exists())
+    key = f"file:{lab.key_file}"
+    lab.run(name, *cli, "up", f"--login-server={URL}", f"--auth-key={key}", f"--hostname={name}", "--timeout=30s")
+    return cli
+
+
 @pytest.mark.against("TAILSCALED", "TAILSCALE")
 def test_tailscaled_follows_us_to_the_relay_s_udp(tmp_path: Path) -> None:
     """No direct path is possible. gwd has an endpoint allocated by gwrelay, which is no node, and calls the peer."""
     nodes = [NodeSpec("ann", Nat.ENDPOINT_INDEPENDENT), NodeSpec("stock", Nat.SYMMETRIC, daemon=False)]
     with Lab(nodes, folder=tmp_path / "lab") as lab:
-        folder = lab.state("stock")
-        socket = f"--socket={folder}/ts.sock"
-        lab.start(
-            "stock", "tailscaled", os.environ["TAILSCALED"], "--tun=ts0", f"--statedir={folder}/ts", socket,
-            "--no-logs-no-support",
-        )  # fmt: skip
-        cli = [os.environ["TAILSCALE"], socket]
-        eventually(lambda: (folder / "ts.sock").exists())
-        key = f"file:{lab.key_file}"
-        lab.run("stock", *cli, "up", f"--login-server={URL}", f"--auth-key={key}", "--hostname=stock", "--timeout=30s")
+        cli = join(lab, "stock")
 
         def ours() -> bool:
             lab.run("ann", "ping", "-n", "-c", "2", "-W", "3", "stock")
@@ -141,22 +147,21 @@ RELAY_GRANT = """{"grants": [
 
 
 @pytest.mark.against("TAILSCALED", "TAILSCALE")
-def test_tailscaled_is_a_peer_relay_for_us(tmp_path: Path) -> None:
-    """No direct path is possible, and gwrelay relays no UDP: a stock node does, where the policy grants it."""
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_tailscaled_is_a_peer_relay_for_us(is_ours: bool, tmp_path: Path) -> None:
+    """No direct path is possible, and gwrelay relays no UDP: a stock node does, where the policy grants it.
+
+    is_ours: whether gwd is the other end too, or a stock node, which may call us to the relay.
+    """
     nodes = [
-        NodeSpec("ann", Nat.ENDPOINT_INDEPENDENT), NodeSpec("bob", Nat.SYMMETRIC), NodeSpec("stock", daemon=False)
-    ]  # fmt: skip
+        NodeSpec("ann", Nat.ENDPOINT_INDEPENDENT),
+        NodeSpec("bob", Nat.SYMMETRIC, daemon=is_ours),
+        NodeSpec("stock", daemon=False),
+    ]
     with Lab(nodes, folder=tmp_path / "lab", peer_relay=False, log_level="debug") as lab:
-        folder = lab.state("stock")
-        socket = f"--socket={folder}/ts.sock"
-        lab.start(
-            "stock", "tailscaled", os.environ["TAILSCALED"], "--tun=ts0", f"--statedir={folder}/ts", socket,
-            "--no-logs-no-support",
-        )  # fmt: skip
-        cli = [os.environ["TAILSCALE"], socket]
-        eventually(lambda: (folder / "ts.sock").exists())
-        key = f"file:{lab.key_file}"
-        lab.run("stock", *cli, "up", f"--login-server={URL}", f"--auth-key={key}", "--hostname=stock", "--timeout=30s")
+        cli = join(lab, "stock")
+        if not is_ours:
+            join(lab, "bob")
         lab.run("stock", *cli, "set", "--relay-server-port=40000")
         relay = lab.run("stock", *cli, "ip", "-4").strip()
 
@@ -169,23 +174,14 @@ def test_tailscaled_is_a_peer_relay_for_us(tmp_path: Path) -> None:
         (tmp_path / "policy.hujson").write_text(RELAY_GRANT.replace("RELAY", relay))
         lab.run(HUB, "gwctl", "policy", "set", str(tmp_path / "policy.hujson"))
         eventually(lambda: ":40000:vni:" in way(), 60)
-        lab.run("bob", "ping", "-n", "-c", "5", "-i", "0.2", "-W", "3", "ann")
+        lab.run("bob", "ping", "-n", "-c", "5", "-i", "0.2", "-W", "3", lab.run("ann", "gw", "ip", "-4").strip())
 
 
 @pytest.mark.against("TAILSCALED", "TAILSCALE")
 @pytest.mark.parametrize(("nat", "way"), [(Nat.NONE, "direct"), (Nat.SYMMETRIC, "direct"), (Nat.UDP_BLOCKED, "relay")])
 def test_tailscaled_is_a_node_like_any_other(nat: Nat, way: str, tmp_path: Path) -> None:
     with mesh_with(nat, tmp_path) as lab:
-        folder = lab.state("stock")
-        socket = f"--socket={folder}/ts.sock"
-        lab.start(
-            "stock", "tailscaled", os.environ["TAILSCALED"], "--tun=ts0", f"--statedir={folder}/ts", socket,
-            "--no-logs-no-support",
-        )  # fmt: skip
-        cli = [os.environ["TAILSCALE"], socket]
-        eventually(lambda: (folder / "ts.sock").exists())
-        key = f"file:{lab.key_file}"
-        lab.run("stock", *cli, "up", f"--login-server={URL}", f"--auth-key={key}", "--hostname=stock", "--timeout=30s")
+        cli = join(lab, "stock")
 
         status = json.loads(lab.run("stock", *cli, "status", "--json"))
         assert status["BackendState"] == "Running"

@@ -18,6 +18,7 @@ import pytest
 from gw.lab import Lab, Nat, NodeSpec
 from gw.lab.demo import measure, resolve
 from gw.lab.topology import HUB, HUB_ADDRESS, move, run
+from gw.relay.presence import DUPLICATE
 
 from .namespaces import needs_namespaces
 from .test_mesh import eventually
@@ -67,6 +68,8 @@ def test_nodes_without_a_direct_path_go_through_the_relay_by_udp_and_say_so(lab:
     assert not result.get("Endpoint")
     assert "via peer-relay " in lab.run("cat", "gw", "ping", "-c", "1", "bob")
     eventually(lambda: way(lab, "ann", "bob") == way(lab, "ann", "cat") == "udp", 60)
+    for log in lab.folder.glob("gwd-*.log"):  # each has had QUIC and TLS with the relay at once
+        assert DUPLICATE not in log.read_text()
 
 
 def test_bulk_is_carried_and_counted(lab: Lab) -> None:
