@@ -116,9 +116,10 @@ class UrlAdmission:
             self._loop.call_soon_threadsafe(self._want, node, source)
         return verdict
 
-    async def follow(self, learned: Callable[[], None]) -> None:
-        """Ask for what waits, until cancelled."""
+    async def follow(self, learned: Callable[[bytes], None]) -> None:
+        """Ask for what waits, until cancelled. learned: told of each node key that there is an answer about."""
         self._loop = asyncio.get_running_loop()
+        learned(b"")  # nobody was asked about who came before
         async with asyncio.TaskGroup() as group:
             for _ in range(ASKING):
                 group.create_task(self._ask_all(learned))
@@ -130,11 +131,13 @@ class UrlAdmission:
     def _want(self, node: bytes, source: str) -> None:
         if self._verdict(node, source) is not Admission.UNKNOWN:
             return  # answered since
-        if (node, source) not in self._pending and not self._queue.full():
+        if (node, source) not in self._pending:
+            if self._queue.full():  # who asked longest ago has been sent away by now
+                self._pending.discard(self._queue.get_nowait())
             self._pending.add((node, source))
             self._queue.put_nowait((node, source))
 
-    async def _ask_all(self, learned: Callable[[], None]) -> None:
+    async def _ask_all(self, learned: Callable[[bytes], None]) -> None:
         while True:
             node, source = await self._queue.get()
             try:
@@ -151,7 +154,7 @@ class UrlAdmission:
             while len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
             self._pending.discard((node, source))
-            learned()
+            learned(node)
 
     def _ask(self, node: bytes, source: str) -> bool:
         make = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection

@@ -34,6 +34,7 @@ from gw.model.addresses import AddrPort
 from gw.native.relaying import Owner, Port
 from gw.relay.flowstates import FlowStates
 from gw.relay.session import Offer, Reception, Session
+from gw.relay.waiting import WaitingRoom
 from gw.wire.derp.buckets import Bucket
 from gw.wire.derp.frames import KEEP_ALIVE_FRAME, KEEPALIVE_JITTER_S, KEEPALIVE_S, RESTARTING, encode
 
@@ -70,8 +71,8 @@ class Transport(Protocol):
     def counts(self) -> tuple[int, ...]:
         """Connections now, begun, resumed, moved, rejected; packets over the limit; protocol broken; defects met."""
 
-    def decide(self, now: float) -> None:
-        """Admission learned something."""
+    def decide(self, now: float, node: bytes = b"") -> None:
+        """Admission learned something, of this node key; empty: of any."""
 
     def limit(self) -> None:
         """The rate limit changed."""
@@ -416,7 +417,7 @@ class Plane:
         self.defects = Defects(self)
         self.flow_states = FlowStates(reception.switch, self.arm_call)
         self._addresses: dict[str, int] = {}
-        self._waiting: set[Connection] = set()  # for admission
+        self._waiting: WaitingRoom[Connection] = WaitingRoom()  # for admission
         self._timers: list[tuple[float, int, str, Connection | Callable[[], None]]] = []
         self._order = 0
         self._epoll = select.epoll()
@@ -439,9 +440,9 @@ class Plane:
         self._orders.append(order)
         self._rouse()
 
-    def look_again(self) -> None:
-        """Admission learned something: ask again for clients that wait."""
-        self.call(self._decide)
+    def look_again(self, node: bytes = b"") -> None:
+        """Admission learned something of a node key: ask again for its clients that wait. Empty: for all."""
+        self.call(partial(self._decide, node))
 
     def drop(self, node: bytes) -> None:
         """Disconnect a node key."""
@@ -522,7 +523,7 @@ class Plane:
     def forget(self, connection: Connection) -> None:
         """Its socket is about to be closed."""
         del self.connections[connection.number]
-        self._waiting.discard(connection)
+        self._waiting.leave(connection)
         self._epoll.unregister(connection.number)
         self.count_address(connection.host, -1)
 
@@ -590,7 +591,7 @@ class Plane:
                     if event & ~_OUT and connections.get(number) is connection:
                         connection.readable()
                         if connection.session.is_waiting and connection.is_open:
-                            self._waiting.add(connection)
+                            self._wait(connection)
                 elif number in self._listeners:
                     self._accept(self._listeners[number])
                 elif number == self._wake:
@@ -708,22 +709,29 @@ class Plane:
         for transport in self.transports:
             self.defects.guard("links stay although the mesh key is another one", transport.close_links)
 
-    def _decide(self) -> None:
-        waiting, self._waiting = self._waiting, set()
-        for connection in waiting:
+    def _wait(self, connection: Connection) -> None:
+        """Until `look_again`, or until its handshake has taken too long."""
+        session = connection.session
+        if isinstance(session, Session) and not self._waiting.enter(connection, session.node):
+            self.rejected += 1
+            connection.end()
+
+    def _decide(self, node: bytes) -> None:
+        for connection in self._waiting.called(node):
+            session = connection.session
             try:
-                if isinstance(connection.session, Session):
-                    connection.session.decide(self.now)
+                if isinstance(session, Session):
+                    session.decide(self.now)
             except WireError as error:
                 logger.debug("client refused: %s", error)
                 connection.end()
             except Exception:
                 self.break_off(connection)
             else:
-                if connection.session.is_waiting:
-                    self._waiting.add(connection)
+                if not session.is_waiting:
+                    self._waiting.leave(connection)
         for transport in self.transports:
-            self.defects.guard("what admission has learned ends", partial(transport.decide, self.now))
+            self.defects.guard("what admission has learned ends", partial(transport.decide, self.now, node))
 
     def _drop(self, node: bytes) -> None:
         for port in self.reception.presence.ports_of(node):

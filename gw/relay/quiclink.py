@@ -36,6 +36,7 @@ class QuicLink:
     """Implements `LinkHandler`, and `Speaker` of `gw.relay.quicport`."""
 
     is_waiting = False  # for nobody's admission
+    node = b""
 
     def __init__(
         self,

@@ -26,9 +26,10 @@ from gw.quic.connection import stateless_reset
 from gw.quic.gate import Gate
 from gw.quic.link import Link
 from gw.relay.peerrelay import PeerRelay
-from gw.relay.quicnewcomers import Doorway, Newcomers
+from gw.relay.quicnewcomers import MAX_UNPROVEN, Doorway, Newcomers
 from gw.relay.quicsession import QuicSession, Stage
 from gw.relay.session import Reception
+from gw.relay.waiting import WaitingRoom
 from gw.wire import stun
 from gw.wire.derp.buckets import Bucket
 from gw.wire.derp.frames import RESTARTING, encode
@@ -84,6 +85,8 @@ class Speaker(Protocol):
     def is_up(self) -> bool: ...
     @property
     def is_waiting(self) -> bool: ...
+    @property
+    def node(self) -> bytes: ...
     def wants_turn(self, now: float) -> bool: ...
     def receive(self, train: bytes, segment: int, address: Any, now: float) -> None: ...
     def pour(self, now: float) -> None: ...
@@ -151,10 +154,10 @@ class QuicClient:
         self._port.rouse(self)
 
     def give_up(self) -> None:
-        """Its node key should be proven by now."""
-        if not self.session.is_waiting:
-            self.session.link.close(frames.NO_AUTH, "no proof of a node key")
-            self.flush()
+        """It should be in by now."""
+        why = "nobody says whether it may come in" if self.session.is_waiting else "no proof of a node key"
+        self.session.link.close(frames.NO_AUTH, why)
+        self.flush()
 
     def _arm(self, due: float, now: float) -> None:
         """Be called at `due`; who is called before anyway looks again then, so that no call is ordered in vain."""
@@ -220,7 +223,7 @@ class QuicPort:
         self._reset_key = reset_key
         self._clients: dict[bytes, QuicClient] = {}  # by connection id
         self._all: set[QuicClient] = set()
-        self._waiting: set[QuicClient] = set()  # for admission
+        self._waiting: WaitingRoom[QuicClient] = WaitingRoom(MAX_UNPROVEN)  # for admission
         self._newcomers = Newcomers(loop, gate)
         self._unproven = self._newcomers.unproven
         self._resets = Bucket(RESETS_A_S, RESETS_A_S)
@@ -399,10 +402,10 @@ class QuicPort:
                 self._clients[cid] = client
             client.cids = now
         if session.is_waiting:
-            self._waiting.add(client)
+            self._waiting.enter(client, session.node)
         if session.is_up and client in self._unproven:
             self._newcomers.proved(client)
-            self._waiting.discard(client)
+            self._waiting.leave(client)
             self.loop.count_accepted()
             self.resumed += session.link.is_resumed
         if session.moves:
@@ -439,7 +442,7 @@ class QuicPort:
         self._all.discard(client)
         self.faults += client.session.was_faulty
         self._unproven.discard(client)
-        self._waiting.discard(client)
+        self._waiting.leave(client)
         for cid in client.cids:
             self._clients.pop(cid, None)
         self.loop.count_address(client.host, -1)
@@ -458,10 +461,9 @@ class QuicPort:
             self.broken,
         )  # fmt: skip
 
-    def decide(self, now: float) -> None:
-        """Admission learned something."""
-        waiting, self._waiting = self._waiting, set()
-        for client in waiting:
+    def decide(self, now: float, node: bytes = b"") -> None:
+        """Admission learned something, of this node key; empty: of any."""
+        for client in self._waiting.called(node):
             try:
                 client.session.decide(now)
             except Exception:

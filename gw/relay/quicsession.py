@@ -98,6 +98,11 @@ class QuicSession:
         return self.stage is Stage.UP
 
     @property
+    def node(self) -> bytes:
+        """The key that it has proven."""
+        return self._node
+
+    @property
     def is_waiting(self) -> bool:
         """Whether `decide` is to be called when admission learned something."""
         return self.stage is Stage.WAITING

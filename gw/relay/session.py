@@ -183,6 +183,11 @@ class Session:
         return self.stage is Stage.UP
 
     @property
+    def node(self) -> bytes:
+        """The key that waits for `decide`."""
+        return self._info.node if self._info is not None else b""
+
+    @property
     def is_waiting(self) -> bool:
         """Whether `decide` is to be called when admission learned something."""
         return self.stage is Stage.WAITING

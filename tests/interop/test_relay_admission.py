@@ -57,7 +57,7 @@ def verifier() -> Iterator[Verifier]:
 async def settle(admission: UrlAdmission, nodes: list[bytes], rounds: int = 200) -> list[Admission]:
     """Ask again and again, as connections that wait do, until all are known."""
     async with asyncio.TaskGroup() as group:
-        following = group.create_task(admission.follow(lambda: None))
+        following = group.create_task(admission.follow(lambda node: None))
         await asyncio.sleep(0)
         for _ in range(rounds):
             verdicts = [admission.admit(node, "192.0.2.7") for node in nodes]

@@ -21,6 +21,8 @@ from gw.relay.admission import Admission
 from gw.relay.allocating import Desk
 from gw.relay.forwarding import Limits
 from gw.relay.peerrelay import PeerRelay
+from gw.relay.session import Session
+from gw.relay.waiting import WaitingRoom
 from gw.wire.derp import client as c
 from gw.wire.derp import frames
 from gw.wire.derp.buckets import Bucket
@@ -78,6 +80,36 @@ def test_who_waits_for_admission_comes_in_once_it_is_known(running: Running, flo
     waiting.connected()
     running.plane.drop(key)
     assert waiting.sock.recv(100) == b""
+
+
+def test_an_answer_about_one_key_looks_at_its_clients_alone_and_the_room_is_bounded(
+    running: Running, flows: list[Flow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.plane._waiting = WaitingRoom(3)
+    for number in (1, 2, 3, 4):
+        running.verdicts[public_key(clamp(bytes([number]) * 32))] = Admission.UNKNOWN
+    flows += [Flow(running, number) for number in (1, 2, 3)]
+    deadline = time.monotonic() + 10
+    while len(running.plane._waiting) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    flows.append(Flow(running, 4))
+    assert not flows[3].sock.recv(1000)  # no room
+    looked: list[bytes] = []
+    decide = Session.decide
+
+    def counted(self: Session, now: float) -> None:
+        looked.append(self.node)
+        decide(self, now)
+
+    monkeypatch.setattr(Session, "decide", counted)
+    running.verdicts[flows[0].key.raw] = Admission.ALLOWED
+    running.plane.look_again(flows[0].key.raw)
+    flows[0].connected()
+    assert looked == [flows[0].key.raw]
+    running.verdicts.clear()
+    running.plane.look_again()
+    for flow in flows[1:3]:
+        flow.connected()
 
 
 def send_and_be_shut_out(port: int, garbage: bytes) -> None:

@@ -66,12 +66,28 @@ def test_who_waits_for_admission_is_let_in_when_it_is_known() -> None:
     house.verdict = Admission.UNKNOWN
     street = Street(house)
     guest = QuicGuest(street, 1, join=False)
-    street.run(12)
+    street.run(5)
     assert not guest.client.is_connected
     assert guest.end is None
     house.verdict = Admission.ALLOWED
-    street.port.decide(street.now)
+    street.port.decide(street.now, NOBODY.raw)  # an answer about another
+    assert not street.run(0.5, lambda: guest.client.is_connected)
+    street.port.decide(street.now, guest.key.raw)
     assert street.run(1, lambda: guest.client.is_connected)
+
+
+def test_who_waits_for_admission_waits_ten_seconds_at_most() -> None:
+    """Made-up keys, while a /verify URL was slow, took all the room that newcomers have."""
+    house = House()
+    house.verdict = Admission.UNKNOWN
+    street = Street(house)
+    guests = [QuicGuest(street, number, join=False) for number in (1, 2)]
+    street.run(2)
+    assert len(street.port) == 2
+    assert street.run(12, lambda: all(guest.end is not None for guest in guests))
+    street.run(3)
+    assert len(street.port) == len(street.port._waiting) == 0
+    assert not street.port._unproven
 
 
 def test_who_does_not_prove_a_key_is_disconnected() -> None:
