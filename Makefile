@@ -12,6 +12,7 @@ ARCH ?= $(MACHINE)
 BIN := $(abspath $(VENV))/bin
 SOURCES := $(shell find gw -name '*.py' -o -name '*.tcss') $(wildcard setup.py) pyproject.toml
 STAMP := $(VENV)/installed-$(GW_NATIVE)
+WHEEL := $(abspath $(VENV))/wheel
 TESTS ?=
 
 .PHONY: demo test test-long test-deps install lint format bench wheel generated lock clean
@@ -22,11 +23,13 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 
-# The package with its core, as a stranger gets it: built, not linked, so that tests see what is shipped.
+# The package with its core, as a stranger gets it: built, not linked, so that tests see what is shipped. The wheel stays, for
+# the tests of packaging. A wheel of a version that is there already is only installed by force.
 $(STAMP): $(SOURCES) | $(VENV)/bin/python
-	@rm -f $(VENV)/installed-*
-	GW_NATIVE=$(GW_NATIVE) $(BIN)/python -m pip install -q --upgrade .
-	GW_NATIVE=$(GW_NATIVE) $(BIN)/python -m pip install -q --force-reinstall --no-deps .
+	@rm -rf $(VENV)/installed-* $(WHEEL)
+	GW_NATIVE=$(GW_NATIVE) $(BIN)/python -m pip wheel -q --no-deps -w $(WHEEL) .
+	$(BIN)/python -m pip install -q --upgrade $(WHEEL)/*.whl
+	$(BIN)/python -m pip install -q --force-reinstall --no-deps $(WHEEL)/*.whl
 	@touch $@
 
 $(VENV)/dev: pyproject.toml | $(STAMP)
@@ -42,11 +45,14 @@ test-deps:
 	sh .ci/node-packages
 	sh .ci/go-packages
 
+# Real networks mostly wait: more files at a time than there are cores, the longest first (tests/conftest.py).
+SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder
+
 # The packet core is tested a second time as it is here: interpreted.
 test: test-deps $(STAMP) $(VENV)/dev lint
 	cd tests && $(BIN)/pytest unit sim cli tui -n 2 -q -m "not long" $(TESTS)
 	cd tests && PYTHONPATH=$(CURDIR) $(BIN)/pytest unit/native -n 2 -q -m "not long" $(TESTS)
-	cd tests && $(BIN)/pytest netns interop -n 2 --dist loadfile --reruns 1 -m "not long" --durations=25 $(TESTS)
+	cd tests && $(BIN)/pytest netns interop $(SIDE_BY_SIDE) --reruns 1 -m "not long" --durations=25 $(TESTS)
 
 test-long: test-deps $(STAMP) $(VENV)/dev
 	cd tests && $(BIN)/pytest . -m long --timeout 1800 $(TESTS)

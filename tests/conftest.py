@@ -17,6 +17,26 @@ TESTS = Path(__file__).resolve().parent
 RIVALS = ("DERPER", "HEADSCALE", "TAILSCALED", "TAILSCALE")
 NETNS_PROGRAMS = ("ip", "nft", "ping")
 
+# By the time that they take, longest first: begun last, one would keep one worker busy when the others are done.
+LONGEST = (
+    "netns/test_quicpeers.py",
+    "netns/test_lab.py",
+    "interop/test_packaging.py",
+    "interop/test_tls.py",
+    "netns/test_roaming.py",
+    "interop/test_api.py",
+    "interop/test_control_server.py",
+    "interop/test_stock_lifecycle.py",
+    "interop/test_oidc.py",
+    "netns/test_documentation.py",
+    "interop/test_wireguard.py",
+    "netns/test_mesh.py",
+    "netns/test_offloads.py",
+    "interop/test_relay_mesh.py",
+    "netns/test_kills.py",
+    "netns/test_peerrelay.py",
+)
+
 
 def _missing() -> str:
     if os.geteuid() != 0:
@@ -42,6 +62,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if _is_left_out(item)]
     items[:] = [item for item in items if not _is_left_out(item)]
     config.hook.pytest_deselected(items=left_out)
+    rank = {TESTS / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(LONGEST)))
     reason = _missing()
     for item in items:
         part = Path(item.path).relative_to(TESTS).parts[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -16,14 +17,33 @@ from pathlib import Path
 BIN = Path(sys.executable).parent
 
 
+def _ports() -> Iterator[int]:
+    """Below those that the kernel gives to connections, others for every worker of pytest-xdist: nobody else takes one
+    between the answer and its use."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 12_000 + 1_000 * (worker % 16)
+    return itertools.cycle(range(first + os.getpid() % 500, first + 1_000))
+
+
+_CANDIDATES = _ports()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """For TCP and UDP."""
+    for port in _CANDIDATES:
+        try:
+            with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+                tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                tcp.bind(("127.0.0.1", port))
+                udp.bind(("127.0.0.1", port))
+            return port
+        except OSError:
+            continue
+    raise AssertionError("no port is free")
 
 
 def run(
-    script: str, *words: object, state: Path, user: int | None = None, timeout_s: float = 30.0, **environment: str
+    script: str, *words: object, state: Path, user: int | None = None, timeout_s: float = 60.0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(BIN / script), *map(str, words)],
@@ -56,8 +76,8 @@ def serving(state: Path, port: int, *flags: str) -> Iterator[subprocess.Popen[st
         env={"PATH": os.environ["PATH"], "GW_STATE_DIR": str(state)},
     )
     try:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while True:
             with socket.socket() as probe, socket.socket(socket.AF_UNIX) as admin:
                 if (
                     probe.connect_ex(("127.0.0.1", port)) == 0
@@ -65,6 +85,7 @@ def serving(state: Path, port: int, *flags: str) -> Iterator[subprocess.Popen[st
                 ):
                     break
             assert server.poll() is None, server.stderr and server.stderr.read()
+            assert time.monotonic() < deadline, "the server does not answer"
             time.sleep(0.05)
         yield server
     finally:

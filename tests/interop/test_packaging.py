@@ -44,8 +44,8 @@ def build(target: Path, source: Path = REPOSITORY, **environment: str) -> Path:
 
 
 def environment_without_compiler(path: Path) -> Path:
-    """A virtual environment that sees this one's dependencies but not its GhostWire; returns its python."""
-    run(sys.executable, "-m", "venv", path)
+    """A virtual environment that sees this one's dependencies, pip too, but not its GhostWire; returns its python."""
+    run(sys.executable, "-m", "venv", "--without-pip", path)
     python = path / "bin" / "python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -66,8 +66,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory, copy: Path) -> Path:
-    return build(tmp_path_factory.mktemp("wheel"), copy, GW_NATIVE="require")
+def wheel(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """With a compiled core: the one that `make install` has built and installed here, or one from a copy."""
+    for built in Path(sys.prefix).glob("wheel/*.whl"):
+        if any(name.endswith(".so") for name in zipfile.ZipFile(built).namelist()):
+            return built
+    return build(tmp_path_factory.mktemp("wheel"), request.getfixturevalue("copy"), GW_NATIVE="require")
 
 
 def test_a_wheel_installs_without_a_compiler_and_its_core_is_compiled(wheel: Path, tmp_path: Path) -> None:

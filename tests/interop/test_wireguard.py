@@ -184,7 +184,7 @@ def test_any_of_four_workers_is_replaced(pair: Pair, kind: str) -> None:
     assert pair.end is not None
     before = pair.end.ask("stats")["health"]["workers"]
     pair.end.ask(f"kill {kind}")
-    for _ in range(50):
+    for _ in range(300):
         after = pair.end.ask("stats")["health"]["workers"]
         if set(after) == set(before) and after[kind] != before[kind]:
             break
