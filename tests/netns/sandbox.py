@@ -14,26 +14,58 @@ from pathlib import Path
 
 PRIVATE = ("/etc", "/var", "/run", "/usr/local", "/root")
 
-SYSTEMCTL = r"""#!/bin/sh
-# start, stop: by the ExecStart line of the unit; pid files in /run/units
-mkdir -p /run/units
-verb=$1; shift
-for word; do
-    case "$word" in --*) continue;; esac
-    unit=$word; case "$unit" in *.service) ;; *) unit=$unit.service;; esac
-    pid=/run/units/$unit.pid
-    case "$verb" in
-    stop|disable|restart) [ -f "$pid" ] && kill "$(cat "$pid")" 2>/dev/null; sleep 0.5; rm -f "$pid";;
-    esac
-    case "$verb" in
-    enable|start|restart)
-        command=$(sed -n 's/^ExecStart=//p' "/etc/systemd/system/$unit") || exit 1
-        [ -n "$command" ] || { echo "no unit $unit" >&2; exit 1; }
-        setsid sh -c "exec $command" >"/run/units/$unit.log" 2>&1 </dev/null &
-        echo $! >"$pid"; sleep 1.5
-        kill -0 "$(cat "$pid")" 2>/dev/null || { cat "/run/units/$unit.log" >&2; exit 1; };;
-    esac
-done
+SYSTEMCTL = r"""#!%PYTHON% -P
+# start, stop: by the ExecStart line of the unit, until it says that it is ready (Type=notify); pid files in /run/units
+import os, signal, socket, subprocess, sys, time
+from pathlib import Path
+
+UNITS = Path("/run/units")
+
+def stop(pid):
+    try:
+        os.kill(pid, signal.SIGTERM)
+        for _ in range(300):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                break
+            time.sleep(0.05)
+    except OSError:
+        pass
+
+def start(unit):
+    try:
+        lines = Path("/etc/systemd/system", unit).read_text().splitlines()
+    except OSError:
+        sys.exit(f"no unit {unit}")
+    command = next(line.removeprefix("ExecStart=") for line in lines if line.startswith("ExecStart="))
+    address, log = UNITS / f"{unit}.notify", UNITS / f"{unit}.log"
+    address.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, log.open("w") as out:
+        ready.bind(str(address))
+        ready.settimeout(0.2)
+        process = subprocess.Popen(
+            ["sh", "-c", f"exec {command}"], stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+            env={**os.environ, "NOTIFY_SOCKET": str(address)},
+        )
+        (UNITS / f"{unit}.pid").write_text(str(process.pid))
+        give_up = time.monotonic() + 50
+        while time.monotonic() < give_up and process.poll() is None:
+            try:
+                if b"READY=1" in ready.recv(4096).split(b"\n"):
+                    return
+            except TimeoutError:
+                pass
+    sys.exit(log.read_text() or f"{unit} is not ready")
+
+UNITS.mkdir(parents=True, exist_ok=True)
+verb, *words = [word for word in sys.argv[1:] if not word.startswith("--")]
+for word in words:
+    unit = word if word.endswith(".service") else f"{word}.service"
+    pid = UNITS / f"{unit}.pid"
+    if verb in ("stop", "disable", "restart") and pid.exists():
+        stop(int(pid.read_text()))
+        pid.unlink()
+    if verb in ("enable", "start", "restart"):
+        start(unit)
 """
 SUDO = '#!/bin/sh\nexec "$@"\n'
 
@@ -49,7 +81,7 @@ class Sandbox:
     def __enter__(self) -> Sandbox:
         tools = self.folder / "tools"
         tools.mkdir(parents=True)
-        for name, text in (("systemctl", SYSTEMCTL), ("sudo", SUDO)):
+        for name, text in (("systemctl", SYSTEMCTL.replace("%PYTHON%", sys.executable)), ("sudo", SUDO)):
             (tools / name).write_text(text)
             (tools / name).chmod(0o755)
         (self.folder / "upper").mkdir()

@@ -32,7 +32,8 @@ def commands(page: str) -> list[str]:
 def second_node(box: Sandbox, name: str) -> None:
     """The machine of one's own that the pages ping."""
     options = "--state-dir /var/lib/second"
-    box.run(f"setsid gwd run {options} --tun second0 --port 0 >/run/second.log 2>&1 </dev/null & sleep 3")
+    box.run(f"setsid gwd run {options} --tun second0 --port 0 >/run/second.log 2>&1 </dev/null &")
+    box.run(f"until gw status {options} >/dev/null 2>&1 || [ $? != 3 ]; do sleep 0.1; done")  # 3: not running
     box.run(f"gw up {options} --login-server http://{box.address}:8080 --auth-key file:key.txt --hostname {name}")
 
 

@@ -172,7 +172,8 @@ def run_with_kills(folder: Path, kills: int, lanes: int) -> None:
         gaps = list(itertools.pairwise(beats))  # one clock: both ends are on this machine
         back = sorted(max(b - a for a, b in gaps if at < b and a < at + KILL_EVERY_S) for at in killed)
         middle, worst = back[len(back) // 2], back[-1]
-        assert middle < BACK_S, back
+        calm = max((b - a for a, b in gaps if b < killed[0]), default=0.0)  # of a machine with other work
+        assert middle < BACK_S + 3 * calm, (back, calm)
         print(
             f"{kills} kills, {seen}, packets pass again after {middle:.2f} s, at worst {worst:.2f} s; "
             f"longest silence of the flow {got['silence']:.2f} s, {refused} replays refused"

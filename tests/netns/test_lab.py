@@ -276,6 +276,15 @@ def is_usable_by_nobody(*argv: str | Path) -> bool:
     return False
 
 
+def link_or_copy(source: str, target: str) -> str:
+    """An installation is half a gigabyte."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+    return target
+
+
 @pytest.fixture
 def public_gw() -> Iterator[Path]:
     """`gw` where every user may run it: this installation, or a copy of it under the system's own interpreter."""
@@ -291,7 +300,7 @@ def public_gw() -> Iterator[Path]:
         if made.returncode:
             pytest.skip(f"this installation lies where other users may not go, and there is no {system} with venv")
         ours, theirs = sysconfig.get_path("purelib"), folder / "lib" / version / "site-packages"
-        shutil.copytree(ours, theirs, dirs_exist_ok=True)
+        shutil.copytree(ours, theirs, dirs_exist_ok=True, copy_function=link_or_copy)
         for entry in distribution("ghostwire-mesh").entry_points:
             script = folder / "bin" / entry.name
             script.write_text(f"#!{folder}/bin/python\nimport sys\nimport {entry.module} as it\nsys.exit(it.main())\n")
