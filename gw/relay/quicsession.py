@@ -88,6 +88,7 @@ class QuicSession:
         self._attendance: Attendance | None = None
         self._talk: MeshTalk | None = None  # of another relay
         self.tokens: Bucket | None = None
+        self._limit = 0, 0  # bytes a second and burst of it
         self.limited = 0
         self.moves = 0
         self._instance = b""
@@ -140,7 +141,7 @@ class QuicSession:
 
     def datagrams(self, batch: list[bytes], now: float) -> None:
         if self.stage is not Stage.UP:
-            self._early_datagrams(batch)
+            self._early_datagrams(batch, now)
             return
         if self._talk is not None:
             self._talk.datagrams_untrusted(batch, now)
@@ -175,8 +176,9 @@ class QuicSession:
 
     # What comes in
 
-    def _early_datagrams(self, batch: list[bytes]) -> None:
-        """Packets in early data: WireGuard and disco know a replay. The sender becomes nobody's active connection."""
+    def _early_datagrams(self, batch: list[bytes], now: float) -> None:
+        """Packets in early data: WireGuard and disco know a replay. The sender becomes nobody's active connection.
+        They count for the rate limit, as all that it sends."""
         resumed = self._newcomer.resumed
         if resumed is None or self.stage is not Stage.SHAKING:
             return
@@ -184,9 +186,12 @@ class QuicSession:
             return
         switch = self._reception.switch
         self.port.key = resumed.node
+        self._take_limit()
         for frame in batch:
             if self._early_packets >= MAX_EARLY_PACKETS:
                 return
+            if self.tokens is not None and not self._may_send(frame, now):
+                continue
             if len(frame) >= relaying.DATAGRAM_HEAD_BYTES and frame[1] == relaying.DATAGRAM_BY_KEY:
                 self._early_packets += 1
                 head = relaying.DATAGRAM_HEAD_BYTES
@@ -318,14 +323,19 @@ class QuicSession:
 
     def limit(self) -> None:
         """The rate limit holds from now on, or another one."""
-        reception = self._reception
-        rate = reception.bytes_per_second
         before = self.tokens
         if self._talk is not None:  # relays among themselves know none
             return
-        self.tokens = Bucket(rate, reception.burst_bytes) if rate else None
-        if self.stage is Stage.UP and (before is not None or rate):
-            self.link.send_stream(frames.encode_limits(rate, reception.burst_bytes))
+        self._take_limit()
+        if self.stage is Stage.UP and (before is not None or self.tokens is not None):
+            self.link.send_stream(frames.encode_limits(*self._limit))
+
+    def _take_limit(self) -> None:
+        """The bucket of the limit in force; what was taken from it stays taken."""
+        limit = self._reception.bytes_per_second, self._reception.burst_bytes
+        if limit != self._limit:
+            self._limit = limit
+            self.tokens = Bucket(*limit) if limit[0] else None
 
     # What goes out
 

@@ -195,6 +195,27 @@ def test_a_client_that_comes_back_sends_in_its_first_packet() -> None:
     assert (bob.key, b"down" * 10) in again.packets
 
 
+def test_early_data_counts_for_the_rate_limit_and_stays_counted() -> None:
+    """Spec quic §10: a client that comes back again and again had 64 packets free each time."""
+    house = House()
+    house.reception.bytes_per_second, house.reception.burst_bytes = 1000, 2600
+    street = Street(house)
+    bob, first = QuicGuest(street, 2), QuicGuest(street, 1)
+    again = QuicGuest(street, 1, ticket=first.tickets[-1], join=False)
+    again.address = ("192.0.2.1", 5000)
+    for _ in range(8):
+        again.send(bob.key, b"early" * 200)
+    for packet, _ in again.poll():
+        street.arrive(packet, again.address)
+    street.run(0.05)
+    assert len(bob.packets) == 2
+    assert street.port.limited == 6
+    assert street.run(2, lambda: again.client.is_connected)
+    again.send(bob.key, b"later" * 200)
+    street.run(0.1)
+    assert len(bob.packets) == 2  # its bucket is the same one
+
+
 def test_a_replayed_first_flight_is_nobody() -> None:
     street = Street(House())
     bob, first = QuicGuest(street, 2), QuicGuest(street, 1)
