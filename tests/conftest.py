@@ -19,22 +19,23 @@ NETNS_PROGRAMS = ("ip", "nft", "ping")
 
 # By the time that they take, longest first: begun last, one would keep one worker busy when the others are done.
 LONGEST = (
-    "netns/test_quicpeers.py",
     "netns/test_lab.py",
+    "netns/test_quicpeers.py",
     "interop/test_packaging.py",
     "interop/test_tls.py",
-    "netns/test_roaming.py",
+    "interop/test_bad_input.py",
     "interop/test_api.py",
-    "interop/test_control_server.py",
     "interop/test_stock_lifecycle.py",
-    "interop/test_oidc.py",
-    "netns/test_documentation.py",
+    "netns/test_roaming.py",
     "interop/test_wireguard.py",
-    "netns/test_mesh.py",
     "netns/test_offloads.py",
-    "interop/test_relay_mesh.py",
-    "netns/test_kills.py",
+    "netns/test_mesh.py",
+    "netns/test_documentation.py",
     "netns/test_peerrelay.py",
+    "interop/test_oidc.py",
+    "interop/test_relay_mesh.py",
+    "interop/test_control_server.py",
+    "netns/test_kills.py",
 )
 
 
