@@ -39,6 +39,7 @@ IDLE_CLOSE_S: Final = 300.0  # without a message either way
 TRANSPORT: Final = 4  # WireGuard's bulk; lower types are its handshakes
 MAX_EARLY_BYTES: Final = 4096
 MAX_STREAMS: Final = 8  # reports that are not whole yet
+MAX_TICKETS: Final = 4  # that are taken of one connection
 MAX_ASIDES: Final = 4  # reports of ours that the other side does not have yet; above it there are no newer ones
 
 
@@ -110,6 +111,7 @@ class PeerLine:
         self._routes_told = -1
         self._streams: dict[int, bytes] = {}
         self._early = b""  # control that came before the handshake was over
+        self._tickets_left = MAX_TICKETS
         self._patience = Patience()
         self._patient_until = NEVER
 
@@ -172,6 +174,12 @@ class PeerLine:
 
     def close(self, code: int, reason: str) -> None:
         self.link.close(code, reason)
+
+    def ticketed(self, ticket: Any) -> None:
+        """The answerer gave a ticket. Each is written to a file: of very many the first count."""
+        if self._tickets_left:
+            self._tickets_left -= 1
+            self.tickets.append(ticket)
 
     def give_up(self, reason: str) -> None:
         """It is over at once, whatever state it is in; the other side is not told."""

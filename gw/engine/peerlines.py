@@ -174,7 +174,7 @@ class PeerLines:
                 pass  # of an older key, or too old: a full handshake then
         line = PeerLine(self, peer, address, now, is_dialer=True)
         connection = Connection(
-            configuration=settings, session_ticket_handler=line.tickets.append, reset_key=self._reset_key()
+            configuration=settings, session_ticket_handler=line.ticketed, reset_key=self._reset_key()
         )
         line.attach(Link(connection, line, fast=self._fast))
         if settings.session_ticket is not None:
@@ -440,7 +440,7 @@ class PeerLines:
             configuration=server_settings(frames.PEER_ALPN, *self._certificate),
             original_destination_connection_id=cid,
             session_ticket_fetcher=fetch,
-            session_ticket_handler=line.tickets.append,
+            session_ticket_handler=line.ticketed,
             reset_key=self._reset_key(),
         )
         line.attach(Link(connection, line, fast=self._fast))

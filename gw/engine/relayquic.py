@@ -55,6 +55,7 @@ HAND_OVER: Final = 96  # datagrams that may wait in the link
 TRAINS_A_TURN: Final = 16
 EARLY_BYTES: Final = 600  # larger ones do not fit beside the ClientHello
 MAX_EARLY: Final = 32
+MAX_TICKETS: Final = 4  # that are taken of one connection: each is written to a file
 GONE_S: Final = 0.2  # for the packet that closes
 
 
@@ -113,6 +114,7 @@ class QuicLine:
         self._patience = Patience()
         self._refusals = Refusals()
         self.is_refused = False  # whether the host says that no relay is there
+        self._tickets_left = MAX_TICKETS
         self._unproven: list[Any] = []  # tickets that came before the relay's proof
         self._connected = asyncio.Event()
         self._ended = asyncio.Event()
@@ -258,11 +260,12 @@ class QuicLine:
     def _keep_ticket(self, ticket: Any) -> None:
         """Only of a relay that has proven its key: what resumes by a ticket shows no certificate again."""
         link = self._link
-        if link is None:
+        if link is None or not self._tickets_left:
             return
         if not self._client.is_connected:
             self._unproven = [ticket]
         else:
+            self._tickets_left -= 1
             raw = encode_ticket(ticket, self._public, link.connection._peer_cid.cid, time.time())
             self._tickets.keep(self.name, raw)
 

@@ -34,6 +34,9 @@ logging.getLogger("quic").setLevel(logging.CRITICAL)  # aioquic's own: strangers
 RESET_TOKEN_BYTES: Final = 16
 MIN_RESET_BYTES: Final = 21
 MAX_STREAMS: Final = 128
+MAX_SENT: Final = 64  # packets that wait for an acknowledgment, before those that need none are looked for
+SENT_KEPT: Final = 16  # of the newest
+MAX_GAPS: Final = 256  # in what came of a stream; a window of ours in single packets has fewer
 MAX_CRYPTO_BYTES: Final = 64 << 10  # of handshake messages past what was read; aioquic: 512 KiB
 
 CidMaker = Callable[[], bytes]
@@ -104,6 +107,7 @@ class Connection(QuicConnection):
             self._local_max_stream_data_uni = window
         self._data_window = self._local_max_data.value
         self._stream_window = self._local_max_stream_data_bidi_remote
+        self._sent_limit = MAX_SENT
         self._new_cid = new_cid
         self._reset_key = reset_key
         self.bind = b""
@@ -148,6 +152,21 @@ class Connection(QuicConnection):
             made.cid = self._new_cid()
             made.stateless_reset_token = self._token(made.cid)
 
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, Any]]:
+        out: list[tuple[bytes, Any]] = super().datagrams_to_send(now)
+        for space in self._loss.spaces:
+            if len(space.sent_packets) > self._sent_limit:
+                self._forget_bare_acks(space)
+        return out
+
+    def _forget_bare_acks(self, space: QuicPacketSpace) -> None:
+        """aioquic books them until something is acknowledged, which who has us send them need never do."""
+        sent = space.sent_packets
+        for number in list(sent)[:-SENT_KEPT]:
+            if not sent[number].in_flight:
+                del sent[number]
+        self._sent_limit = max(MAX_SENT, 2 * len(sent))
+
     # aioquic doubles a limit when the highest offset passes half of it, and fills the gap before a byte with zeros
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
@@ -172,6 +191,15 @@ class Connection(QuicConnection):
             super()._write_stream_limits(builder=builder, space=space, stream=stream)
         finally:
             receiver.highest_offset = highest
+
+    def _handle_stream_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        start = buf.tell()
+        which = buf.pull_uint_var()
+        buf.seek(start)
+        super()._handle_stream_frame(context, frame_type, buf)
+        stream = self._streams.get(which)
+        if stream is not None and len(stream.receiver._ranges) > MAX_GAPS:
+            raise QuicConnectionError(QuicErrorCode.INTERNAL_ERROR, frame_type, "too many gaps in a stream")
 
     def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()
