@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Final, Protocol, Self, final
+from typing import TYPE_CHECKING, Final, Protocol, Self, final
 
 from gw.engine.endpoints import Interface, OwnEndpoints
 from gw.engine.filterrules import Address, Network
@@ -53,6 +53,9 @@ from gw.net.offloads import ALL, Offloads
 from gw.wire import geneve, tsmp
 from gw.wire.disco.envelope import is_disco
 from gw.wire.quic.demux import Kind, kind_of
+
+if TYPE_CHECKING:
+    from gw.engine.peershare import Share
 
 log: Final = logging.getLogger(__name__)
 
@@ -382,6 +385,18 @@ class Engine:
     def quic(self, trains: list[tuple[bytes, int, AddrPort]]) -> None:
         self._quic.receive(trains)
 
+    def quic_sent(self, line: int, sealer: int, first: int, sizes: list[int], sent_at: float) -> None:
+        self._quic.sent(line, sealer, first, sizes, sent_at)
+
+    def quic_opened(
+        self, line: int, count: int, frames: list[bytes], runs: list[int], acks: list[list[int]],
+        source: AddrPort | None,
+    ) -> None:  # fmt: skip
+        self._quic.opened(line, count, frames, runs, acks, source)
+
+    def workers_restarted(self) -> None:
+        self._quic.workers_restarted()
+
     def relay_out(self, peer: NodeKey, datagrams: list[bytes], by: str = "") -> None:
         config = self._peers.get(peer)
         if config is None:
@@ -450,6 +465,13 @@ class Engine:
 
     def quic_bulk(self, peer: NodeKey, datagrams: list[bytes]) -> None:
         self._tunnel.receive_relayed(peer, datagrams, quic=True)
+
+    def share(self, share: Share) -> None:
+        self._tunnel.share(share)
+
+    @property
+    def sealers(self) -> int:
+        return self._tunnel.sealers
 
     def best_endpoint(self, peer: NodeKey) -> AddrPort | None:
         return self._paths.best(peer)

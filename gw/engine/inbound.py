@@ -14,7 +14,9 @@ from gw.engine.link import (
     Heard,
     Jail,
     Note,
+    OpenQuic,
     Quic,
+    QuicOpened,
     ReceiveSession,
     Rejected,
     Relayed,
@@ -30,10 +32,12 @@ from gw.native.filter import Filter
 from gw.native.flows import FlowTable
 from gw.native.inbound import Inbound
 from gw.native.prefixes import PrefixMap
+from gw.native.quicsealing import OpeningLine
 from gw.native.rules import RuleSet
 from gw.wire import cipher
 
 FOREIGN_BATCH: Final = 64
+MAX_ACKS: Final = 16  # of a connection in one message
 QUIC_BYTES: Final = 96 << 10  # of a message; the train that passes it is the last
 
 
@@ -84,6 +88,8 @@ class InboundPlane:
                 core.add_session(slot, session, self._cipher.unseal(key), expires_ns, confirm)
             case EndSession(_, session):
                 core.end_session(session)
+            case OpenQuic(slot, line, secrets, cids, expected):
+                core.set_line(slot, line, self._line(slot, line, secrets, cids, expected))
             case FilterRules():
                 ready = self._rules.add(message)
                 if ready is not None:
@@ -92,6 +98,15 @@ class InboundPlane:
                 core.set_jailed(slot, jailed)
             case _:
                 raise ValueError(f"not for the inbound plane: {type(message).__name__}")
+
+    def _line(
+        self, slot: int, line: int, secrets: tuple[int, bytes, bytes, bytes, int], cids: list[bytes], expected: int
+    ) -> OpeningLine | None:
+        if not cids:
+            return None
+        from gw.quic.protection import Secrets, keys_of  # only where there is QUIC
+
+        return OpeningLine(slot, line, keys_of(Secrets(*secrets), sealing=False), cids, expected)
 
     def tell(self) -> None:
         core, sender = self.core, self.sender
@@ -122,6 +137,10 @@ class InboundPlane:
                 batch = [(data, source[0], source[1]) for data, source in found[at : at + FOREIGN_BATCH]]
                 sender.bulk(Foreign(batch))
             core.foreign = []
+        if core.opened:
+            for line in core.opened:
+                self._tell_opened(line)
+            core.opened = []
         if core.quic:
             trains: list[tuple[bytes, int, str, int]] = []
             size = 0
@@ -134,6 +153,16 @@ class InboundPlane:
             if trains:
                 sender.bulk(Quic(trains))
             core.quic = []
+
+    def _tell_opened(self, line: OpeningLine) -> None:
+        host, port = ("", 0) if line.source is None else (line.source[0], line.source[1])
+        frames, acks = line.frames, line.acks[-MAX_ACKS:]  # each tells what those before it did
+        self.sender.bulk(
+            QuicOpened(line.slot, line.number, line.count, frames[:FOREIGN_BATCH], line.runs, acks, host, port)
+        )
+        for at in range(FOREIGN_BATCH, len(frames), FOREIGN_BATCH):
+            self.sender.bulk(QuicOpened(line.slot, line.number, 0, frames[at : at + FOREIGN_BATCH], [], [], "", 0))
+        line.count, line.frames, line.runs, line.acks, line.source = 0, [], [], [], None
 
 
 @final

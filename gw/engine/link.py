@@ -75,6 +75,7 @@ class Plan(_Message, tag="l"):
     relay: bool  # sealed datagrams go to the engine (too), for a relay or QUIC
     wake: bool
     head: bytes = b""  # before each datagram to host and port
+    quic: bool = False  # inside QUIC and nowhere else
 
 
 class SendKeepalive(_Message, tag="k"):
@@ -97,6 +98,43 @@ class Jail(_Message, tag="j"):
 
     slot: int
     jailed: bool
+
+
+class SealQuic(_Message, tag="S"):
+    """To all that may seal: how packets of the QUIC connection with a peer are made, by numbers that come with
+    `QuicNumbers`; those of before are not used any more. secrets: of `gw.quic.protection`; without a key the connection
+    is not theirs any more. limit: the largest WireGuard message."""
+
+    slot: int
+    line: int
+    secrets: tuple[int, bytes, bytes, bytes, int]
+    cid: bytes
+    host: str
+    port: int
+    limit: int
+
+
+class QuicNumbers(_Message, tag="N"):
+    """Packet numbers first … stop - 1 are this sealer's; fresh: instead of those that it has. room: bytes that may
+    wait for numbers."""
+
+    slot: int
+    line: int
+    first: int
+    stop: int
+    fresh: bool
+    room: int
+
+
+class OpenQuic(_Message, tag="O"):
+    """To the inbound worker: how packets of a QUIC connection are opened. cids: by which it is known, none for not any
+    more. expected: the number that comes next."""
+
+    slot: int
+    line: int
+    secrets: tuple[int, bytes, bytes, bytes, int]
+    cids: list[bytes]
+    expected: int
 
 
 class FilterRules(_Message, tag="f"):
@@ -149,6 +187,31 @@ class Quic(_Message, tag="c"):
     trains: list[tuple[bytes, int, str, int]]
 
 
+class QuicSent(_Message, tag="a"):
+    """QUIC packets that leave now: the first number, the size of each. Told before they leave. None: some wait, and
+    there are no numbers left."""
+
+    line: int
+    sealer: int
+    first: int
+    sizes: list[int]
+    at_ns: int
+
+
+class QuicOpened(_Message, tag="b"):
+    """What was opened of a QUIC connection's packets: how many datagrams, those that are not WireGuard's bulk, numbers
+    and acknowledgments as `gw.native.quicpackets.open_train` gives them; and where the newest came from."""
+
+    slot: int
+    line: int
+    count: int
+    frames: list[bytes]
+    runs: list[int]
+    acks: list[list[int]]
+    host: str
+    port: int
+
+
 class RelayOut(_Message, tag="w"):
     """Sealed datagrams for a peer that is reached by relay or QUIC."""
 
@@ -182,8 +245,11 @@ ToWorker = (
     | Jail
     | FilterRules
     | Relayed
+    | SealQuic
+    | QuicNumbers
+    | OpenQuic
 )
-FromWorker = Note | Heard | Foreign | Quic | RelayOut | Rejected | Tsmp
+FromWorker = Note | Heard | Foreign | Quic | QuicSent | QuicOpened | RelayOut | Rejected | Tsmp
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _to_worker: Final[msgspec.msgpack.Decoder[ToWorker]] = msgspec.msgpack.Decoder(ToWorker)
@@ -232,10 +298,12 @@ class Sender:
         self._waiting.append(raw)
         self.flush()
 
-    def bulk(self, message: _Message) -> None:
-        """Send now or not at all."""
+    def bulk(self, message: _Message) -> bool:
+        """Send now or not at all; whether it was sent."""
         if self._waiting or not self._send(_encoder.encode(message)):
             self.dropped += 1
+            return False
+        return True
 
     def flush(self) -> None:
         while self._waiting and self._send(self._waiting[0]):

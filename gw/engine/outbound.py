@@ -12,9 +12,12 @@ from gw.engine.link import (
     Inject,
     Note,
     Plan,
+    QuicNumbers,
+    QuicSent,
     RelayOut,
     RemovePeer,
     Routes,
+    SealQuic,
     Sender,
     SendKeepalive,
     SendSession,
@@ -23,6 +26,7 @@ from gw.engine.link import (
 from gw.engine.worker import Setup, share, udp_socket
 from gw.native.flows import FlowTable
 from gw.native.outbound import Outbound
+from gw.native.quicsealing import SealingLine
 from gw.wire import cipher
 
 RELAY_BATCH: Final = 48  # datagrams a message
@@ -50,6 +54,8 @@ class OutboundPlane:
         )
         self._cipher = cipher.named(setup.cipher)
         self.core.numbered = self._cipher.numbered
+        self.core.report = self._report
+        self._sealer = setup.sealer
 
     def descriptors(self) -> list[int]:
         return [self._tun]
@@ -63,9 +69,13 @@ class OutboundPlane:
                 core.remove_peer(slot)
             case Routes(slot, add, remove):
                 core.routes.change(slot, add, remove)
-            case Plan(slot, host, port, relay, wake, head):
-                sock = (self._v6 if ":" in host else self._v4) if host else None
-                core.set_plan(slot, sock, (host, port) if sock is not None else None, relay, wake, head)
+            case Plan(slot, host, port, relay, wake, head, quic):
+                sock = self._socket(host) if host else None
+                core.set_plan(slot, sock, (host, port) if sock is not None else None, relay, wake, head, quic)
+            case SealQuic(slot, line, secrets, cid, host, port, limit):
+                core.set_line(slot, self._line(line, secrets, cid, host, port, limit))
+            case QuicNumbers(slot, line, first, stop, fresh, room):
+                core.give_numbers(slot, line, first, stop, fresh, room)
             case SendSession(slot, session, key, remote_index, expires_ns):
                 core.set_session(slot, session, self._cipher.seal(key), remote_index, expires_ns)
             case EndSession(slot, session):
@@ -78,6 +88,23 @@ class OutboundPlane:
                 core.inject(slot, packet)
             case _:
                 raise ValueError(f"not for the outbound plane: {type(message).__name__}")
+
+    def _socket(self, host: str) -> socket.socket | None:
+        return self._v6 if ":" in host else self._v4
+
+    def _line(
+        self, line: int, secrets: tuple[int, bytes, bytes, bytes, int], cid: bytes, host: str, port: int, limit: int
+    ) -> SealingLine | None:
+        sock = self._socket(host)
+        if not secrets[1] or sock is None:
+            return None
+        from gw.quic.protection import Secrets, keys_of  # only where there is QUIC
+
+        return SealingLine(line, keys_of(Secrets(*secrets), sealing=True), cid, sock, (host, port), limit)
+
+    def _report(self, line: int, first: int, sizes: list[int], now_ns: int) -> bool:
+        """Has the engine know of QUIC packets before they leave."""
+        return self.sender.bulk(QuicSent(line, self._sealer, first, sizes, now_ns))
 
     def tell(self) -> None:
         core, sender = self.core, self.sender

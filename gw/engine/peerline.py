@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol, final
 
+from gw.engine.peershare import PeerShare, Share
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.model.keys import NodeKey, NodeSecret
@@ -50,6 +51,7 @@ class Owner(Protocol):
     node: NodeKey
     new_nonce: Callable[[int], bytes]
     routes: Routes
+    sealers: int
 
     def wall_ms(self) -> int:
         """UTC milliseconds since 1970."""
@@ -84,6 +86,8 @@ class PeerLine:
         self.is_dialer: Final = is_dialer
         self.is_proven = False
         self.is_over = False
+        self.number = 0  # by which packet workers know it, once they have a share
+        self._share: PeerShare | None = None
         self.cids: list[bytes] = []
         self.tickets: list[Any] = []  # of this connection, until we know whose they are
         self.routes: tuple[Network, ...] = ()  # what the peer serves
@@ -144,9 +148,7 @@ class PeerLine:
 
     def send(self, datagrams: list[bytes], now: float) -> None:
         """Queue WireGuard messages."""
-        was_active, self.used_at = self._is_active(now), now
-        if not was_active and self.is_proven:
-            self._beat_at = min(self._beat_at, now)
+        self._used(now)
         for datagram in datagrams:
             if datagram[:1] != b"\x04":
                 self._priority.append(datagram)
@@ -202,6 +204,48 @@ class PeerLine:
                 self._hand_over()
                 out += [train[:2] for train in self.link.poll(now)]
         return out
+
+    # What packet workers do for it
+
+    def shares(self, now: float) -> list[Share]:
+        """What they are to be told now."""
+        if not self.is_usable or self.key is None:
+            return self.unshare()
+        if self._share is None:
+            self._share = PeerShare(self.number, self.key, self.link, self._owner.sealers)
+        return self._share.poll(self.address, now)
+
+    def unshare(self) -> list[Share]:
+        """They have nothing to do with it any more."""
+        return self._share.end() if self._share is not None else []
+
+    def share_again(self) -> None:
+        """They were started anew."""
+        if self._share is not None:
+            self._share.forget()
+
+    def sent_by(self, sealer: int, first: int, sizes: list[int], sent_at: float) -> bool:
+        """One of them is about to send these packets; whether to look after it soon."""
+        if self._share is None:
+            return False
+        self.sent += len(sizes)
+        self._used(sent_at)
+        return self._share.sent(sealer, first, sizes, sent_at)
+
+    def opened(self, count: int, frames: list[bytes], runs: list[int], acks: list[list[int]], now: float) -> None:
+        """One of them has opened so many datagrams, and delivered all but these."""
+        delivered = count - len(frames)
+        if delivered > 0 and self.is_usable:
+            self.received += delivered
+            self._used(now)
+        self.link.take(count, frames, runs, acks, now)
+
+    def _used(self, now: float) -> None:
+        was_active, self.used_at = self._is_active(now), now
+        if not was_active and self.is_proven:
+            self._beat_at = min(self._beat_at, now)
+
+    # Inside
 
     def _hand_over(self) -> None:
         limit = self.link.limit
@@ -292,9 +336,7 @@ class PeerLine:
         found = [message for message in found if message]
         if found:
             self.received += len(found)
-            was_active, self.used_at = self._is_active(now), now
-            if not was_active:
-                self._beat_at = min(self._beat_at, now)
+            self._used(now)
             self._owner.messages(self, found)
 
     def stream(self, data: bytes, now: float) -> None:

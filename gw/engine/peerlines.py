@@ -25,6 +25,7 @@ from gw.engine import defects
 from gw.engine.agenda import NEVER, Agenda
 from gw.engine.handshakes import Handshakes
 from gw.engine.peerline import PeerLine
+from gw.engine.peershare import Share
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.model.keys import NodeKey, NodeSecret
@@ -91,7 +92,7 @@ class RoutesTold:
     prefixes: tuple[Network, ...]
 
 
-Event = Up | Down | Bulk | Ponged | Moved | RoutesTold
+Event = Up | Down | Bulk | Ponged | Moved | RoutesTold | Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +136,16 @@ class PeerLines:
         wall: Callable[[], float],
         fast: bool,
         certificate: tuple[bytes, bytes],
+        sealers: int = 0,
     ) -> None:
-        """may: whether a key is of a peer that may connect. wall: unix seconds. certificate: PEM, and its key's."""
+        """may: whether a key is of a peer that may connect. wall: unix seconds. certificate: PEM, and its key's.
+        sealers: packet workers that may seal for a connection; with none of them all packets are sealed here."""
         self.secret, self.node = secret, node
         self.new_nonce: Callable[[int], bytes] = random_bytes
         self.routes = Routes(0, ())
+        self.sealers = sealers
+        self._by_number: dict[int, PeerLine] = {}
+        self._numbers = 0
         self._may = may
         self._kept = tickets
         self._wall = wall
@@ -250,6 +256,36 @@ class PeerLines:
             self._dirty[line] = None
         return True
 
+    # What packet workers tell
+
+    def sent(self, number: int, sealer: int, first: int, sizes: list[int], sent_at: float) -> bool:
+        """Packets of a connection leave now; whether to poll soon."""
+        line = self._by_number.get(number)
+        if line is None:
+            return False
+        self._dirty[line] = None
+        return line.sent_by(sealer, first, sizes, sent_at)
+
+    def opened(
+        self, number: int, count: int, frames: list[bytes], runs: list[int], acks: list[list[int]],
+        source: AddrPort | None, now: float,
+    ) -> None:  # fmt: skip
+        """What was opened of a connection's packets, as `gw.engine.link.QuicOpened` has it."""
+        line = self._by_number.get(number)
+        if line is None:
+            return
+        self._now = now
+        newest = line.link.newest
+        line.opened(count, frames, runs, acks, now)
+        self._came(line, newest, source)
+        self._dirty[line] = None
+
+    def share_again(self) -> None:
+        """Packet workers were started anew: they know no connection."""
+        for line in self._by_number.values():
+            line.share_again()
+            self._dirty[line] = None
+
     # What the engine asks
 
     def is_usable(self, peer: NodeKey) -> bool:
@@ -328,6 +364,8 @@ class PeerLines:
                 with self._only(line):
                     out += [(train, segment, line.address) for train, segment in line.poll(now)]
                     self._follow(line)
+                    if self.sealers and not line.is_over:
+                        self._events += line.shares(now)
                     self._agenda.put(line, line.deadline() if line in self._all else NEVER)
                     if line.waiting or line.link.is_dirty:
                         full.append(line)
@@ -380,6 +418,8 @@ class PeerLines:
             self._events.append(RoutesTold(line.key, line.routes))
 
     def ended(self, line: PeerLine, code: int, reason: str) -> None:
+        self._events += line.unshare()
+        self._by_number.pop(line.number, None)
         self._all.discard(line)
         self._dirty.pop(line, None)
         self._agenda.discard(line)
@@ -458,10 +498,7 @@ class PeerLines:
         newest = link.newest
         link.receive(train, segment, PLACE, now)
         self._follow(line)
-        if line.source is None or link.newest > newest:
-            before, line.source = line.source, source
-            if before is not None and before != source and line.key is not None and line.is_usable:
-                self._events.append(Moved(line.key, source))
+        self._came(line, newest, source)
         self._out += [(train, segment, line.address) for train, segment in line.poll(now)]
         self._dirty[line] = None
         if line.is_usable and line.tickets and line.key is not None and self._lines.get(line.key) is line:
@@ -469,7 +506,17 @@ class PeerLines:
                 self._keep_ticket(line, ticket)
             line.tickets.clear()
 
+    def _came(self, line: PeerLine, newest: int, source: AddrPort | None) -> None:
+        """Packets came from `source`; newest: the highest number before them."""
+        if source is not None and (line.source is None or line.link.newest > newest):
+            before, line.source = line.source, source
+            if before is not None and before != source and line.key is not None and line.is_usable:
+                self._events.append(Moved(line.key, source))
+
     def _enter(self, line: PeerLine) -> None:
+        self._numbers += 1
+        line.number = self._numbers
+        self._by_number[line.number] = line
         self._all.add(line)
         self._follow(line)
 

@@ -1,6 +1,7 @@
 """QUIC with peers on the engine's loop: connections when they are wanted, and the choice between them and plain UDP.
 
-    outbound worker ──sealed──> Engine.relay_out ──> QuicPeers ──packets by the train──> UDP
+    outbound worker ──QUIC packets──> UDP ──trains──> inbound worker       keys and packet numbers from here, word back
+    outbound worker ──sealed──> Engine.relay_out ──> QuicPeers ──packets by the train──> UDP        what they cannot yet
     UDP ──trains──> inbound worker ──> Engine.quic ──> QuicPeers ──sealed──> inbound worker
 
 What needs aioquic is loaded with the first connection that is wanted or knocks, on a thread: a node whose peers are all
@@ -27,6 +28,7 @@ from gw.model.sendplan import SendPlan
 
 if TYPE_CHECKING:
     from gw.engine.peerlines import Event, LineView, PeerLines
+    from gw.engine.peershare import Share
 
 log: Final = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ MAX_EARLY: Final = 16  # trains that wait for the first load
 MIN_WAIT_S: Final = 0.0005
 PING_BYTES: Final = 8
 PING_S: Final = 2.0
+LOOK_S: Final = 0.02  # so long what packet workers tell may wait
 INITIATION: Final = 1
 
 
@@ -44,6 +47,13 @@ class Host(Protocol):
 
     def quic_bulk(self, peer: NodeKey, datagrams: list[bytes]) -> None:
         """WireGuard messages that came in QUIC."""
+
+    def share(self, share: Share) -> None:
+        """For packet workers: of a connection that they seal and open packets of."""
+
+    @property
+    def sealers(self) -> int:
+        """How many packet workers may seal."""
 
     def replan(self, peer: NodeKey) -> None:
         """The peer's way may be another now."""
@@ -88,6 +98,7 @@ class QuicPeers:
         self._early: list[tuple[bytes, int, AddrPort]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._is_due = False
+        self._flushed_at = 0.0
         self._silent: set[NodeKey] = set()
         self._pings: dict[bytes, asyncio.Future[float]] = {}
 
@@ -102,6 +113,7 @@ class QuicPeers:
             self._lines = make(
                 self._secret, self._node, self._may, self._tickets,
                 random_bytes=os.urandom, wall=time.time, fast=fast, certificate=certificate,
+                sealers=self._host.sealers if fast else 0,
             )  # fmt: skip
             self._lines.set_routes(self._served)
             early, self._early = self._early, []
@@ -245,6 +257,28 @@ class QuicPeers:
         self._stir()
         return True
 
+    def sent(self, line: int, sealer: int, first: int, sizes: list[int], sent_at: float) -> None:
+        """A packet worker sends QUIC packets now."""
+        if self._lines is not None and (
+            self._lines.sent(line, sealer, first, sizes, sent_at) or sent_at - self._flushed_at > LOOK_S
+        ):
+            self._stir()
+
+    def opened(
+        self, line: int, count: int, frames: list[bytes], runs: list[int], acks: list[list[int]],
+        source: AddrPort | None,
+    ) -> None:  # fmt: skip
+        """A packet worker has opened QUIC packets."""
+        if self._lines is not None:
+            self._lines.opened(line, count, frames, runs, acks, source, time.monotonic())
+            self._stir()
+
+    def workers_restarted(self) -> None:
+        """Packet workers know of no connection any more."""
+        if self._lines is not None:
+            self._lines.share_again()
+            self._stir()
+
     def receive(self, trains: list[tuple[bytes, int, AddrPort]]) -> None:
         """QUIC packets of the UDP socket."""
         if self._chooser.mode is Mode.UDP:
@@ -324,7 +358,8 @@ class QuicPeers:
         lines = self._lines
         if lines is None:
             return
-        trains, events = lines.poll(time.monotonic())
+        self._flushed_at = time.monotonic()
+        trains, events = lines.poll(self._flushed_at)
         if trains:
             self._host.send_trains(trains)
         for event in events:
@@ -341,7 +376,7 @@ class QuicPeers:
             self._timer = asyncio.get_running_loop().call_later(wait, self._flush)
 
     def _on_event(self, event: Event) -> None:
-        from gw.engine import peerlines  # loaded already: this has come from it
+        from gw.engine import peerlines, peershare  # loaded already: this has come from it
 
         now = time.monotonic()
         match event:
@@ -370,6 +405,8 @@ class QuicPeers:
                     future.set_result(now)
             case peerlines.Moved(peer, source):
                 self._host.peer_moved(peer, source)
+            case peershare.Sealing() | peershare.Numbers() | peershare.Opening():
+                self._host.share(event)
             case peerlines.RoutesTold(peer, prefixes):
                 log.debug("%s serves %s", peer.short(), ", ".join(map(str, prefixes)) or "no routes")
 

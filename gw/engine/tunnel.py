@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, Protocol, Self, final
+from typing import TYPE_CHECKING, Final, Protocol, Self, final
 
 from gw.engine.filterrules import Address, Network, compile_rules
 from gw.engine.link import (
@@ -31,13 +31,18 @@ from gw.engine.link import (
     Inject,
     Jail,
     Note,
+    OpenQuic,
     Plan,
     Quic,
+    QuicNumbers,
+    QuicOpened,
+    QuicSent,
     ReceiveSession,
     Rejected,
     RelayOut,
     RemovePeer,
     Routes,
+    SealQuic,
     SendKeepalive,
     SendSession,
     ToWorker,
@@ -76,6 +81,9 @@ from gw.wire.wg import (
 )
 from gw.wire.wg.peer import NEVER, REJECT_AFTER_S
 
+if TYPE_CHECKING:
+    from gw.engine.peershare import Share
+
 log: Final = logging.getLogger(__name__)
 
 TICK_S: Final = 0.25
@@ -96,6 +104,19 @@ class TunnelEvents(Protocol):
 
     def quic(self, trains: list[tuple[bytes, int, AddrPort]]) -> None:
         """QUIC packets that came on UDP: datagrams of one size in a row, that size, where they came from."""
+
+    def quic_sent(self, line: int, sealer: int, first: int, sizes: list[int], sent_at: float) -> None:
+        """A worker is about to send packets of a QUIC connection, as `share` has it do. Told before anything comes back
+        because of them."""
+
+    def quic_opened(
+        self, line: int, count: int, frames: list[bytes], runs: list[int], acks: list[list[int]],
+        source: AddrPort | None,
+    ) -> None:  # fmt: skip
+        """A worker has opened packets of a QUIC connection: see `gw.engine.link.QuicOpened`."""
+
+    def workers_restarted(self) -> None:
+        """What workers know by `share` is forgotten."""
 
     def relay_out(self, peer: NodeKey, datagrams: list[bytes], by: str = "") -> None:
         """WireGuard datagrams to be sent by relay or in QUIC, as the plan says. by: answers, to go by that carrier."""
@@ -374,10 +395,7 @@ class Tunnel:
         peer = self._by_key.get(source)
         if peer is None:
             return
-        carrier = QUIC if quic else RELAY
-        if peer.carrier != carrier:
-            peer.carrier = carrier
-            self._totals.carried(peer.slot, peer.plan, carrier)
+        self._carried(peer, QUIC if quic else RELAY)
         bulk = [datagram for datagram in datagrams if kind_of(datagram) == TRANSPORT]
         if self._workers is not None:
             for at in range(0, len(bulk), RELAY_BATCH):
@@ -386,6 +404,31 @@ class Tunnel:
             for datagram in datagrams:
                 if kind_of(datagram) != TRANSPORT:
                     self._handshake(datagram, source.raw + b"\0\0", source)
+
+    def _carried(self, peer: _Peer, carrier: str) -> None:
+        if peer.carrier != carrier:
+            peer.carrier = carrier
+            self._totals.carried(peer.slot, peer.plan, carrier)
+
+    def share(self, share: Share) -> None:
+        """Have workers seal and open packets of a QUIC connection with a peer."""
+        from gw.engine.peershare import Numbers, Opening, Sealing  # loaded already: this has come from it
+
+        peer, workers = self._by_key.get(share.peer), self._workers
+        if peer is None or workers is None:
+            return
+        match share:
+            case Sealing(_, line, secrets, cid, to, limit):
+                self._tell_outbound(SealQuic(peer.slot, line, secrets, cid, to.host, to.port, limit))
+            case Numbers(_, line, sealer, first, stop, fresh, room):
+                workers.sealer(sealer, QuicNumbers(peer.slot, line, first, stop, fresh, room))
+            case Opening(_, line, secrets, cids, expected):
+                self._tell_inbound(OpenQuic(peer.slot, line, secrets, list(cids), expected))
+
+    @property
+    def sealers(self) -> int:
+        """How many workers may seal."""
+        return self._workers.sealers if self._workers is not None else 0
 
     def inject(self, key: NodeKey, packet: bytes) -> None:
         """Send an inner packet of our own to the peer (TSMP)."""
@@ -508,6 +551,7 @@ class Tunnel:
             self._tell_routes(peer, peer.allowed, ())
             self._tell_plan(peer)
         self._tell_filter()
+        self._events.workers_restarted()
         for peer in had_session:
             self._do(self._device.renew(peer.key.raw, now), None)
 
@@ -535,13 +579,27 @@ class Tunnel:
     def _tell_plan(self, peer: _Peer) -> None:
         plan = peer.plan
         host, port = (plan.udp.host, plan.udp.port) if plan.udp is not None else ("", 0)
-        self._tell_outbound(Plan(peer.slot, host, port, plan.relay or plan.quic, plan.wake, _head(plan)))
+        in_quic = plan.quic and not plan.relay and plan.udp is None
+        self._tell_outbound(Plan(peer.slot, host, port, plan.relay or plan.quic, plan.wake, _head(plan), in_quic))
 
     def _on_message(self, message: FromWorker) -> None:
         match message:
             case Foreign(datagrams):
                 self._on_foreign(datagrams)
+            case QuicSent(line, sealer, first, sizes, at_ns):
+                self._events.quic_sent(line, sealer, first, sizes, at_ns / 1e9)
+            case QuicOpened(slot, line, count, frames, runs, acks, host, port):
+                if acks and self._workers is not None:
+                    self._workers.hear_sealers()  # what is acknowledged they have told of
+                peer = self._slots.get(slot)
+                if peer is not None:
+                    if count > len(frames):
+                        self._carried(peer, QUIC)
+                    source = AddrPort(host, port) if host else None
+                    self._events.quic_opened(line, count, frames, runs, acks, source)
             case Quic(trains):
+                if self._workers is not None:
+                    self._workers.hear_sealers()
                 self._events.quic([(train, segment, AddrPort(host, port)) for train, segment, host, port in trains])
             case RelayOut(slot, datagrams):
                 peer = self._slots.get(slot)

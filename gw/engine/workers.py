@@ -40,6 +40,7 @@ PLANES: Final[tuple[Plane, Plane]] = ("outbound", "inbound")
 BOTH: Final = "both"
 BELL: Final = os.EFD_NONBLOCK | os.EFD_CLOEXEC
 INDEX_AT: Final = slice(4, 8)  # the receiver index of a transport datagram
+MOST_READS: Final = 1024
 READS: Final = 32  # messages of one plane before the loop is given back
 
 
@@ -120,6 +121,19 @@ class Workers:
         """Tell all that may seal, now or as soon as they listen."""
         for sealer in range(self._sealers):
             self._links["outbound", sealer].control(message)
+
+    @property
+    def sealers(self) -> int:
+        return self._sealers
+
+    def sealer(self, number: int, message: ToWorker) -> None:
+        """Tell one of those that may seal."""
+        self._links["outbound", number].control(message)
+
+    def hear_sealers(self) -> None:
+        """Take what they have said so far."""
+        for sealer in range(self._sealers):
+            self._links["outbound", sealer].read(MOST_READS)
 
     def send(self, message: ToWorker) -> None:
         """Tell one that may seal to send something of the engine's own."""
@@ -264,7 +278,7 @@ class _Link:
         self._ended = ended
         self._writing = False
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(sock, self._read)
+        self._loop.add_reader(sock, self.read)
 
     def control(self, message: ToWorker) -> None:
         self.sender.control(message)
@@ -285,8 +299,10 @@ class _Link:
             self._loop.remove_writer(self._sock)
             self._writing = False
 
-    def _read(self) -> None:
-        for _ in range(READS):
+    def read(self, most: int = READS) -> None:
+        for _ in range(most):
+            if self._sock.fileno() < 0:
+                return  # closed by what it said
             try:
                 raw = self._sock.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -297,5 +313,3 @@ class _Link:
                 self._ended()
                 return
             self._heard(read_from_worker(raw))
-            if self._sock.fileno() < 0:
-                return  # closed by what it said

@@ -40,6 +40,8 @@ from gw.native.counters import (
 from gw.native.filter import ACCEPT, TCP, TSMP_PACKET, Filter
 from gw.native.outbound import ACTIVE, ACTIVE_NOTE_NS, CONFIRMED, LARGE, MAX_COUNTER, QUIET_NS, TWO_64
 from gw.native.prefixes import PrefixMap
+from gw.native.quicpackets import CID_BYTES, open_train
+from gw.native.quicsealing import OpeningLine
 from gw.native.replay import ReplayWindow
 from gw.native.rules import RuleSet
 
@@ -56,6 +58,9 @@ GENEVE_BYTES: Final = 8
 RELAYED_BYTES: Final = GENEVE_BYTES + 32
 RELAYED_HEAD: Final = 0x00007A12  # no options, no control, WireGuard follows
 MAX_EARLY: Final = 64
+TELL_AFTER: Final = 64  # QUIC packets: the engine acknowledges so many at once
+TELL_NS: Final = 1_000_000  # fewer
+QUIC_MESSAGE: Final = 0x10  # a WireGuard message, in a DATAGRAM frame
 BOTH_WAYS_NS: Final = 2_000_000_000  # a peer that tries a path sends both ways: the direct one counts
 MAX_FOREIGN: Final = 512  # datagrams for the engine in one round; more are dropped
 MAX_REJECTED: Final = 16  # SYNs in one round whose senders are told
@@ -116,6 +121,9 @@ class Inbound:
         self.heard: list[tuple[int, Any]] = []  # slot, source: the peer's datagrams now come from there
         self.foreign: list[tuple[bytes, Any]] = []  # datagram, source
         self.quic: list[tuple[bytes, int, Any]] = []  # datagrams of one size in a row, that size, source
+        self.lines: dict[bytes, OpeningLine] = {}  # QUIC connections that are opened here, by connection id
+        self.opened: list[OpeningLine] = []  # those that the engine is to be told of
+        self.opened_ns: i64 = 0  # when the first of them came
         self.early: list[tuple[bytes, Any]] = []  # of sessions that the engine may be telling of right now
         self.retrying: bool = False
         self.tsmp: list[tuple[int, bytes]] = []
@@ -151,6 +159,21 @@ class Inbound:
 
     def end_session(self, index: int) -> None:
         self.sessions.pop(index, None)
+
+    def set_line(self, slot: int, number: int, line: OpeningLine | None) -> None:
+        """Open the packets of this QUIC connection from now on; None: of this number's no more."""
+        for cid, known in list(self.lines.items()):
+            if known.number == number:
+                if line is not None:
+                    line.follow(known, time.monotonic_ns())
+                del self.lines[cid]
+                if known in self.opened:
+                    self.opened.remove(known)
+                    if line is not None:
+                        self.opened.append(line)
+        if line is not None:
+            for cid in line.cids:
+                self.lines[cid] = line
 
     # Packets
 
@@ -193,11 +216,19 @@ class Inbound:
             len(self.notes) > 0
             or len(self.foreign) > 0
             or len(self.quic) > 0
+            or (len(self.opened) > 0 and self._is_due())
             or len(self.early) > 0
             or len(self.heard) > 0
             or len(self.tsmp) > 0
             or len(self.rejected) > 0
         )
+
+    def _is_due(self) -> bool:
+        """Whether enough of QUIC packets was opened to tell, or it has waited; what wants an answer does not."""
+        for line in self.opened:
+            if line.count >= TELL_AFTER or len(line.frames) > 0 or len(line.acks) > 0:
+                return True
+        return i64(time.monotonic_ns()) - self.opened_ns > TELL_NS
 
     def receive(self, data: bytes, step: int, source: Any, now_ns: i64) -> None:
         """Datagrams of `step` bytes each (the last may be shorter) from one source; None: a relay brought them."""
@@ -221,8 +252,12 @@ class Inbound:
                         end += i64(step)
                     if end > size:
                         end = size
-                    if source is not None and len(self.quic) < MAX_FOREIGN:
-                        self.quic.append((data[at:end], step, source))
+                    if source is not None:
+                        line = self.lines.get(data[at + 1 : at + 1 + CID_BYTES]) if self.lines else None
+                        if line is not None and i64(data[at]) & 0x80 == 0:
+                            self._open(line, data[at:end], step, source, now_ns)
+                        elif len(self.quic) < MAX_FOREIGN:
+                            self.quic.append((data[at:end], step, source))
                     at = end
                     continue
                 if source is not None and len(self.foreign) < MAX_FOREIGN:
@@ -297,6 +332,33 @@ class Inbound:
             self._deliver(packet, peer, tally, now_ns)
         if touched is not None:
             touched.tally.store()
+
+    def _open(self, line: OpeningLine, train: bytes, step: int, source: Any, now_ns: i64) -> None:
+        """QUIC packets. WireGuard's bulk is delivered, the rest is the engine's; so are packets that do not open."""
+        if line.older is not None and now_ns > line.older_until_ns:
+            line.older = None
+        newest = line.window.newest
+        frames, runs, acks, others = open_train(line.keys, line.older, line.window, line.cids, train, step, newest + 1)
+        if runs:
+            if line not in self.opened:
+                if not self.opened:
+                    self.opened_ns = now_ns
+                self.opened.append(line)
+            line.count += len(frames)
+            line.runs.extend(runs)
+            line.acks.extend(acks)
+            if line.window.newest > newest:
+                line.source = source
+            for frame in frames:
+                if len(frame) >= 34 and read_i32_le(frame, 2) == TRANSPORT and i64(frame[1]) == QUIC_MESSAGE:
+                    index: i64 = i64(read_i32_le(frame, 6))
+                    if index & (self.lanes - 1) == self.lane:
+                        self.receive(frame[2:], len(frame), None, now_ns)
+                        continue
+                line.frames.append(frame)
+        for packet in others:
+            if len(self.quic) < MAX_FOREIGN:
+                self.quic.append((packet, len(packet), source))
 
     def retry(self) -> None:
         """Look at early datagrams again, after what the engine had to say was heard."""

@@ -44,12 +44,15 @@ from gw.native.counters import (
 )
 from gw.native.flows import FlowTable, answer_key
 from gw.native.prefixes import NOBODY, PrefixMap
+from gw.native.quicpackets import seal_train
+from gw.native.quicsealing import MESSAGE, SealingLine
 from gw.native.segment import packets
 
 READ_BYTES: Final = 65546  # ten bytes of virtio_net_hdr and the largest IP packet
 MAX_STAGED: Final = 128
 MAX_SEGMENTS: Final = 64
 MAX_TRAIN: Final = 65000
+QUIC_BATCH: Final = 48  # packets sealed at a time
 QUIET_NS: Final = 100_000  # a packet that comes this long after the one before is alone
 LARGE: Final = 2048  # bytes of a read that takes so long to seal that what is small leaves before
 MAX_COUNTER: Final = 1 << 60
@@ -99,6 +102,8 @@ class OutPeer:
         self.trains: bool = True  # False where the path's MTU is too small for the kernel to cut trains
         self.lead: bytes = b""  # before each datagram to `address`
         self.relay: bool = False
+        self.quic: bool = False  # inside QUIC and nowhere else
+        self.line: SealingLine | None = None  # by which we do that; without it the engine does
         self.wake: bool = False
         self.staged: list[bytes] = []
         self.pieces: list[bytes] = []  # sealed in this round and not yet sent: header, body, header, body
@@ -147,6 +152,8 @@ class Outbound:
         self.notes: list[tuple[int, int, int]] = []  # what, slot, detail
         self.relayed: dict[int, list[bytes]] = {}
         self.departing: list[OutPeer] = []  # those with pieces
+        self.boarding: list[OutPeer] = []  # those with frames for their line
+        self.report: Any = None  # (line, first, sizes, now_ns) → whether the engine knows of these QUIC packets
         self.last_ns: i64 = 0  # when the TUN was last read
         self.bulk: bool = False  # that brought a super-packet, or as many packets as it might
 
@@ -162,8 +169,10 @@ class Outbound:
             peer.tally.clear()
         self.relayed.pop(slot, None)
 
-    def set_plan(self, slot: int, sock: Any, address: Any, relay: bool, wake: bool, lead: bytes = b"") -> None:
-        """lead: stands before each datagram to `address`."""
+    def set_plan(
+        self, slot: int, sock: Any, address: Any, relay: bool, wake: bool, lead: bytes = b"", quic: bool = False
+    ) -> None:
+        """lead: stands before each datagram to `address`. quic: where `relay` means inside QUIC and nowhere else."""
         peer = self.peers.get(slot)
         if peer is not None:
             peer.socket = sock
@@ -173,6 +182,33 @@ class Outbound:
             peer.relay = relay
             peer.wake = wake
             peer.lead = lead
+            peer.quic = quic
+
+    def set_line(self, slot: int, line: SealingLine | None) -> None:
+        """Seal for this QUIC connection from now on, or for none any more. What waits goes on waiting, or goes to the
+        engine."""
+        peer = self.peers.get(slot)
+        if peer is None:
+            return
+        before = peer.line
+        peer.line = line
+        if before is None or not before.waiting:
+            return
+        frames = before.next(len(before.waiting))
+        if line is not None:
+            for frame in frames:
+                line.put(frame)
+        else:
+            self._relay(peer, [frame[len(MESSAGE) :] for frame in frames])
+
+    def give_numbers(self, slot: int, number: int, first: int, stop: int, fresh: bool, room: int) -> None:
+        """Packet numbers for a connection: what waited for them goes out."""
+        peer = self.peers.get(slot)
+        line = peer.line if peer is not None else None
+        if peer is not None and line is not None and line.number == number:
+            line.give(first, stop, fresh, room)
+            if line.waiting:
+                self._board(peer, line, time.monotonic_ns())
 
     def set_session(self, slot: int, session: int, seal: Any, remote_index: int, expires_ns: int) -> None:
         """Send with this keypair from now on, from the sealer's first counter; what waited for it goes out."""
@@ -255,7 +291,7 @@ class Outbound:
             self.last_ns = now_ns
         if done == rounds:
             self.bulk = True
-        if self.departing:
+        if self.departing or self.boarding:
             self._depart(now_ns)
         return done
 
@@ -355,14 +391,81 @@ class Outbound:
             if len(peer.pieces) >= 2 * MAX_SEGMENTS or size > LARGE:
                 self._transmit(peer, True, now_ns)
         if peer.relay:
-            waiting = self.relayed.get(peer.slot)
-            if waiting is None:
-                waiting = []
-                self.relayed[peer.slot] = waiting
+            line = peer.line if peer.quic else None
+            sealed: list[bytes] = []
             at = 0
+            if line is not None and len(pieces[1]) + 16 <= line.limit:
+                if peer not in self.boarding:
+                    self.boarding.append(peer)
+                while at < len(pieces):
+                    line.put(MESSAGE + pieces[at][-16:] + pieces[at + 1])
+                    at += 2
+                if len(line.waiting) >= QUIC_BATCH and line.ranges:
+                    self._board(peer, line, now_ns)
+                return
             while at < len(pieces):
-                waiting.append(pieces[at][-16:] + pieces[at + 1])
+                sealed.append(pieces[at][-16:] + pieces[at + 1])
                 at += 2
+            self._relay(peer, sealed)
+
+    def _relay(self, peer: OutPeer, sealed: list[bytes]) -> None:
+        """Leave these to the engine."""
+        waiting = self.relayed.get(peer.slot)
+        if waiting is None:
+            self.relayed[peer.slot] = sealed
+        else:
+            waiting.extend(sealed)
+
+    def _board(self, peer: OutPeer, line: SealingLine, now_ns: i64) -> None:
+        """Seal what waits, as far as there are numbers, and send it."""
+        while line.waiting:
+            first, count = line.take(min(len(line.waiting), QUIC_BATCH))
+            if count == 0:
+                if not line.asked:
+                    line.asked = bool(self.report(line.number, 0, [], int(now_ns)))
+                dropped = line.trim()
+                if dropped:
+                    self._drop(peer, DROP_QUEUE_FULL, dropped)
+                return
+            trains, sizes = seal_train(line.keys, line.cid, first, line.next(count))
+            if not self.report(line.number, first, sizes, int(now_ns)):
+                self._drop(peer, DROP_SEND, count)  # the engine is too far behind to count them
+                continue
+            for data, segment in trains:
+                self._send_train(peer, line, data, segment, now_ns)
+
+    def _send_train(self, peer: OutPeer, line: SealingLine, data: bytes, segment: int, now_ns: i64) -> None:
+        size = len(data)
+        many = size > segment
+        if not many or (self.gso and line.trains):
+            ancillary = [(SOL_UDP, UDP_SEGMENT, _SIZE.pack(segment))] if many else []
+            tries = 0
+            while True:
+                try:
+                    line.socket.sendmsg([data], ancillary, 0, line.address)
+                    return
+                except BlockingIOError:
+                    tries += 1
+                    if tries > 4 or not _wait_writable(line.socket.fileno()):
+                        self._drop(peer, DROP_SEND, (size + segment - 1) // segment)
+                        return
+                except OSError as error:
+                    code = error.errno or 0
+                    if not many or _is_unreachable(code):
+                        self._drop(peer, DROP_SEND, (size + segment - 1) // segment)
+                        if now_ns - peer.failed_ns > SECOND_NS:
+                            peer.failed_ns = now_ns
+                            self.notes.append((SEND_FAILED, peer.slot, code))
+                        return
+                    if code == EIO:
+                        self.gso = False
+                        self.notes.append((NO_TRAINS, peer.slot, code))
+                    line.trains = False
+                    break
+        at = 0
+        while at < size:
+            self._send_train(peer, line, data[at : at + segment], segment, now_ns)
+            at += segment
 
     def _heads(self, peer: OutPeer, count: i64) -> bytes:
         """For each of `count` packets the header and the nonce, and the counters are used up."""
@@ -414,6 +517,11 @@ class Outbound:
             if peer.pieces:
                 self._transmit(peer, False, now_ns)
         self.departing = []
+        for peer in self.boarding:
+            line = peer.line
+            if line is not None:
+                self._board(peer, line, now_ns)
+        self.boarding = []
 
     def _depart_small(self, now_ns: i64) -> None:
         """Send all but the ends of bulk, which the next read may go on with."""

@@ -407,14 +407,16 @@ class Ledger:
     def sent(self, first: int, sizes: list[int], mark: object) -> None:
         self.batches.append(Batch(first, sizes, mark))
 
-    def settle(self, ranges: list[int], largest: int) -> list[tuple[object, int, int]]:
+    def settle(
+        self, ranges: list[int], largest: int, threshold: int = PACKET_THRESHOLD
+    ) -> list[tuple[object, int, int]]:
         """An acknowledgment of [start, stop, …]: (mark, bytes acknowledged, bytes lost) of each batch concerned.
 
-        largest: the largest packet number ever acknowledged. Lost is what is PACKET_THRESHOLD older.
+        largest: the largest packet number ever acknowledged. Lost is what is `threshold` older.
         """
         settled: list[tuple[object, int, int]] = []
         kept: list[Batch] = []
-        threshold = largest - PACKET_THRESHOLD
+        limit = largest - threshold
         for batch in self.batches:
             if batch.first > largest:
                 kept.append(batch)
@@ -441,8 +443,8 @@ class Ledger:
                         acked += size
                         sizes[place] = 0
                         batch.left -= 1
-            if batch.left > 0 and batch.first <= threshold:
-                last = threshold + 1 - batch.first
+            if batch.left > 0 and batch.first <= limit:
+                last = limit + 1 - batch.first
                 if last > len(sizes):
                     last = len(sizes)
                 for place in range(last):

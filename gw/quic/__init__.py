@@ -3,6 +3,7 @@
     link.py           Link: one connection as relay, client and peer use it: datagrams, control stream, timers, moves
     connection.py     aioquic's connection with our connection ids, the TLS exporter, one key exchange
     fastpath.py       DATAGRAM and ACK packets by `gw.native.quicpackets`, with aioquic's own books kept right
+    shared.py         packet numbers that packet workers use, and what becomes of their packets
     protection.py     which AES-GCM seals and opens them
     selftest.py       decides at start whether the fast path may be used
     congestion.py     the congestion controller: follows the delivery rate, not single losses

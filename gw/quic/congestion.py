@@ -84,6 +84,11 @@ class RateControl(QuicCongestionControl):
         """Bytes a second that the path has delivered lately, 0 before anything is known."""
         return self._rates[0][1] if self._rates else 0.0
 
+    @property
+    def is_starting(self) -> bool:
+        """Whether more may be delivered than ever was: what the path carries was not found out yet."""
+        return self._is_starting
+
     def on_packet_sent(self, *, packet: Any) -> None:
         if self.bytes_in_flight == 0:
             self._delivered_at = packet.sent_time  # nothing was under way: the pause says nothing of the path

@@ -17,6 +17,7 @@ from typing import Any, Final, final
 
 from aioquic import tls
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.crypto import CryptoContext
 from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
@@ -25,6 +26,7 @@ from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
 from gw.native.quicpackets import Keys, Ledger, Window, encode_ack, open_train, seal_train
 from gw.quic.congestion import Sent
 from gw.quic.protection import make_keys
+from gw.quic.shared import Shared
 
 BATCH: Final = 48
 RESERVE_PACKETS: Final = 4  # of the window, for control
@@ -69,13 +71,14 @@ class FastPath:
         self._window = self._take_window()
         self._sent_under_key = 0
         self.look_at = float("inf")  # when the stock connection is wanted, because of an acknowledgment
-        self._told: tuple[int, int] | None = None  # an acknowledgment of ours, and up to which number it told
+        self._told: tuple[int, list[int]] | None = None  # an acknowledgment of ours, and what it told: [start, stop, …]
         self._unacked = 0  # packets received since the acknowledgment that is due was the first
         self._sealing, self._send_secret = make_keys(self._pair.send, sealing=True), self._pair.send.secret
         self._opening, self._receive_secret = make_keys(self._pair.recv, sealing=False), self._pair.recv.secret
         self._older: Keys | None = None
         self._older_until = 0.0
         self._cids: set[bytes] = set()
+        self.shared: Shared | None = None  # with packet workers, which seal and open packets of this connection
         self.follow()
         self._settle_stock: Callable[..., None] = connection._loss.on_ack_received
         connection._loss.on_ack_received = self._on_ack  # type: ignore[method-assign]
@@ -123,7 +126,7 @@ class FastPath:
         first = connection._packet_number
         trains, sizes = seal_train(self._sealing, connection._peer_cid.cid, first, frames)
         connection._packet_number = first + len(sizes)
-        self._sent_under_key += len(sizes)
+        count = len(sizes)
         last_size = sizes.pop()
         if sizes:
             mark = Sent(sum(sizes), now)
@@ -135,12 +138,24 @@ class FastPath:
             sent_bytes=last_size,
         )  # fmt: skip
         connection._loss.on_packet_sent(packet=last, space=self._space)
-        if not connection._ack_eliciting_sent_since_receipt:
-            connection._close_at = now + connection._idle_timeout()
-            connection._ack_eliciting_sent_since_receipt = True
-        if self._sent_under_key >= UPDATE_AFTER and not self._pair._update_key_requested:
-            connection.request_key_update()
+        self._booked(count, now)
         return trains
+
+    @property
+    def sealing(self) -> tuple[CryptoContext, bytes]:
+        """What others need to seal: the context, and the connection id of the other side."""
+        self._renew_sealing()
+        return self._pair.send, self._connection._peer_cid.cid
+
+    @property
+    def opening(self) -> tuple[CryptoContext, set[bytes]]:
+        """What others need to open: the context, and the ids that the other side uses."""
+        return self._pair.recv, self._cids
+
+    @property
+    def expected(self) -> int:
+        """The packet number that comes next."""
+        return self._space.expected_packet_number
 
     def _renew_sealing(self) -> None:
         if self._pair.send.secret is not self._send_secret:
@@ -151,19 +166,24 @@ class FastPath:
             self._sent_under_key = 0
 
     def _on_ack(self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace) -> None:
+        shared = self.shared
+        before = list(space.sent_packets.values()) if shared is not None else []
         self._settle_stock(ack_rangeset=ack_rangeset, ack_delay=ack_delay, now=now, space=space)
         if space is not self._space:
             return
         told = self._told
         if told is not None and any(told[0] in each for each in ack_rangeset):
-            space.ack_queue.subtract(0, told[1])  # it was heard: older packets need no mention any more
+            for at in range(0, len(told[1]), 2):  # it was heard: what it told needs no mention any more
+                space.ack_queue.subtract(told[1][at], told[1][at + 1])
             self._told = None
-        if not self._ledger.batches:
+        if not self._ledger.batches and shared is None:
             return
         ranges: list[int] = []
         for each in ack_rangeset:
             ranges += (each.start, each.stop)
         cc = self._cc
+        if shared is not None:
+            shared.settle(ranges, before, now, cc)
         lost: list[Any] = []
         for mark, acked_bytes, lost_bytes in self._ledger.settle(ranges, space.largest_acked_packet):
             assert isinstance(mark, Sent)
@@ -173,6 +193,27 @@ class FastPath:
                 lost.append(mark.part(lost_bytes))
         if lost:
             cc.on_packets_lost(now=now, packets=lost)
+
+    def share(self) -> Shared:
+        """From now on packet workers seal and open packets as well."""
+        if self.shared is None:
+            self.shared = Shared(self._connection, self._space)
+        return self.shared
+
+    def sent(self, first: int, sizes: list[int], sent_at: float) -> None:
+        """A packet worker is about to send these, with numbers that `Shared.take` gave."""
+        if self.shared is not None and sizes:
+            self.shared.sent(first, sizes, sent_at, self._cc)
+            self._booked(len(sizes), sent_at)
+
+    def _booked(self, count: int, now: float) -> None:
+        connection = self._connection
+        if not connection._ack_eliciting_sent_since_receipt:
+            connection._close_at = now + connection._idle_timeout()
+            connection._ack_eliciting_sent_since_receipt = True
+        self._sent_under_key += count
+        if self._sent_under_key >= UPDATE_AFTER and not self._pair._update_key_requested:
+            connection.request_key_update()
 
     def moved(self, cc: Any) -> None:
         """The congestion controller was replaced, and the bytes in flight carried over."""
@@ -193,8 +234,19 @@ class FastPath:
         frames, runs, acks, others = open_train(
             self._opening, self._older, self._window, self._cids, train, segment, space.expected_packet_number
         )
-        if not runs:
-            return frames, others
+        if runs:
+            self._book(len(frames), runs, acks, now)
+        return frames, others
+
+    def opened(self, count: int, runs: list[int], acks: list[list[int]], now: float) -> None:
+        """A packet worker has opened these: datagrams, numbers, acknowledgments as `open_train` gives them."""
+        for at in range(0, len(runs), 2):
+            self._window.add_run(runs[at], runs[at + 1])
+        if runs:
+            self._book(count, runs, acks, now)
+
+    def _book(self, count: int, runs: list[int], acks: list[list[int]], now: float) -> None:
+        connection, space = self._connection, self._space
         if acks:
             self._take_acks(acks, now)
         queue = space.ack_queue
@@ -208,16 +260,15 @@ class FastPath:
                 space.expected_packet_number = stop
         while len(queue) > MAX_ACK_RANGES:
             queue.shift()
-        if frames:
+        if count:
             if space.ack_at is None:
                 space.ack_at = now + ACK_DELAY_S
                 self._unacked = 0
-            self._unacked += len(frames)
+            self._unacked += count
             if self._unacked >= ACK_AFTER:
                 space.ack_at = now
         connection._close_at = now + connection._idle_timeout()
         connection._ack_eliciting_sent_since_receipt = False
-        return frames, others
 
     def _take_acks(self, acks: list[list[int]], now: float) -> None:
         connection = self._connection
@@ -248,7 +299,7 @@ class FastPath:
         number = connection._packet_number
         connection._packet_number = number + 1
         if self._told is None or number - self._told[0] > TOLD_PACKETS:  # that one was lost
-            self._told = number, ranges[-1]
+            self._told = number, ranges
         return seal_train(self._sealing, connection._peer_cid.cid, number, [frame])[0][0][0]
 
     @property

@@ -158,6 +158,12 @@ class Link:
         return controller.rate if isinstance(controller, congestion.RateControl) else 0.0
 
     @property
+    def is_finding(self) -> bool:
+        """Whether what the path delivers was not found out yet."""
+        controller = self.connection._loss._cc
+        return isinstance(controller, congestion.RateControl) and controller.is_starting
+
+    @property
     def is_dirty(self) -> bool:
         """Whether `poll` has something to do at once, datagrams apart."""
         return self._is_dirty
@@ -287,6 +293,21 @@ class Link:
         connection._datagrams_pending.clear()
         connection._datagrams_pending.extend(pending)
 
+    # What packet workers may do
+
+    @property
+    def sharable(self) -> FastPath | None:
+        """What packet workers are given keys and numbers by; None where they may not send now."""
+        fast = self._fast
+        return fast if fast is not None and fast.may_send and self.is_up and not self.is_closed else None
+
+    def sent(self, first: int, sizes: list[int], sent_at: float) -> None:
+        """A packet worker is about to send these packets."""
+        fast = self._fast
+        if fast is not None and not self.is_closed:
+            fast.sent(first, sizes, sent_at)
+            self._look_at = min(self._look_at, sent_at + LOOK_S)
+
     # What comes in
 
     def receive(self, train: bytes, segment: int, address: NetworkAddress, now: float) -> None:
@@ -300,16 +321,28 @@ class Link:
                 self._receive_stock(train[at : at + segment], address, now)
         else:
             got, others = fast.open(train, segment, now)
-            if got:
-                self._take(got, now)
-            if fast.look_at < self._look_at:
-                self._look_at = fast.look_at
-            fast.look_at = float("inf")
+            self._opened(fast, got, now)
             if not others:
                 return
             for packet in others:
                 self._receive_stock(packet, address, now)
         self._drain(now)
+
+    def take(self, count: int, got: list[bytes], runs: list[int], acks: list[list[int]], now: float) -> None:
+        """What a packet worker has opened of this connection: so many datagrams, those of them that it has no use for,
+        numbers and acknowledgments as `gw.native.quicpackets.open_train` gives them."""
+        fast = self._fast
+        if fast is not None and not self.is_closed:
+            self.heard_at = now
+            fast.opened(count, runs, acks, now)
+            self._opened(fast, got, now)
+
+    def _opened(self, fast: FastPath, got: list[bytes], now: float) -> None:
+        if got:
+            self._take(got, now)
+        if fast.look_at < self._look_at:
+            self._look_at = fast.look_at
+        fast.look_at = float("inf")
 
     def _receive_stock(self, packet: bytes, address: NetworkAddress, now: float) -> None:
         connection = self.connection

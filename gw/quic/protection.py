@@ -3,6 +3,8 @@
     aws-lc   AES-GCM of AWS-LC, by `qh3`, where it is installed and right: a third of the time on a full packet
     openssl  by `cryptography`: always there
 
+Packet workers use it too, so nothing here loads aioquic.
+
 Ref: RFC 9001 §5
 """
 
@@ -11,34 +13,62 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from aioquic.quic.crypto import CryptoContext, derive_key_iv_hp
-from aioquic.tls import CipherSuite
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from gw.native.quicpackets import SAMPLE_BYTES, Keys
 from gw.wire import awslc
 
+if TYPE_CHECKING:
+    from aioquic.quic.crypto import CryptoContext
+
+AES_128_GCM: Final = 0x1301  # TLS's numbers of suites
+AES_256_GCM: Final = 0x1302
+CHACHA20_POLY1305: Final = 0x1303
 _FAST: Final = {
-    CipherSuite.AES_128_GCM_SHA256: "AeadAes128Gcm",
-    CipherSuite.AES_256_GCM_SHA384: "AeadAes256Gcm",
-    CipherSuite.CHACHA20_POLY1305_SHA256: "AeadChaCha20Poly1305",
+    AES_128_GCM: "AeadAes128Gcm",
+    AES_256_GCM: "AeadAes256Gcm",
+    CHACHA20_POLY1305: "AeadChaCha20Poly1305",
 }
+
+
+class Secrets(NamedTuple):
+    """All that sealing or opening of one direction and phase takes, to be handed to another process."""
+
+    suite: int
+    key: bytes
+    iv: bytes
+    header_key: bytes
+    phase: int
+
+    def __repr__(self) -> str:
+        return f"Secrets(suite={self.suite:#x}, phase={self.phase})"
+
+
+def secrets_of(context: CryptoContext) -> Secrets:
+    from aioquic.quic.crypto import derive_key_iv_hp
+
+    suite, secret, version = context.cipher_suite, context.secret, context.version
+    assert suite is not None and secret is not None and version is not None
+    key, iv, header_key = derive_key_iv_hp(cipher_suite=suite, secret=secret, version=version)
+    return Secrets(int(suite), key, iv, header_key, context.key_phase)
 
 
 def make_keys(context: CryptoContext, *, sealing: bool, mask: Callable[[bytes], bytes] | None = None) -> Keys:
     """mask: of the phase before; header protection outlives a key update."""
-    suite, secret, version = context.cipher_suite, context.secret, context.version
-    assert suite is not None and secret is not None and version is not None
-    key, iv, header_key = derive_key_iv_hp(cipher_suite=suite, secret=secret, version=version)
+    return keys_of(secrets_of(context), sealing=sealing, mask=mask)
+
+
+def keys_of(secrets: Secrets, *, sealing: bool, mask: Callable[[bytes], bytes] | None = None) -> Keys:
+    """mask: as for `make_keys`."""
+    suite, key, iv, header_key, phase = secrets
     if mask is None:
-        is_chacha = suite == CipherSuite.CHACHA20_POLY1305_SHA256
-        mask = _chacha_mask(header_key) if is_chacha else _aes_mask(header_key)
+        mask = _chacha_mask(header_key) if suite == CHACHA20_POLY1305 else _aes_mask(header_key)
     module = _awslc()
     aead = _stock(suite, key, iv) if module is None else getattr(module, _FAST[suite])(key, iv)
-    return Keys(aead.encrypt if sealing else aead.decrypt, mask, context.key_phase)
+    return Keys(aead.encrypt if sealing else aead.decrypt, mask, phase)
 
 
 class _Stock:
@@ -57,8 +87,8 @@ class _Stock:
         return self._aead.decrypt((self._iv ^ number).to_bytes(12, "big"), data, head)
 
 
-def _stock(suite: CipherSuite, key: bytes, iv: bytes) -> _Stock:
-    return _Stock(ChaCha20Poly1305(key) if suite == CipherSuite.CHACHA20_POLY1305_SHA256 else AESGCM(key), iv)
+def _stock(suite: int, key: bytes, iv: bytes) -> _Stock:
+    return _Stock(ChaCha20Poly1305(key) if suite == CHACHA20_POLY1305 else AESGCM(key), iv)
 
 
 @functools.cache
@@ -73,9 +103,9 @@ def _awslc() -> ModuleType | None:
     return None
 
 
-def _is_right(module: Any, suite: CipherSuite) -> bool:
+def _is_right(module: Any, suite: int) -> bool:
     """Does it seal and open as `cryptography` does, and refuse a broken tag and another header?"""
-    key, iv, head = bytes(range(16 if suite == CipherSuite.AES_128_GCM_SHA256 else 32)), bytes(range(12)), bytes(13)
+    key, iv, head = bytes(range(16 if suite == AES_128_GCM else 32)), bytes(range(12)), bytes(13)
     ours, fast = _stock(suite, key, iv), getattr(module, _FAST[suite])(key, iv)
     for number, size in ((0, 1), (1, 64), (0xFFFF_FFFF, 1313), (1 << 61, 1453)):
         data = bytes(at & 0xFF for at in range(size))

@@ -6,6 +6,7 @@ import heapq
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
 from gw.engine.peerlines import Bulk, Down, Event, Moved, PeerLines, Ponged, RoutesTold, Up
 from gw.model.addresses import AddrPort
@@ -38,6 +39,8 @@ class Node:
         self.box = Box()
         self.allowed: set[NodeKey] = set()
         self.fast = True
+        self.sealers = 0
+        self.workers: Any = None  # whoever seals and opens for it
         self.start()
 
     def start(self) -> None:
@@ -45,7 +48,7 @@ class Node:
         self.lines = PeerLines(
             self.secret, self.key, lambda key: key in self.allowed, self.box,
             random_bytes=self.net.random.randbytes, wall=lambda: time.time() + self.net.now - 1000, fast=self.fast,
-            certificate=CERTIFICATE,
+            certificate=CERTIFICATE, sealers=self.sealers,
         )  # fmt: skip
         self.events: list[Event] = []
         self.got: list[bytes] = []
@@ -89,10 +92,17 @@ class Net:
             if isinstance(event, Bulk):
                 node.got += event.datagrams
         for packet, to in apart(out):
-            if len(packet) > 1472 or self.lose(packet, node):
-                continue
+            self.put(node, packet, to)
+
+    def put(self, node: Node, packet: bytes, to: AddrPort) -> None:
+        """On its way, if it is not lost."""
+        if len(packet) <= 1472 and not self.lose(packet, node):
             self._order += 1
             heapq.heappush(self._under_way, (self.now + self.delay_s, self._order, packet, node.address, to))
+
+    def deliver(self, node: Node, packet: bytes, source: AddrPort) -> None:
+        peer = self.other(node).key if self.introduced else None
+        node.lines.receive(packet, len(packet), source, peer, self.now)
 
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         end = self.now + seconds
@@ -109,8 +119,7 @@ class Net:
                 _, _, packet, source, to = heapq.heappop(self._under_way)
                 for node in self.nodes:
                     if node.address == to:
-                        peer = self.other(node).key if self.introduced else None
-                        node.lines.receive(packet, len(packet), source, peer, self.now)
+                        self.deliver(node, packet, source)
         return until()
 
     def dial(self, who: Node | None = None) -> None:

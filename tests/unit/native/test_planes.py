@@ -21,7 +21,10 @@ from gw.native.flows import FlowTable
 from gw.native.inbound import MAX_REJECTED, Inbound
 from gw.native.outbound import Outbound
 from gw.native.prefixes import PrefixMap
+from gw.native.quicpackets import encode_ack, seal_train
+from gw.native.quicsealing import OpeningLine, SealingLine
 from gw.native.rules import RuleSet
+from gw.quic.protection import Secrets, keys_of
 from gw.wire import cipher
 
 KEY = bytes(range(32))
@@ -359,3 +362,142 @@ def test_a_packet_without_a_way_is_counted_as_dropped_not_as_sent(busy: Planes) 
     assert busy.outbound.peers[0].tally.packets == 0
     assert busy.dropped(counters.OUTBOUND)[counters.DROP_UNREACHABLE] == 1
     assert busy.outbound.notes[0][0] == outbound.WAKE
+
+
+class QuicWire(Wire):
+    def sendmsg(self, pieces: list[bytes], ancillary: object, flags: int, to: object) -> None:
+        self.trains.append(len(pieces))
+        self.sent += pieces
+
+
+def quic_lines(wire: Wire, limit: int = 1315) -> tuple[SealingLine, OpeningLine]:
+    """Both ends of a QUIC connection, number 7, with one worker each."""
+    cid = b"\x99" * 8
+    secrets = Secrets(0x1301, bytes(range(16)), bytes(12), bytes(range(16, 32)), 0)
+    sealing = SealingLine(7, keys_of(secrets, sealing=True), cid, wire, ("192.0.2.2", 41641), limit)
+    return sealing, OpeningLine(0, 7, keys_of(secrets, sealing=False), [cid], 0)
+
+
+def test_bulk_goes_inside_quic_by_numbers_that_were_given_and_waits_for_more() -> None:
+    planes = Planes()
+    try:
+        wire = QuicWire()
+        sealing, opening = quic_lines(wire)
+        told: list[tuple[int, int, list[int]]] = []
+        before_leaving: list[int] = []
+
+        def report(line: int, first: int, sizes: list[int], now_ns: int) -> bool:
+            told.append((line, first, sizes))
+            before_leaving.append(len(wire.sent))
+            return True
+
+        planes.outbound.report = report
+        planes.outbound.set_plan(0, None, None, True, False, quic=True)
+        packet = b"\x45\0\0\x1c\0\0\0\0\x40\x01\0\0" + ONE + TWO + b"\x08\0" + bytes(6)
+        planes.tun.send(bytes(10) + packet)
+        planes.outbound.pump(1)
+        assert [len(each) for each in planes.outbound.relayed[0]] == [64]  # the engine's, as long as there is no line
+        planes.outbound.relayed.clear()
+        planes.outbound.set_line(0, sealing)
+        for _ in range(5):
+            planes.tun.send(bytes(10) + packet)
+        while planes.outbound.pump(8):
+            pass
+        assert told[-1] == (7, 0, [])  # there are no numbers
+        assert not wire.sent
+        planes.outbound.give_numbers(0, 7, 40, 43, True, 1 << 20)
+        assert told[1] == (7, 40, [95] * 3)
+        assert before_leaving[1] == 0
+        assert len(sealing.waiting) == 2
+        planes.outbound.give_numbers(0, 8, 50, 60, True, 1 << 20)  # of another connection
+        assert len(sealing.waiting) == 2
+        planes.outbound.give_numbers(0, 7, 50, 60, True, 1 << 20)
+        assert sealing.ranges == [52, 60]
+        assert not planes.outbound.relayed
+        planes.inbound.set_line(0, 7, opening)
+        for data in wire.sent:
+            planes.inbound.receive(data, 95, SOURCE, time.monotonic_ns())
+            planes.inbound.receive(data, 95, SOURCE, time.monotonic_ns())  # once more: it is dropped
+        planes.inbound.flush()
+        assert os.read(planes.out_read, 4096).count(packet) == 5
+        assert planes.inbound.opened == [opening]
+        assert opening.count == 5
+        assert opening.runs == [40, 43, 50, 52]
+        assert not opening.frames
+        assert not planes.inbound.quic
+    finally:
+        planes.close()
+
+
+def test_what_waits_for_numbers_is_bounded_and_goes_to_the_engine_when_the_connection_ends() -> None:
+    planes = Planes()
+    try:
+        sealing, _ = quic_lines(QuicWire())
+        planes.outbound.report = lambda line, first, sizes, now_ns: True
+        planes.outbound.set_plan(0, None, None, True, False, quic=True)
+        planes.outbound.set_line(0, sealing)
+        sealing.give(0, 0, True, 1000)
+        packet = b"\x45\0\0\x1c\0\0\0\0\x40\x01\0\0" + ONE + TWO + b"\x08\0" + bytes(6)
+        for _ in range(40):
+            planes.tun.send(bytes(10) + packet)
+        while planes.outbound.pump(64):
+            pass
+        assert sum(map(len, sealing.waiting)) <= 1000
+        assert planes.dropped(counters.OUTBOUND)[counters.DROP_QUEUE_FULL] == 40 - len(sealing.waiting)
+        waiting = [frame[2:] for frame in sealing.waiting]
+        planes.outbound.set_line(0, None)
+        assert planes.outbound.relayed == {0: waiting}
+    finally:
+        planes.close()
+
+
+def test_what_is_not_told_does_not_leave_and_its_numbers_are_gone() -> None:
+    """The congestion window would not know of it."""
+    planes = Planes()
+    try:
+        wire = QuicWire()
+        sealing, _ = quic_lines(wire)
+        planes.outbound.report = lambda line, first, sizes, now_ns: False
+        planes.outbound.set_plan(0, None, None, True, False, quic=True)
+        planes.outbound.set_line(0, sealing)
+        planes.outbound.give_numbers(0, 7, 0, 10, True, 1 << 20)
+        packet = b"\x45\0\0\x1c\0\0\0\0\x40\x01\0\0" + ONE + TWO + b"\x08\0" + bytes(6)
+        planes.tun.send(bytes(10) + packet)
+        planes.outbound.pump(1)
+        assert not wire.sent
+        assert sealing.ranges == [1, 10]
+    finally:
+        planes.close()
+
+
+@given(st.binary(min_size=1, max_size=300), st.integers(1, 400))
+@settings(max_examples=200)
+def test_any_packet_of_a_connection_is_opened_or_the_engines(planes: Planes, data: bytes, step: int) -> None:
+    _, opening = quic_lines(QuicWire())
+    planes.inbound.set_line(0, 7, opening)
+    train = b"\x40" + b"\x99" * 8 + data
+    planes.inbound.receive(train, step, SOURCE, time.monotonic_ns())
+    planes.inbound.flush()
+    assert opening.count == 0
+    planes.inbound.quic.clear()
+    planes.inbound.foreign.clear()
+    planes.inbound.early.clear()
+    planes.inbound.set_line(0, 7, None)
+    assert not planes.inbound.lines
+
+
+def test_what_is_no_bulk_goes_to_the_engine_opened() -> None:
+    planes = Planes()
+    try:
+        sealing, opening = quic_lines(QuicWire())
+        planes.inbound.set_line(0, 7, opening)
+        frames = [b"0\x12" + bytes(16), b"0\x10\x01\0\0\0" + bytes(144), encode_ack([3, 9], 100)]
+        for number, frame in enumerate(frames):
+            ((data, size),), _ = seal_train(sealing.keys, sealing.cid, number, [frame])
+            planes.inbound.receive(data, size, SOURCE, time.monotonic_ns())
+        assert planes.inbound.has_word()
+        assert opening.frames == frames[:2]
+        assert opening.acks == [[100, 3, 9]]
+        assert opening.source == SOURCE
+    finally:
+        planes.close()
