@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
@@ -12,6 +15,7 @@ from gw.model.keys import NodeKey, NodeSecret
 from gw.wire.derp import frames as derp
 from gw.wire.quic import auth, datagrams, frames
 from gw.wire.quic.client import Connected, Observed, Received, RelayClient
+from gw.wire.quic.flows import MAX_FLOWS
 from gw.wire.x25519 import clamp, public_key
 
 NODE = clamp(b"\x21" * 32)
@@ -101,3 +105,62 @@ def test_numbers_are_asked_for_once_the_relay_takes_what_was_said() -> None:
     for _ in range(20):
         end.wrap(PEER, b"\x04data", 1200)
     assert end.data_to_send() == derp.encode(frames.FLOW_OPEN, b"\0\0\1" + PEER.raw)
+
+
+TO_CLIENT = [*sorted(frames._TO_CLIENT), 0x7F]
+word = st.one_of(
+    st.builds(derp.encode, st.sampled_from(TO_CLIENT), st.binary(max_size=90)),
+    st.builds(
+        lambda kind, number, rest: derp.encode(kind, number.to_bytes(3, "big") + rest),
+        st.sampled_from([frames.FLOW_OPEN, frames.FLOW_OK, frames.FLOW_CLOSE]),
+        st.integers(0, 4),
+        st.sampled_from([bytes(32), PEER.raw, b"\0", b"\1", b""]),
+    ),
+    st.binary(max_size=20),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(word, max_size=30), st.integers(1, 200), st.booleans())
+def test_any_words_of_a_relay_are_events_or_the_one_error(words: list[bytes], size: int, is_proven: bool) -> None:
+    end = client()
+    if is_proven:
+        end.feed(HELLO + proof(), NOW_MS)
+    data = b"".join(words)
+    try:
+        for at in range(0, len(data), size):
+            end.feed(data[at : at + size], NOW_MS)
+            end.wrap(PEER, b"\x04data", 1200)
+    except WireError:
+        pass
+    assert len(end.data_to_send()) < frames.MAX_UNSENT_BYTES + 200
+    assert is_proven or not end.is_connected
+
+
+@given(st.lists(st.one_of(st.binary(max_size=60), st.tuples(st.integers(0, 8), st.binary(max_size=60))), max_size=30))
+def test_any_datagrams_of_a_relay_are_packets_or_nothing(batch: list[bytes | tuple[int, bytes]]) -> None:
+    end = client()
+    made = [each if isinstance(each, bytes) else bytes([each[0]]) + each[1] for each in batch]
+    assert end.feed_datagrams([b"0" + each for each in made], 1.0) == []
+    end.feed(HELLO + proof(), NOW_MS)
+    for event in end.feed_datagrams([b"0" + each for each in made], 1.0):
+        assert isinstance(event, Received)
+
+
+def test_what_a_relay_has_a_client_keep_is_bounded() -> None:
+    """Numbers for keys that nobody has, first halves of packets, frames that never end."""
+    end = client()
+    end.feed(HELLO + proof(), NOW_MS)
+    for number in range(1, 5000):
+        key = number.to_bytes(32, "big")
+        end.feed(derp.encode(frames.FLOW_OPEN, number.to_bytes(3, "big") + key), NOW_MS)
+        half = datagrams.encode_packet(key, bytes(1500), 1200, number)[0]
+        end.feed_datagrams([b"0" + half], number / 1e4)
+        end.data_to_send()
+    assert len(end._keys) <= MAX_FLOWS
+    assert len(pickle.dumps(end._joiner.__dict__)) < 1 << 20
+    end.feed(b"\x7f\xff\xff\xff\xff" + bytes(1 << 20), NOW_MS)
+    assert len(end._reader._rest) < 100
+    other = client()
+    with pytest.raises(WireError):
+        other.feed(HELLO + proof() + bytes([derp.PING]) + b"\xff\xff\xff\xff", NOW_MS)
