@@ -91,8 +91,8 @@ class LinkSession:
                 case SpeaksQuic(port) if self.is_up and self._own_key and port and not self._udp_port:
                     self._udp_port = port
                     self._speaks_quic(self.port.relay, port)
-                case PeerPresent(peer, _):
-                    self._presence.learn(self.port, peer.raw)
+                case PeerPresent(peer, _, age_s):
+                    self._presence.learn(self.port, peer.raw, age_s)
                 case PeerGone(peer, _):
                     self._presence.unlearn(self.port, peer.raw)
                 case Restarting(after_ms, _):

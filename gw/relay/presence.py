@@ -2,6 +2,7 @@
 
     enter, leave        our own connections           ─▶  Switch.local      one active connection a key
     learn, unlearn      what links tell               ─▶  Switch.remote     a worker of ours before another relay,
+                                                                            the relay where the client came last,
                                                                             QUIC before TLS
     watchers            siblings hear of our own keys, other relays of those of all workers
 
@@ -13,7 +14,8 @@ Ref: tailscale derp/derpserver/derpserver.go registerClient, AddPacketForwarder,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Final, final
 
 from gw.model.addresses import AddrPort
@@ -23,18 +25,21 @@ from gw.wire.derp import frames
 DUPLICATE: Final = "another client uses the same node key: only the one that spoke last receives"
 
 MIN_LEFT: Final = 256
+FLOOD_S: Final = 1.0  # how long a new link may take to tell all that it has
 
 
 @final
 class Presence:
     """All keys of the region as one process knows them."""
 
-    def __init__(self, switch: Switch) -> None:
+    def __init__(self, switch: Switch, clock: Callable[[], float] = time.monotonic) -> None:
         self.switch: Final = switch
+        self._clock = clock
         self.holders: dict[bytes, list[Port]] = {}
-        self._about: dict[bytes, tuple[AddrPort, int]] = {}
-        self._sources: dict[bytes, list[Port]] = {}  # links that announce a key: siblings first, then the newest
-        self._keys_of: dict[Port, set[bytes]] = {}
+        self._about: dict[bytes, tuple[AddrPort, int, float]] = {}  # with when its newest connection came
+        self._sources: dict[bytes, list[Port]] = {}  # links that announce a key, in the order of `_rank`
+        self._keys_of: dict[Port, dict[bytes, float]] = {}  # → when the client came there, by our clock
+        self._began: dict[Port, float] = {}  # links, with when they announced their first key
         self._instances: dict[Port, bytes] = {}  # whose process said which it is; empty: it is about to
         self.sibling_watchers: set[Port] = set()
         self.mesh_watchers: set[Port] = set()
@@ -51,17 +56,15 @@ class Presence:
         if instance is not None:
             self._instances[port] = instance
         others = self.holders.setdefault(port.key, [])
-        was_here = self.is_here(port.key)
         others.append(port)
-        self._about[port.key] = address, flags
+        self._about[port.key] = address, flags, self._clock()
         rivals = self._rivals(port)
         if rivals:
             self.duplicates += 1
             self._warn([each for each in rivals if each.is_active])
         self._activate(port)
         self._announce_to_siblings(port.key)
-        if not was_here:
-            self._announce_to_mesh(port.key)
+        self._announce_to_mesh(port.key)  # also where it was here before: it may have been elsewhere meanwhile
 
     def identify(self, port: Port, instance: bytes) -> None:
         """A client that came in before says which process it is."""
@@ -173,30 +176,43 @@ class Presence:
 
     # Links to other workers and relays
 
-    def learn(self, link: Port, key: bytes) -> None:
-        """A link announces a key."""
-        known = self._keys_of.setdefault(link, set())
-        was_here = self.is_here(key)
+    def learn(self, link: Port, key: bytes, age_s: float | None = None) -> None:
+        """A link announces a key. age_s: how long its client has been there.
+
+        A stock relay does not tell that: it has just come, unless the link is new, which tells all that it has.
+        """
+        now = self._clock()
+        known = self._keys_of.setdefault(link, {})
         sources = self._sources.setdefault(key, [])
-        if key not in known:
-            known.add(key)
-        elif not link.is_sibling:
+        if age_s is None:
+            age_s = 0.0 if now - self._began.setdefault(link, now) > FLOOD_S else now
+        if key in known and not link.is_sibling:
             sources.remove(link)
+        known[key] = now - age_s
         if link not in sources:
-            sources.insert(0 if link.is_sibling else _place(sources, link), link)
+            sources.insert(0, link)
+            sources.sort(key=self._rank(key, sources))
             self.switch.remote[key] = sources[0]
         if link.is_sibling:
             active = self.switch.local.pop(key, None)
             if active is not None:  # the newest connection is there; ours comes back when it speaks
                 active.is_active = False
-            if not was_here:
-                self._announce_to_mesh(key)
+            self._announce_to_mesh(key)
+
+    def _rank(self, key: bytes, sources: list[Port]) -> Callable[[Port], tuple[bool, float, bool]]:
+        """The order of links: to workers, the newest announcement first; to the relay where the client came last."""
+        came: dict[bytes, float] = {}  # by relay: two links to one tell nearly the same
+        for each in sources:
+            came[each.relay] = max(came.get(each.relay, 0.0), self._keys_of[each][key])
+        return lambda link: (
+            not link.is_sibling, 0.0 if link.is_sibling else -came[link.relay], not link.is_quic,
+        )  # fmt: skip
 
     def unlearn(self, link: Port, key: bytes) -> None:
         """A link says that a key has gone."""
         known = self._keys_of.get(link)
         if known is not None and key in known:
-            known.remove(key)
+            del known[key]
             self._lose(link, key)
 
     def links(self) -> Iterator[Port]:
@@ -207,7 +223,8 @@ class Presence:
         return len(self._sources)
 
     def _forget_link(self, link: Port) -> None:
-        for key in self._keys_of.pop(link, set()):
+        self._began.pop(link, None)
+        for key in self._keys_of.pop(link, {}):
             self._lose(link, key)
 
     def _lose(self, link: Port, key: bytes) -> None:
@@ -257,8 +274,9 @@ class Presence:
         return bool(self.holders.get(key)) or (sources is not None and sources[0].is_sibling)
 
     def _present(self, key: bytes) -> bytes:
-        address, flags = self._about.get(key, (AddrPort("0.0.0.0", 0), frames.PRESENT_REGULAR))  # noqa: S104  unknown
-        return frames.encode_present(key, address, flags)
+        came = [self._keys_of[link][key] for link in self._sources.get(key, ()) if link.is_sibling]
+        address, flags, ours = self._about.get(key, (AddrPort("0.0.0.0", 0), frames.PRESENT_REGULAR, 0.0))  # noqa: S104
+        return frames.encode_present(key, address, flags, self._clock() - max(ours, *came, 0.0))
 
     def _announce_to_siblings(self, key: bytes) -> None:
         if self.sibling_watchers:
@@ -271,13 +289,3 @@ class Presence:
     def _tell(self, watchers: set[Port], frame: bytes) -> None:
         for port in watchers:
             self.switch.push(port, frame)
-
-
-def _place(sources: list[Port], link: Port) -> int:
-    """Where another relay's announcement goes: behind workers, before older ones, behind QUIC of the same relay."""
-    place = sum(source.is_sibling for source in sources)
-    if not link.is_quic:
-        for at in range(place, len(sources)):
-            if sources[at].is_quic and sources[at].relay == link.relay:
-                return at + 1
-    return place

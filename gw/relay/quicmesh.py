@@ -68,7 +68,8 @@ class MeshTalk:
         """A frame of the control stream. Raises WireError."""
         presence = self._reception.presence
         if kind == derp.PEER_PRESENT:
-            presence.learn(self._port, derp.decode_present(body)[0])
+            key, _, age_s = derp.decode_present(body)
+            presence.learn(self._port, key, age_s)
         elif kind in frames.FLOW_FRAMES:
             self._outflow.flow_untrusted(kind, body)
         elif kind == derp.PEER_GONE:

@@ -48,10 +48,11 @@ class PeerGone:
 
 @dataclass(frozen=True, slots=True)
 class PeerPresent:
-    """A watching relay hears that a key is there. flags: frames.PRESENT_*."""
+    """A watching relay hears that a key is there. flags: frames.PRESENT_*. age_s: since when, None if untold."""
 
     peer: NodeKey
     flags: int
+    age_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +154,8 @@ class Client:
                     raise WireError("peer gone without a key")
                 events.append(PeerGone(NodeKey(payload[:32]), payload[32] if len(payload) > 32 else 0))
             elif kind == frames.PEER_PRESENT:
-                key, flags = frames.decode_present(payload)
-                events.append(PeerPresent(NodeKey(key), flags))
+                key, flags, age_s = frames.decode_present(payload)
+                events.append(PeerPresent(NodeKey(key), flags, age_s))
             elif kind == frames.PING and len(payload) >= 8:
                 self._out.append(frames.encode(frames.PONG, payload[:8]))
             elif kind == frames.PONG and len(payload) >= 8:

@@ -33,7 +33,7 @@ RECV_PACKET: Final = 0x05  # relay → client: 32 source key, packet
 KEEP_ALIVE: Final = 0x06  # relay → client: empty
 NOTE_PREFERRED: Final = 0x07  # client → relay: 1 byte, 1 = this is my home
 PEER_GONE: Final = 0x08  # relay → client: 32 key, 1 reason (absent = 0)
-PEER_PRESENT: Final = 0x09  # relay → mesh: 32 key, 16 address, 2 port, 1 flags
+PEER_PRESENT: Final = 0x09  # relay → mesh: 32 key, 16 address, 2 port, 1 flags, of ours 4 age in ms
 FORWARD_PACKET: Final = 0x0A  # mesh → relay: 32 source, 32 destination, packet
 WATCH_CONNS: Final = 0x10  # mesh → relay: empty
 CLOSE_PEER: Final = 0x11  # mesh → relay: 32 key
@@ -64,16 +64,21 @@ def encode_send(destination: bytes, packet: bytes) -> bytes:
     return struct.pack(">BI", SEND_PACKET, KEY_BYTES + len(packet)) + destination + packet
 
 
-def encode_present(key: bytes, address: AddrPort, flags: int) -> bytes:
-    """A PeerPresent frame; flags: PRESENT_*."""
-    return encode(PEER_PRESENT, key + address.pack() + bytes([flags]))
+def encode_present(key: bytes, address: AddrPort, flags: int, age_s: float) -> bytes:
+    """A PeerPresent frame; flags: PRESENT_*. age_s: since when the client is there, which stock relays pass over."""
+    age_ms = min(max(int(age_s * 1000), 0), 0xFFFFFFFF)
+    return encode(PEER_PRESENT, key + address.pack() + bytes([flags]) + age_ms.to_bytes(4, "big"))
 
 
-def decode_present(payload: bytes) -> tuple[bytes, int]:
-    """Key and flags of a PeerPresent; older relays send the key alone. Raises WireError."""
+def decode_present(payload: bytes) -> tuple[bytes, int, float | None]:
+    """Key, flags and age in seconds of a PeerPresent. Stock relays tell no age, older ones the key alone.
+
+    Raises WireError.
+    """
     if len(payload) < KEY_BYTES:
         raise WireError("peer present without a key")
-    return payload[:KEY_BYTES], payload[50] if len(payload) > 50 else PRESENT_REGULAR
+    age_s = int.from_bytes(payload[51:55], "big") / 1000 if len(payload) >= 55 else None
+    return payload[:KEY_BYTES], payload[50] if len(payload) > 50 else PRESENT_REGULAR, age_s
 
 
 @final
