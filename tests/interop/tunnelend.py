@@ -57,6 +57,9 @@ class Events:
     def tsmp(self, peer: NodeKey, packet: bytes) -> None:
         pass
 
+    def workers_restarted(self) -> None:
+        pass  # no QUIC here
+
     def send_failed(self, peer: NodeKey, code: int) -> None:
         pass
 
