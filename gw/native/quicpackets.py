@@ -45,7 +45,12 @@ class Window:
         self.add_run(number, number + 1)
 
     def add_run(self, start: int, stop: int) -> None:
-        """Packets start, …, stop - 1."""
+        """Packets start, …, stop - 1; what is too old to be kept changes nothing."""
+        oldest = self.newest - WINDOW + 1
+        if stop <= oldest:
+            return
+        if start < oldest:
+            start = oldest
         if stop - 1 > self.newest:
             shift = stop - 1 - self.newest
             self.seen = (self.seen << shift) & ((1 << WINDOW) - 1) if shift < WINDOW else 0

@@ -92,3 +92,15 @@ def test_the_ledger_tells_of_each_byte_once(batches: list[int], data: st.DataObj
             total += acked + lost
     left = sum(size for batch in ledger.batches for size in batch.sizes)
     assert total + left == 1000 * first
+
+
+def test_a_run_that_is_far_behind_costs_nothing() -> None:
+    """Packet numbers are the other end's choice: one far ahead must not make the older ones dear."""
+    window = Window()
+    window.add(1 << 61)
+    kept = window.seen
+    window.add_run(5, 20)
+    assert window.seen == kept
+    window.add_run(0, (1 << 61) - WINDOW + 3)
+    assert window.seen.bit_length() <= WINDOW
+    assert (1 << 61) - WINDOW + 2 in window
