@@ -38,6 +38,7 @@ from gw.wire import cipher
 
 FOREIGN_BATCH: Final = 64
 MAX_ACKS: Final = 16  # of a connection in one message
+MAX_RUNS: Final = 4096  # numbers: first, stop, first, stop
 QUIC_BYTES: Final = 96 << 10  # of a message; the train that passes it is the last
 
 
@@ -138,9 +139,7 @@ class InboundPlane:
                 sender.bulk(Foreign(batch))
             core.foreign = []
         if core.opened:
-            for line in core.opened:
-                self._tell_opened(line)
-            core.opened = []
+            core.opened = [line for line in core.opened if not self._tell_opened(line)]
         if core.quic:
             trains: list[tuple[bytes, int, str, int]] = []
             size = 0
@@ -154,15 +153,27 @@ class InboundPlane:
                 sender.bulk(Quic(trains))
             core.quic = []
 
-    def _tell_opened(self, line: OpeningLine) -> None:
+    def _tell_opened(self, line: OpeningLine) -> bool:
+        """Whether the engine could be told. Else frames are lost, as on any path, and the books wait."""
+        sender, frames, line.frames = self.sender, line.frames, []
+        line.acks = line.acks[-MAX_ACKS:]  # each tells what those before it did
+        line.runs = line.runs[-MAX_RUNS:]
+        if sender.is_behind:
+            return False
         host, port = ("", 0) if line.source is None else (line.source[0], line.source[1])
-        frames, acks = line.frames, line.acks[-MAX_ACKS:]  # each tells what those before it did
-        self.sender.bulk(
-            QuicOpened(line.slot, line.number, line.count, frames[:FOREIGN_BATCH], line.runs, acks, host, port)
-        )
-        for at in range(FOREIGN_BATCH, len(frames), FOREIGN_BATCH):
-            self.sender.bulk(QuicOpened(line.slot, line.number, 0, frames[at : at + FOREIGN_BATCH], [], [], "", 0))
-        line.count, line.frames, line.runs, line.acks, line.source = 0, [], [], [], None
+        sender.control(QuicOpened(line.slot, line.number, line.count, [], line.runs, line.acks, host, port))
+        line.count, line.runs, line.acks, line.source = 0, [], [], None
+        batch: list[bytes] = []
+        size = 0
+        for frame in frames:
+            if batch and (len(batch) == FOREIGN_BATCH or size + len(frame) > QUIC_BYTES):
+                sender.bulk(QuicOpened(line.slot, line.number, 0, batch, [], [], "", 0))
+                batch, size = [], 0
+            batch.append(frame)
+            size += len(frame)
+        if batch:
+            sender.bulk(QuicOpened(line.slot, line.number, 0, batch, [], [], "", 0))
+        return True
 
 
 @final

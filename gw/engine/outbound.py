@@ -73,7 +73,7 @@ class OutboundPlane:
                 sock = self._socket(host) if host else None
                 core.set_plan(slot, sock, (host, port) if sock is not None else None, relay, wake, head, quic)
             case SealQuic(slot, line, secrets, cid, host, port, limit):
-                core.set_line(slot, self._line(line, secrets, cid, host, port, limit))
+                core.set_line(slot, line, self._line(line, secrets, cid, host, port, limit))
             case QuicNumbers(slot, line, first, stop, fresh, room):
                 core.give_numbers(slot, line, first, stop, fresh, room)
             case SendSession(slot, session, key, remote_index, expires_ns):

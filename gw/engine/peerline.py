@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol, final
 
-from gw.engine.peershare import PeerShare, Share
+from gw.engine.peershare import NEEDED_WINDOW, PeerShare, Share
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.model.keys import NodeKey, NodeSecret
+from gw.native.quicpackets import WINDOW
 from gw.quic.link import Link
 from gw.quic.patience import NEVER, Patience
 from gw.wire.derp import frames as derp
@@ -88,6 +89,8 @@ class PeerLine:
         self.is_over = False
         self.number = 0  # by which packet workers know it, once they have a share
         self._share: PeerShare | None = None
+        self._window = 0  # how far behind the newest number the peer takes packets, as far as it has told
+        self._told_window = False
         self.cids: list[bytes] = []
         self.tickets: list[Any] = []  # of this connection, until we know whose they are
         self.routes: tuple[Network, ...] = ()  # what the peer serves
@@ -209,7 +212,7 @@ class PeerLine:
 
     def shares(self, now: float) -> list[Share]:
         """What they are to be told now."""
-        if not self.is_usable or self.key is None:
+        if not self.is_usable or self.key is None or self._window < NEEDED_WINDOW:
             return self.unshare()
         if self._share is None:
             self._share = PeerShare(self.number, self.key, self.link, self._owner.sealers)
@@ -275,6 +278,9 @@ class PeerLine:
             self.close(frames.CLOSED, "idle")
             return
         self.tell_routes()
+        if not self._told_window and self.link.is_fast:
+            self._told_window = True
+            self.link.send_stream(peering.encode_window(WINDOW))
         if now >= self._beat_at:
             self._beat += 1
             echo, since = self._theirs or (0, now)
@@ -360,6 +366,8 @@ class PeerLine:
                 self._on_routes(peering.decode_routes(body))
             elif kind == frames.ROUTES_ACK:
                 peering.decode_routes_ack(body)
+            elif kind == frames.WINDOW:
+                self._window = peering.decode_window(body)
 
     def moved(self, address: object) -> None:
         """Never: to aioquic the peer is always at the same place. Where it is, disco finds out."""

@@ -264,7 +264,10 @@ class PeerLines:
         if line is None:
             return False
         self._dirty[line] = None
-        return line.sent_by(sealer, first, sizes, sent_at)
+        is_short = [False]  # a defect leaves it so
+        with self._only(line):
+            is_short[0] = line.sent_by(sealer, first, sizes, sent_at)
+        return is_short[0]
 
     def opened(
         self, number: int, count: int, frames: list[bytes], runs: list[int], acks: list[list[int]],
@@ -275,10 +278,11 @@ class PeerLines:
         if line is None:
             return
         self._now = now
-        newest = line.link.newest
-        line.opened(count, frames, runs, acks, now)
-        self._came(line, newest, source)
         self._dirty[line] = None
+        with self._only(line):
+            newest = line.link.newest
+            line.opened(count, frames, runs, acks, now)
+            self._came(line, newest, source)
 
     def share_again(self) -> None:
         """Packet workers were started anew: they know no connection."""

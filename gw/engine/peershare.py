@@ -4,7 +4,8 @@
     packet numbers                    as many as the congestion window has room for, a share for each worker that sends
 
 A number is given to one worker, once. Who has not sent for long is given fresh ones, so that the receiver still takes
-them. What a worker has sent it tells before the packets leave, so the window counts them in time.
+them; and only a peer that has told that it takes what is far behind its newest gets packets of workers. What a worker
+has sent it tells before the packets leave, so the window counts them in time.
 
 Ref: spec quic §6
 """
@@ -24,7 +25,8 @@ FULL_BYTES: Final = 1452
 KIND_BYTES: Final = 1  # before a message
 NEEDED_BYTES: Final = 1312 + KIND_BYTES  # of a datagram: the largest message of a tunnel
 IDLE_NUMBERS: Final = 4  # for a worker that sends little; the window does not count them before they are used
-MAX_NUMBERS: Final = 1024  # given and not used; a receiver takes what is less than 4096 behind the newest
+NEEDED_WINDOW: Final = 4096  # a receiver has to take what is less behind the newest
+MAX_NUMBERS: Final = 1024  # given and not used
 STALE: Final = 1024  # so far behind the newest, numbers are given anew
 BUSY_S: Final = 0.02  # who has not sent for so long has numbers that the window does not count
 QUEUE_S: Final = 0.05  # of data at the rate that the path delivers may wait for numbers, within these
@@ -78,6 +80,7 @@ class _Sealer:
     stop: int = 0  # the end of them
     most: int = 0  # that it had when it was last given some
     used_at: float = float("-inf")
+    wants: bool = False  # packets wait there, and it has none left
 
 
 @final
@@ -113,6 +116,7 @@ class PeerShare:
         state.used_at = sent_at
         if not sizes:
             state.left = 0
+            state.wants = True
             return True
         state.left = max(state.left - len(sizes), 0)
         self._size += (sum(sizes) / len(sizes) - self._size) / 4
@@ -151,7 +155,9 @@ class PeerShare:
                 state.left = 0
         size = max(self._size, 64.0)
         count = int(fast.room() / size)
-        busy = [state for state in self._sealers if now - state.used_at < BUSY_S]
+        if count <= 0:
+            return
+        busy = [state for state in self._sealers if state.wants or now - state.used_at < BUSY_S]
         given = sum(state.left for state in busy)
         most = max(min(count, MAX_NUMBERS) // max(len(busy), 1), IDLE_NUMBERS)
         for sealer, state in enumerate(self._sealers):
@@ -166,6 +172,7 @@ class PeerShare:
             state.left += more
             state.most = state.left
             state.stop = first + more
+            state.wants = False
             told.append(Numbers(self._peer, self.line, sealer, first, state.stop, fresh, self._room()))
 
     def _room(self) -> int:

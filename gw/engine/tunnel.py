@@ -415,7 +415,11 @@ class Tunnel:
         from gw.engine.peershare import Numbers, Opening, Sealing  # loaded already: this has come from it
 
         peer, workers = self._by_key.get(share.peer), self._workers
-        if peer is None or workers is None:
+        if workers is None:
+            return
+        if peer is None:
+            if isinstance(share, Opening) and not share.cids:  # the peer is gone, and its connection after it
+                self._tell_inbound(OpenQuic(-1, share.line, share.secrets, [], 0))
             return
         match share:
             case Sealing(_, line, secrets, cid, to, limit):

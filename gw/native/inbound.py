@@ -141,6 +141,10 @@ class Inbound:
         peer = self.peers.pop(slot, None)
         if peer is not None:
             peer.tally.clear()
+        for cid, line in list(self.lines.items()):
+            if line.slot == slot:
+                del self.lines[cid]
+        self.opened = [line for line in self.opened if line.slot != slot]
 
     def set_filter(self, filter_: Filter) -> None:
         """Replace the rules and our own addresses as a whole."""
@@ -338,7 +342,9 @@ class Inbound:
         if line.older is not None and now_ns > line.older_until_ns:
             line.older = None
         newest = line.window.newest
-        frames, runs, acks, others = open_train(line.keys, line.older, line.window, line.cids, train, step, newest + 1)
+        frames, runs, acks, others = open_train(
+            line.keys, line.older, line.window, line.cids, train, step, newest + 1, line.floor
+        )
         if runs:
             if line not in self.opened:
                 if not self.opened:

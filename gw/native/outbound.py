@@ -184,13 +184,15 @@ class Outbound:
             peer.lead = lead
             peer.quic = quic
 
-    def set_line(self, slot: int, line: SealingLine | None) -> None:
-        """Seal for this QUIC connection from now on, or for none any more. What waits goes on waiting, or goes to the
-        engine."""
+    def set_line(self, slot: int, number: int, line: SealingLine | None) -> None:
+        """Seal for this QUIC connection from now on; None: for the one of this number no more. What waits goes on
+        waiting, or goes to the engine."""
         peer = self.peers.get(slot)
         if peer is None:
             return
         before = peer.line
+        if line is None and before is not None and before.number != number:
+            return  # another has come since
         peer.line = line
         if before is None or not before.waiting:
             return

@@ -59,6 +59,17 @@ class Window:
         if self.seen >> WINDOW:
             self.seen &= (1 << WINDOW) - 1
 
+    def lacks(self, start: int, stop: int) -> bool:
+        """Whether any of the packets start, …, stop - 1 counts as not received."""
+        if stop > self.newest + 1:
+            return True
+        if start <= self.newest - WINDOW:
+            start = self.newest - WINDOW + 1
+        if stop <= start:
+            return False
+        mask = (1 << (stop - start)) - 1
+        return (self.seen >> (self.newest - stop + 1)) & mask != mask
+
     def __contains__(self, number: int) -> bool:
         age = self.newest - number
         return age >= 0 and (age >= WINDOW or (self.seen >> age) & 1 == 1)
@@ -147,12 +158,14 @@ def open_train(
     train: bytes,
     segment: i64,
     expected: int,
+    floor: int = 0,
 ) -> tuple[list[bytes], list[int], list[list[int]], list[bytes]]:
     """Open what is of our form: frames (0x30 and payload), packet numbers of all opened as [start, stop, …],
     acknowledgments as `parse_ack` gives them, other packets.
 
     train: datagrams of `segment` bytes, the last may be shorter. older: keys of the phase before, while its packets
-    may still be under way. expected: the next packet number. Repeated and forged packets are dropped.
+    may still be under way. expected: the next packet number. floor: lower numbers are left to others, who know which
+    of them have come. Repeated and forged packets are dropped.
     """
     frames: list[bytes] = []
     runs: list[int] = []
@@ -207,6 +220,9 @@ def open_train(
                 runs.append(run_start)
                 runs.append(run_stop)
             run_start = run_stop = -1
+        if number < floor:
+            others.append(train[at:end])
+            continue
         if number in window:
             continue
         try:

@@ -98,6 +98,7 @@ class OpeningLine:
         self.cids: set[bytes] = set(cids)
         self.window: Window = Window()
         self.window.newest = expected - 1
+        self.floor: int = expected  # what is older may have come before: the engine knows
         self.count: int = 0
         self.frames: list[bytes] = []
         self.runs: list[int] = []
@@ -107,6 +108,7 @@ class OpeningLine:
     def follow(self, before: OpeningLine, now_ns: i64) -> None:
         """It is the same connection as before, with other keys or ids."""
         self.window = before.window
+        self.floor = before.floor
         self.older = before.keys if before.keys.first != self.keys.first else before.older
         self.older_until_ns = now_ns + OLDER_NS
         self.count = before.count

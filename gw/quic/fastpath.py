@@ -240,10 +240,14 @@ class FastPath:
 
     def opened(self, count: int, runs: list[int], acks: list[list[int]], now: float) -> None:
         """A packet worker has opened these: datagrams, numbers, acknowledgments as `open_train` gives them."""
+        new: list[int] = []
         for at in range(0, len(runs), 2):
-            self._window.add_run(runs[at], runs[at + 1])
-        if runs:
-            self._book(count, runs, acks, now)
+            start, stop = runs[at], runs[at + 1]
+            if self._window.lacks(start, stop):  # else another lane has had it, or it is older than anybody remembers
+                self._window.add_run(start, stop)
+                new += (start, stop)
+        if new:
+            self._book(count, new, acks, now)
 
     def _book(self, count: int, runs: list[int], acks: list[list[int]], now: float) -> None:
         connection, space = self._connection, self._space

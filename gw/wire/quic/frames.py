@@ -34,6 +34,7 @@ INSTANCE: Final = 0x4A  # client → relay: 16 bytes that all connections of one
 PEER_HELLO: Final = 0x50  # peer ↔ peer
 ROUTES: Final = 0x51
 ROUTES_ACK: Final = 0x52
+WINDOW: Final = 0x55
 PATH_NOTE: Final = 0x53
 CLOSE_REASON: Final = 0x54
 

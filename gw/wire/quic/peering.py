@@ -16,6 +16,7 @@
     control      0x12 PING, 0x13 PONG   8 bytes, the same back
                  0x51 ROUTES      u64 version | u8 prefixes, each: u8 length | u8 bytes | address
                  0x52 ROUTES_ACK  u64 version
+                 0x55 WINDOW      u32 how far behind the newest a packet number may be that is taken
     unidirectional streams of either side, one report each, of the lowest priority
                  REPORT           JSON: what its sender counts
 
@@ -46,7 +47,7 @@ MAX_REPORT_BYTES: Final = 4096
 _HEARTBEAT: Final = struct.Struct(">BIQII")
 _NOBODY: Final = bytes(32)
 _KNOWN: Final = frozenset(
-    {frames.AUTH, frames.AUTH_OK, derp.PING, derp.PONG, frames.ROUTES, frames.ROUTES_ACK}
+    {frames.AUTH, frames.AUTH_OK, derp.PING, derp.PONG, frames.ROUTES, frames.ROUTES_ACK, frames.WINDOW}
 )  # fmt: skip
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -173,6 +174,17 @@ def decode_routes_ack(body: bytes) -> int:
     if len(body) < 8:
         raise WireError("routes ack too short")
     return int.from_bytes(body[:8], "big")
+
+
+def encode_window(numbers: int) -> bytes:
+    return encode(frames.WINDOW, struct.pack(">I", numbers))
+
+
+def decode_window(body: bytes) -> int:
+    """How far behind the newest number the peer takes a packet. Raises WireError."""
+    if len(body) < 4:
+        raise WireError("window too short")
+    return int.from_bytes(body[:4], "big")
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

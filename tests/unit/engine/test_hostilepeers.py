@@ -126,7 +126,9 @@ def test_reports_that_nobody_takes_do_not_pile_up() -> None:
     assert len(ours.link.connection._streams) < 10
 
 
-BROKEN = ("poll", "receive", "send", "ping", "restart_path", "move", "tell_routes", "close", "connect")
+BROKEN = (
+    "poll", "receive", "send", "ping", "restart_path", "move", "tell_routes", "close", "connect", "sent_by", "opened",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("where", BROKEN)
@@ -143,7 +145,7 @@ def test_a_defect_ends_the_connection_that_meets_it_and_no_other(
         net.pump(net.bob)
         line = lines._lines[other]
         line.is_proven = line.link.is_up = True
-        target = line if where in ("send", "ping", "tell_routes", "close") else line.link
+        target = line if where in ("send", "ping", "tell_routes", "close", "sent_by", "opened") else line.link
         target.__dict__[where] = fail
     with caplog.at_level(logging.ERROR), pytest.MonkeyPatch.context() as patch:
         match where:
@@ -164,6 +166,10 @@ def test_a_defect_ends_the_connection_that_meets_it_and_no_other(
                 lines.set_routes((ipaddress.ip_network("10.0.0.0/8"),))
             case "close":
                 lines.drop(other, "not wanted")
+            case "sent_by":
+                assert not lines.sent(line.number, 0, 5, [100], net.now)
+            case "opened":
+                lines.opened(line.number, 1, [], [5, 6], [], None, net.now)
             case "connect":
                 patch.setattr(Link, "connect", fail)
                 lines.dial(other, ELSEWHERE, net.now)

@@ -268,3 +268,50 @@ def test_a_path_that_begins_anew_is_the_engines_until_it_carries_full_packets() 
     net.pump(net.ann)
     assert net.ann.workers.sealing == [None, None]
     assert net.run(5, lambda: all(net.ann.workers.sealing))
+
+
+def test_a_closed_window_stays_closed() -> None:
+    """Nothing is acknowledged any more: whoever has data waits, however often one looks."""
+    net = SharedNet()
+    net.ready()
+    exchange(net, 600, (0, 1))
+    loss = net.ann.lines._lines[net.bob.key].link.connection._loss
+    net.lose = lambda packet, sender: True
+    over = 0
+    for at in range(300):
+        for sealer in range(SEALERS):
+            net.ann.workers.send(sealer, [transport(at)] * 5)
+        net.run(0.005)
+        net.ann.lines._dirty[net.ann.lines._lines[net.bob.key]] = None
+        over = max(over, loss.bytes_in_flight - loss._cc.congestion_window)
+    assert over < 40_000  # what was given before, and a handful for who had not sent for long
+
+
+def test_a_peer_that_remembers_little_gets_its_packets_from_the_engine_in_order() -> None:
+    """Without the fast path it takes what is above 128 behind its newest for a repetition."""
+    net = SharedNet()
+    net.bob.fast = False
+    net.bob.start()
+    net.connected()
+    net.run(3)
+    assert net.ann.workers.sealing == [None, None]
+    for number in range(300):
+        net.ann.lines.send(net.bob.key, [transport(number)], net.now)
+        net.run(0.002)
+    net.run(0.5)
+    assert len(net.bob.got) == 300
+
+
+def test_what_a_lane_tells_twice_is_booked_once() -> None:
+    net = SharedNet()
+    net.ready()
+    line = net.bob.lines._lines[net.ann.key]
+    connection = line.link.connection
+    newest = line.link.newest
+    net.now += 1
+    closes_at = connection._close_at
+    net.bob.lines.opened(line.number, 1, [], [newest, newest + 1], [], None, net.now)
+    assert connection._close_at == closes_at
+    net.bob.lines.opened(line.number, 1, [], [newest + 1, newest + 2], [], None, net.now)
+    assert line.link.newest == newest + 1
+    assert connection._close_at == net.now + connection._idle_timeout()

@@ -398,7 +398,7 @@ def test_bulk_goes_inside_quic_by_numbers_that_were_given_and_waits_for_more() -
         planes.outbound.pump(1)
         assert [len(each) for each in planes.outbound.relayed[0]] == [64]  # the engine's, as long as there is no line
         planes.outbound.relayed.clear()
-        planes.outbound.set_line(0, sealing)
+        planes.outbound.set_line(0, 7, sealing)
         for _ in range(5):
             planes.tun.send(bytes(10) + packet)
         while planes.outbound.pump(8):
@@ -435,7 +435,7 @@ def test_what_waits_for_numbers_is_bounded_and_goes_to_the_engine_when_the_conne
         sealing, _ = quic_lines(QuicWire())
         planes.outbound.report = lambda line, first, sizes, now_ns: True
         planes.outbound.set_plan(0, None, None, True, False, quic=True)
-        planes.outbound.set_line(0, sealing)
+        planes.outbound.set_line(0, 7, sealing)
         sealing.give(0, 0, True, 1000)
         packet = b"\x45\0\0\x1c\0\0\0\0\x40\x01\0\0" + ONE + TWO + b"\x08\0" + bytes(6)
         for _ in range(40):
@@ -445,7 +445,7 @@ def test_what_waits_for_numbers_is_bounded_and_goes_to_the_engine_when_the_conne
         assert sum(map(len, sealing.waiting)) <= 1000
         assert planes.dropped(counters.OUTBOUND)[counters.DROP_QUEUE_FULL] == 40 - len(sealing.waiting)
         waiting = [frame[2:] for frame in sealing.waiting]
-        planes.outbound.set_line(0, None)
+        planes.outbound.set_line(0, 7, None)
         assert planes.outbound.relayed == {0: waiting}
     finally:
         planes.close()
@@ -459,7 +459,7 @@ def test_what_is_not_told_does_not_leave_and_its_numbers_are_gone() -> None:
         sealing, _ = quic_lines(wire)
         planes.outbound.report = lambda line, first, sizes, now_ns: False
         planes.outbound.set_plan(0, None, None, True, False, quic=True)
-        planes.outbound.set_line(0, sealing)
+        planes.outbound.set_line(0, 7, sealing)
         planes.outbound.give_numbers(0, 7, 0, 10, True, 1 << 20)
         packet = b"\x45\0\0\x1c\0\0\0\0\x40\x01\0\0" + ONE + TWO + b"\x08\0" + bytes(6)
         planes.tun.send(bytes(10) + packet)
@@ -499,5 +499,48 @@ def test_what_is_no_bulk_goes_to_the_engine_opened() -> None:
         assert opening.frames == frames[:2]
         assert opening.acks == [[100, 3, 9]]
         assert opening.source == SOURCE
+    finally:
+        planes.close()
+
+
+def test_what_may_have_come_before_is_left_to_the_engine_which_knows() -> None:
+    """A worker that was started anew would open old packets again."""
+    planes = Planes()
+    try:
+        sealing, _ = quic_lines(QuicWire())
+        _, fresh = quic_lines(QuicWire())
+        opening = OpeningLine(0, 7, fresh.keys, list(fresh.cids), 100)
+        planes.inbound.set_line(0, 7, opening)
+        for number in (50, 99, 100):
+            ((data, size),), _ = seal_train(sealing.keys, sealing.cid, number, [b"0\x12" + bytes(16)])
+            planes.inbound.receive(data, size, SOURCE, time.monotonic_ns())
+        assert opening.runs == [100, 101]
+        assert len(planes.inbound.quic) == 2
+    finally:
+        planes.close()
+
+
+def test_a_peer_that_goes_takes_its_connection_along() -> None:
+    planes = Planes()
+    try:
+        _, opening = quic_lines(QuicWire())
+        planes.inbound.set_line(0, 7, opening)
+        planes.inbound.opened.append(opening)
+        planes.inbound.remove_peer(0)
+        assert not planes.inbound.lines
+        assert not planes.inbound.opened
+    finally:
+        planes.close()
+
+
+def test_the_end_of_a_connection_does_not_end_the_next() -> None:
+    planes = Planes()
+    try:
+        sealing, _ = quic_lines(QuicWire())
+        planes.outbound.set_line(0, 7, sealing)
+        planes.outbound.set_line(0, 6, None)
+        assert planes.outbound.peers[0].line is sealing
+        planes.outbound.set_line(0, 7, None)
+        assert planes.outbound.peers[0].line is None
     finally:
         planes.close()
