@@ -208,19 +208,24 @@ async def test_workers_are_one_relay_and_a_dead_one_is_replaced(tmp_path: Path) 
     assert "Traceback" not in relay.log.read_text()
 
 
-async def test_workers_of_two_relays_are_linked_over_quic(tmp_path: Path) -> None:
-    """Whoever dialled: the kernel leads the answers to the worker that asked."""
-    key_file = tmp_path / "mesh.key"
+def start_linked(folder: Path, relays: list[Relay], *words: str) -> Path:
+    """Start two relays that are each other's mesh; the file of their key."""
+    key_file = folder / "mesh.key"
     key_file.write_text(MESH_KEY + "\n")
     key_file.chmod(0o600)
+    for relay in relays:
+        relay.start()  # for the certificate
+        relay.stop()
+    for relay, other in (relays, reversed(relays)):
+        relay.start("--mesh-key-file", str(key_file), "--mesh-with", f"127.0.0.1:{other.port}#{other.pin}", *words)
+    return key_file
+
+
+async def test_workers_of_two_relays_are_linked_over_quic(tmp_path: Path) -> None:
+    """Whoever dialled: the kernel leads the answers to the worker that asked."""
     relays = [Relay(tmp_path, name, free_port(), free_port()) for name in "ab"]
     with stopped(relays):
-        for relay in relays:
-            relay.start()  # for the certificate
-            relay.stop()
-        for relay, other in (relays, reversed(relays)):
-            words = ["--mesh-with", f"127.0.0.1:{other.port}#{other.pin}", "--workers", "2"]
-            relay.start("--mesh-key-file", str(key_file), *words)
+        start_linked(tmp_path, relays, "--workers", "2")
         deadline = time.monotonic() + 40
         while True:
             with suppress(OSError):
@@ -240,16 +245,9 @@ async def test_workers_of_two_relays_are_linked_over_quic(tmp_path: Path) -> Non
 
 async def test_a_changed_mesh_key_revokes_who_has_the_old_one(tmp_path: Path) -> None:
     """Read again by SIGHUP: first at one of two relays, then at both."""
-    key_file = tmp_path / "mesh.key"
-    key_file.write_text(MESH_KEY + "\n")
-    key_file.chmod(0o600)
     relays = [Relay(tmp_path, name, free_port(), free_port()) for name in "ab"]
     with stopped(relays):
-        for relay in relays:
-            relay.start()  # for the certificate
-            relay.stop()
-        for relay, other in (relays, reversed(relays)):
-            relay.start("--mesh-key-file", str(key_file), "--mesh-with", f"127.0.0.1:{other.port}#{other.pin}")
+        key_file = start_linked(tmp_path, relays)
 
         async def until(name: str, wanted: float) -> None:
             deadline = time.monotonic() + 60
