@@ -54,7 +54,8 @@ EVENTS_A_TURN: Final = 512
 PACE_S: Final = 1.0
 BUSY_READS: Final = 50  # in that time, of one connection
 BUSY_SENDERS: Final = 3  # of them and more: the kernel wakes us in batches
-STEADY_READS: Final = 4000  # the same, without an answer between them: bulk, for which nobody waits
+SHORT_READS: Final = 500  # the same, with a few packets each: bulk that trickles, for which nobody waits
+LONG_READ: Final = 8  # packets of a read that more would not make cheaper
 LONE_S: Final = 0.00002  # a turn that had to be waited for so long is about one thing
 GATHER_S: Final = 0.0001  # in both cases: between two turns, so that each finds more to do
 TCP_USER_TIMEOUT_MS: Final = 15_000
@@ -122,7 +123,6 @@ class Connection:
 
     __slots__ = (
         "_at_end",
-        "_has_spoken",
         "_incoming",
         "_mask",
         "_outgoing",
@@ -177,7 +177,6 @@ class Connection:
         self.keep_alive_s = KEEPALIVE_S + random.random() * KEEPALIVE_JITTER_S
         self.tokens: Bucket | None = None
         self._mask = _IN
-        self._has_spoken = False  # since something was last written to it
         self._at_end = at_end
 
     def begin(self, session: Speaker) -> None:
@@ -197,9 +196,8 @@ class Connection:
         """Take what the socket has, at most READ_BYTES of it."""
         plane = self.plane
         plane.reads[self.number] = plane.reads.get(self.number, 0) + 1
-        if self._has_spoken:
-            plane.streaks[self.number] = plane.streaks.get(self.number, 0) + 1
-        self._has_spoken = True
+        switch = plane.reception.switch
+        before = switch.packets_received
         try:
             count = self.channel.recv_into(plane.buffer)
         except BlockingIOError:
@@ -222,6 +220,8 @@ class Connection:
                 self._send()  # the alert that says why
             self.end()
             return
+        if 1 < switch.packets_received - before < LONG_READ:
+            plane.short_reads[self.number] = plane.short_reads.get(self.number, 0) + 1
         if self._outgoing is not None and self._outgoing.pending and self.is_open:
             self._send()
         if self.tokens is not None and self.is_open and self.session.is_up and not self.port.is_mesh:
@@ -278,7 +278,6 @@ class Connection:
             switch.set_aside(self.port)
             return
         data = self.session.take()
-        self._has_spoken = False
         if self._tls is None:
             self._unsent = data
         elif data:
@@ -407,7 +406,7 @@ class Plane:
         self.now = time.monotonic()  # of this turn
         self.came_alone = False  # whether this turn is about one thing: it had to be waited for
         self.reads: dict[int, int] = {}  # by descriptor, since the pace was set
-        self.streaks: dict[int, int] = {}  # the same of reads that nothing was written between
+        self.short_reads: dict[int, int] = {}  # the same of reads that brought a few packets
         self._is_batching = False
         self._gathers = False
         self.accepted = self.rejected = self.limited = self.stuck = 0
@@ -564,9 +563,9 @@ class Plane:
         """Many senders: be woken for many packets at once, which halves the cost of each. Few: be woken at once."""
         self.arm_call(time.monotonic() + PACE_S, self._pace)
         busy = sum(1 for count in self.reads.values() if count >= BUSY_READS)
-        self._gathers = busy >= BUSY_SENDERS or any(count >= STEADY_READS for count in self.streaks.values())
+        self._gathers = busy >= BUSY_SENDERS or any(count >= SHORT_READS for count in self.short_reads.values())
         self.reads.clear()
-        self.streaks.clear()
+        self.short_reads.clear()
         if (busy >= BUSY_SENDERS) != self._is_batching:
             self._is_batching = not self._is_batching
             with contextlib.suppress(OSError):

@@ -8,8 +8,10 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from nacl.public import Box, PrivateKey, PublicKey
@@ -19,7 +21,7 @@ from gw.model.keys import DiscoSecret, NodeKey
 from gw.relay import certificates
 from gw.relay.admission import Admission
 from gw.relay.allocating import Desk
-from gw.relay.forwarding import Limits
+from gw.relay.forwarding import LONG_READ, SHORT_READS, Limits
 from gw.relay.peerrelay import PeerRelay
 from gw.relay.session import Session
 from gw.relay.waiting import WaitingRoom
@@ -32,6 +34,8 @@ from gw.wire.disco.udprelay import AllocateRequest, AllocateResponse, pair_of
 from gw.wire.x25519 import clamp, public_key
 
 from .forwardingplane import UPGRADE, Flow, Running, received
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -312,3 +316,43 @@ def test_connections_above_the_limits_are_closed_at_once() -> None:
             flow.close()
     finally:
         running.close()
+
+
+def asked(running: Running, what: Callable[[], T]) -> T:
+    """What the plane's thread finds."""
+    found: list[T] = []
+    settled = threading.Event()
+
+    def look() -> None:
+        found.append(what())
+        settled.set()
+
+    running.plane.call(look)
+    assert settled.wait(20)
+    return found[0]
+
+
+def test_only_bulk_that_trickles_is_waited_for(running: Running) -> None:
+    """Who waits for each packet before it sends the next has never two in a read; a long read needs no company."""
+    plane = running.plane
+
+    def after(short: int) -> bool:
+        plane.reads, plane.short_reads = {7: 5000}, {7: short}
+        plane._pace()
+        return plane._gathers
+
+    found = [asked(running, partial(after, short)) for short in (0, SHORT_READS - 1, SHORT_READS, 0)]
+    assert found == [False, False, True, False]
+
+
+def test_reads_of_a_few_packets_are_counted(running: Running, flows: list[Flow]) -> None:
+    flows += [Flow(running, 1).connected(), Flow(running, 2).connected()]
+    alice, bob = flows
+    counted: list[int] = []
+    for count in (1, 3, LONG_READ):
+        asked(running, running.plane.short_reads.clear)
+        alice.sock.sendall(b"".join(frames.encode(frames.SEND_PACKET, bob.key.raw + b"%d" % n) for n in range(count)))
+        bob.until(received(b"%d" % (count - 1)))
+        counted.append(asked(running, lambda: sum(running.plane.short_reads.values())))
+        bob.events.clear()
+    assert counted == [0, 1, 0]
