@@ -5,6 +5,7 @@
     fastpath.py       DATAGRAM and ACK packets by `gw.native.quicpackets`, with aioquic's own books kept right
     shared.py         packet numbers that packet workers use, and what becomes of their packets
     protection.py     which AES-GCM seals and opens them
+    patience.py       how long the other side may take nothing of what waits for it
     selftest.py       decides at start whether the fast path may be used
     congestion.py     the congestion controller: follows the delivery rate, not single losses
     gate.py           a server's newcomers: connections, Retry, other versions
