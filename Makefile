@@ -48,10 +48,10 @@ test-deps:
 # Real networks mostly wait: more files at a time than there are cores, the longest first (tests/conftest.py).
 SIDE_BY_SIDE := -n 4 --dist loadfile --no-loadscope-reorder
 
-# The packet core is tested a second time as it is here: interpreted.
+# What is compiled is tested a second time as it is here: interpreted.
 test: test-deps $(STAMP) $(VENV)/dev lint
 	cd tests && $(BIN)/pytest unit sim cli tui -n 2 -q -m "not long" $(TESTS)
-	cd tests && PYTHONPATH=$(CURDIR) $(BIN)/pytest unit/native -n 2 -q -m "not long" $(TESTS)
+	cd tests && PYTHONPATH=$(CURDIR) $(BIN)/pytest unit/native unit/quic unit/relay -n 2 -q -m "not long" $(TESTS)
 	cd tests && $(BIN)/pytest netns interop $(SIDE_BY_SIDE) --reruns 1 -m "not long" --durations=25 $(TESTS)
 
 test-long: test-deps $(STAMP) $(VENV)/dev

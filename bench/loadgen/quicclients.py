@@ -51,6 +51,7 @@ class Peer:
         self.link.connect(address, time.monotonic())
         self.is_connected = False
         self.received = self.sent = 0  # bytes of packets
+        self.received_at = 0.0
         self.other: Peer | None = None
 
     def pump(self) -> None:
@@ -76,6 +77,7 @@ class Peer:
         self.client.begin(self.link.bind, int(time.time() * 1000), is_resumed=False)
 
     def datagrams(self, batch: list[bytes], now: float) -> None:
+        self.received_at = time.perf_counter()
         for frame in batch:
             self.received += len(frame) - (FLOW_HEAD if frame[1] == DATA else HEAD_BYTES)
 
@@ -194,7 +196,7 @@ def flow(peers: list[Peer], active: int, size: int, window: int, seconds: float)
 
 
 def ping(peers: list[Peer], size: int, seconds: float) -> dict[str, float]:
-    """One packet at a time."""
+    """One packet at a time, from before it is wrapped until the other client has it in the clear."""
     one, other = peers[:2]
     loop = Loop(peers)
     times: list[float] = []
@@ -208,7 +210,7 @@ def ping(peers: list[Peer], size: int, seconds: float) -> dict[str, float]:
         until = time.monotonic() + 1
         while target.received == before and time.monotonic() < until:
             loop.turn([one, other])
-        times.append(time.perf_counter() - sent)
+        times.append((target.received_at if target.received > before else time.perf_counter()) - sent)
 
     print("start", flush=True)
     began = time.monotonic()

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, final
 
+from mypy_extensions import mypyc_attr
+
 from gw.errors import WireError
 from gw.model.addresses import AddrPort
 from gw.model.keys import RelaySecret
@@ -96,6 +98,7 @@ class Speaker(Protocol):
 
 
 @final
+@mypyc_attr(native_class=False)  # timers point at it weakly
 class QuicClient:
     """One connection. Implements `Owner`."""
 

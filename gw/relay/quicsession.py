@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 MAX_EARLY_BYTES: Final = 64 << 10  # of the control stream, before the handshake is over
 MAX_EARLY_PACKETS: Final = 64
 MAX_DEBT_S: Final = 5.0  # of a client whose control stream used up its bucket: its packets are dropped so long
-EARLY_ECHOES: Final = 8  # answers to probes of a client that has not proven its node key
+EARLY_ECHOES: Final = 8.0  # answers to probes of a client that has not proven its node key
 TRANSPORT_CODES: Final = 0x200  # errors below are of QUIC and TLS (RFC 9000 §20.1)
 
 

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from aioquic.quic.events import DatagramFrameReceived
+
 from gw.model.keys import NodeKey, NodeSecret, RelaySecret
 from gw.quic.configuration import client_settings, ephemeral_certificate, server_settings
 from gw.quic.connection import Connection
@@ -215,3 +217,30 @@ class QuicGuest:
 
     def closed(self, code: int, reason: str) -> None:
         self.end = code, reason
+
+
+class Standin:
+    """A session, some of whose methods are others: classes that are compiled take none on themselves."""
+
+    def __init__(self, session: Any, **others: Callable[..., Any]) -> None:
+        self.__dict__.update(_session=session, _others=others)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._others.get(name) or getattr(self._session, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._session, name, value)
+
+
+def hear(guest: QuicGuest, take: Callable[[bytes], bool]) -> None:
+    """Show each datagram that the guest gets, probes and echoes too, to `take` first, which may keep it. Only of a
+    guest without the fast path."""
+    connection = guest.link.connection
+    following = connection.next_event
+
+    def next_event() -> Any:
+        while isinstance(event := following(), DatagramFrameReceived) and take(event.data):
+            pass
+        return event
+
+    connection.next_event = next_event  # type: ignore[method-assign]

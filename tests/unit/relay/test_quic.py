@@ -19,7 +19,7 @@ from gw.wire.quic.datagrams import encode_packet
 from gw.wire.quic.flows import MAX_FLOWS, encode_open
 
 from .ends import Guest, House
-from .street import QuicGuest, Street
+from .street import QuicGuest, Standin, Street
 
 NOBODY = NodeKey(b"\x05" * 32)
 DISCO = b"TS\xf0\x9f\x92\xac" + bytes(60)
@@ -520,8 +520,8 @@ def test_a_datagram_that_came_alone_is_taken_alone_and_its_sender_hears_of_it_in
     street.run(2)  # the path's size is known
     (sender,) = [client for client in street.port._all if client.session.port.key == alice.key.raw]
     polled: list[float] = []
-    poll = sender.session.link.poll
-    sender.session.link.poll = lambda now: (polled.append(now), poll(now))[1]  # type: ignore[method-assign]
+    session = sender.session
+    sender.session = Standin(session, pour=lambda now: (polled.append(now), session.pour(now))[1])  # type: ignore[assignment]
     street.came_alone = True
     alice.send(bob.key, b"one" * 20)
     alice.send(bob.key, b"two" * 30)

@@ -21,16 +21,16 @@ from gw.wire.derp.frames import encode
 from gw.wire.quic import datagrams, frames
 
 from .ends import House
-from .street import QuicGuest, Street
+from .street import QuicGuest, Standin, Street, hear
 
 
 def _served(street: Street, guest: QuicGuest) -> quicport.QuicClient:
     return next(each for each in street.port._all if each.session.port.key == guest.key.raw)
 
 
-def _stranger(street: Street, number: int) -> QuicGuest:
+def _stranger(street: Street, number: int, *, fast: bool = True) -> QuicGuest:
     """It shakes hands, and proves no node key."""
-    guest = QuicGuest(street, number, join=False)
+    guest = QuicGuest(street, number, fast=fast, join=False)
     guest.client._say_who = lambda: None  # type: ignore[method-assign]
     assert street.run(2, lambda: guest.link.is_settled)
     return guest
@@ -39,20 +39,19 @@ def _stranger(street: Street, number: int) -> QuicGuest:
 def test_an_echo_that_comes_several_times_counts_once() -> None:
     """Each copy took the size one step up, past the end of the table: an IndexError that ended the loop of all."""
     street = Street(House())
-    guest = _stranger(street, 1)
+    guest = _stranger(street, 1, fast=False)
     echoes = 0
-    probe = guest.link._probe_untrusted
 
-    def many(datagram: bytes, now: float) -> None:
+    def take(datagram: bytes) -> bool:
         nonlocal echoes
         if datagram[0] != datagrams.PROBE:
-            probe(datagram, now)
-            return
+            return False
         for _ in range(6):
             echoes += 1
             guest.link.send(datagrams.echo_of(datagram))
+        return True
 
-    guest.link._probe_untrusted = many  # type: ignore[method-assign]
+    hear(guest, take)
     street.run(4)
     assert guest.end is None
     assert echoes >= 12
@@ -60,7 +59,7 @@ def test_an_echo_that_comes_several_times_counts_once() -> None:
     assert client.session.link.udp_bytes == PROBE_SIZES[-1]
 
 
-@pytest.mark.parametrize("where", ["receive", "poll"])
+@pytest.mark.parametrize("where", ["receive", "pour", "poured"])
 def test_a_defect_that_one_client_meets_ends_that_client_only(where: str, caplog: pytest.LogCaptureFixture) -> None:
     street = Street(House())
     alice, bob = QuicGuest(street, 1), QuicGuest(street, 2)
@@ -70,14 +69,7 @@ def test_a_defect_that_one_client_meets_ends_that_client_only(where: str, caplog
     def fail(*_: object) -> None:
         raise IndexError("a defect")
 
-    class Broken:
-        def __init__(self, link: object) -> None:
-            self._link = link
-
-        def __getattr__(self, name: str) -> object:
-            return fail if name == where else getattr(self._link, name)
-
-    client.session.link = Broken(client.session.link)  # type: ignore[misc, assignment]
+    client.session = Standin(client.session, **{where: fail})  # type: ignore[assignment]
     with caplog.at_level(logging.ERROR):
         mallory.client.ping(b"12345678")
         street.run(0.1)
@@ -90,14 +82,14 @@ def test_a_defect_that_one_client_meets_ends_that_client_only(where: str, caplog
     assert bob.packets == [(alice.key, b"still" * 8)]
 
 
-def test_a_defect_that_a_first_packet_meets_costs_that_packet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_that_a_first_packet_meets_costs_that_packet() -> None:
     street = Street(House())
     alice, bob = QuicGuest(street, 1), QuicGuest(street, 2)
 
     def fail(*_: object, **__: object) -> None:
         raise IndexError("a defect")
 
-    monkeypatch.setattr(quicport, "QuicSession", fail)
+    street.port._newcomers.meet = fail  # type: ignore[method-assign]
     QuicGuest(street, 3, join=False)
     street.run(0.2)
     assert street.port.broken > 0
@@ -115,7 +107,7 @@ def test_a_defect_that_a_change_of_the_limit_meets_ends_that_client_only() -> No
     def fail() -> None:
         raise IndexError("a defect")
 
-    client.session.limit = fail  # type: ignore[method-assign]
+    client.session = Standin(client.session, limit=fail)  # type: ignore[assignment]
     street.house.reception.bytes_per_second, street.house.reception.burst_bytes = 1_000_000, 70_000
     street.port.limit()
     street.run(0.1)
@@ -250,9 +242,9 @@ def test_who_floods_with_probes_fills_nothing() -> None:
 
 def test_a_stranger_gets_few_answers_to_its_probes() -> None:
     street = Street(House())
-    guest = _stranger(street, 1)
+    guest = _stranger(street, 1, fast=False)
     got: list[bytes] = []
-    guest.link._probe_untrusted = lambda datagram, now: got.append(datagram)  # type: ignore[method-assign]
+    hear(guest, lambda datagram: not got.append(datagram))  # type: ignore[func-returns-value]
     for number in range(100):
         guest.link.send(datagrams.encode_probe(number, 0, 13))
         street.run(0.005)
