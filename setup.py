@@ -21,6 +21,7 @@ SOURCES += [  # tied to aioquic or to sockets, and run for each train: compiled 
     "gw/net/trains.py",
     "gw/quic/fastpath.py",
     "gw/quic/link.py",
+    "gw/relay/inboxes.py",
     "gw/relay/quicoutflow.py",
     "gw/relay/quicport.py",
     "gw/relay/quicsession.py",

@@ -30,7 +30,7 @@ LOST_S: Final = 0.1  # a pair that moved nothing for so long has lost what was i
 SETTLE_S: Final = 0.5
 HEAD_BYTES: Final = 34  # frame type, kind, key
 FLOW_HEAD: Final = 1 + FLOW_HEAD_BYTES
-TRAINS_A_TURN: Final = 8
+TRAINS_A_TURN: Final = 1  # more of one are not looked at before the others' first
 KEEP_QUEUED: Final = 96
 
 
@@ -50,11 +50,13 @@ class Peer:
         )
         self.link.connect(address, time.monotonic())
         self.is_connected = False
+        self.is_filled = False  # whether something was given to the link since it was polled
         self.received = self.sent = 0  # bytes of packets
         self.received_at = 0.0
         self.other: Peer | None = None
 
     def pump(self) -> None:
+        self.is_filled = False
         said = self.client.data_to_send()
         if said:
             self.link.send_stream(said)
@@ -124,14 +126,22 @@ class Loop:
         """One turn; who received something. busy: those that may have to send without being spoken to."""
         now = time.monotonic()
         wait = 0.01
+        wanting = set()
         for peer in busy:
-            wait = min(wait, max(0.0, peer.link.deadline() - now))
+            due = peer.link.deadline()
+            if due <= now or peer.is_filled:
+                wanting.add(peer)
+            wait = min(wait, max(0.0, due - now))
+        if wanting:
+            wait = 0.0
+        for peer in wanting:
+            peer.pump()
         heard = []
         for number, _ in self.epoll.poll(wait, 1024):
             peer = self.peers[number]
             peer.take()
             heard.append(peer)
-        for peer in {*busy, *heard}:
+        for peer in heard:
             peer.pump()
         now = time.monotonic()
         if now - self.swept > 1.0:  # the idle ones have timers too
@@ -166,6 +176,7 @@ def flow(peers: list[Peer], active: int, size: int, window: int, seconds: float)
         room = min((window - one.sent + other.received) // size, KEEP_QUEUED - one.link.waiting)
         if room > 0:
             one.sent += room * size
+            one.is_filled = True
             frame = one.client.wrap(NodeKey(other.key), payload, one.link.limit)[0]  # by number, once there is one
             one.link.send_frames([b"0" + frame] * room)
 

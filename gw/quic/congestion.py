@@ -28,7 +28,7 @@ LOSS_CUT: Final = 0.85
 MIN_SCALE: Final = 0.5
 REGAIN: Final = 1.05
 MIN_WINDOW_PACKETS: Final = 10
-SPARE_PACKETS: Final = 4
+SPARE_PACKETS: Final = 8  # beyond it: what lets connections that share a path come to equal rates
 ACK_SLACK_S: Final = 0.010  # that acknowledgments gather, and wait for a turn on a busy host
 
 

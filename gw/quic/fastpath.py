@@ -34,7 +34,9 @@ RESERVE_SHARE: Final = 10  # but not more than this part of it
 UPDATE_AFTER: Final = 1 << 22  # AES-GCM: packets under one key, of 2^23 allowed
 OLD_KEYS_PTOS: Final = 3
 ACK_AFTER: Final = 64  # packets: acknowledged at once
-ACK_DELAY_S: Final = 0.002  # fewer
+ACK_GATHERS: Final = 4  # of fewer an acknowledgment waits for about so many, at least and at most so long
+MIN_ACK_DELAY_S: Final = 0.002
+MAX_ACK_DELAY_S: Final = 0.008
 TOLD_PACKETS: Final = 256
 NEEDED: Final = (
     "_packet_number", "_peer_cid", "_host_cids", "host_cid", "_network_paths", "_cryptos", "_spaces", "_loss",
@@ -72,7 +74,9 @@ class FastPath:
         self._sent_under_key = 0
         self.look_at = float("inf")  # when the stock connection is wanted, because of an acknowledgment
         self._told: tuple[int, list[int]] | None = None  # an acknowledgment of ours, and what it told: [start, stop, …]
-        self._unacked = 0  # packets received since the acknowledgment that is due was the first
+        self._unacked = 0  # packets received since the first that the acknowledgment that is due tells of
+        self._gathers_since = 0.0  # when that one came
+        self._ack_delay_s = MIN_ACK_DELAY_S
         self._sealing, self._send_secret = make_keys(self._pair.send, sealing=True), self._pair.send.secret
         self._opening, self._receive_secret = make_keys(self._pair.recv, sealing=False), self._pair.recv.secret
         self._older: Keys | None = None
@@ -266,8 +270,9 @@ class FastPath:
             queue.shift()
         if count:
             if space.ack_at is None:
-                space.ack_at = now + ACK_DELAY_S
+                space.ack_at = now + self._ack_delay_s
                 self._unacked = 0
+                self._gathers_since = now
             self._unacked += count
             if self._unacked >= ACK_AFTER:
                 space.ack_at = now
@@ -297,6 +302,8 @@ class FastPath:
         space.ack_at = None
         if not ranges:
             return b""
+        fitting = (now - self._gathers_since) * ACK_GATHERS / max(1, self._unacked)
+        self._ack_delay_s = min(max(fitting, MIN_ACK_DELAY_S), MAX_ACK_DELAY_S)
         since = now - (space.largest_received_time or now)
         frame = encode_ack(ranges, int(max(0.0, since) * 1e6) >> connection._local_ack_delay_exponent)
         self._renew_sealing()

@@ -70,7 +70,8 @@ class Transport(Protocol):
 
     def __len__(self) -> int: ...
     def counts(self) -> tuple[int, ...]:
-        """Connections now, begun, resumed, moved, rejected; packets over the limit; protocol broken; defects met."""
+        """Connections now, begun, resumed, moved, rejected; packets over the limit; protocol broken; defects met;
+        datagrams for which there was no room."""
 
     def decide(self, now: float, node: bytes = b"") -> None:
         """Admission learned something, of this node key; empty: of any."""
@@ -495,7 +496,7 @@ class Plane:
 
     def quic_counts(self) -> tuple[int, ...]:
         """The sums of `Transport.counts`."""
-        return tuple(map(sum, zip((0,) * 8, *(each.counts() for each in self.transports), strict=True)))
+        return tuple(map(sum, zip((0,) * 9, *(each.counts() for each in self.transports), strict=True)))
 
     def admit_address(self, host: str) -> bool:
         """Whether one more client may come from there, the rate of new ones apart."""

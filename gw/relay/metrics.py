@@ -53,6 +53,7 @@ _METRICS: Final = (
     ("quic_packets_limited_total", "counter", "Packets over QUIC dropped by their sender's token bucket."),
     ("quic_faults_total", "counter", "Connections over QUIC that broke the protocol."),
     ("quic_broken_total", "counter", "Connections over QUIC ended by a defect of the relay, which its log tells."),
+    ("quic_crowded_total", "counter", "Datagrams over QUIC dropped because the relay was behind."),
     ("quic_links", "gauge", "Links to other relays over QUIC."),
     ("peer_relay_pairs", "gauge", "Pairs of nodes that have a UDP relay endpoint."),
     ("peer_relay_allocations_total", "counter", "UDP relay endpoints allocated."),

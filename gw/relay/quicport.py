@@ -1,7 +1,7 @@
 """The relay's UDP port: STUN, QUIC and what is relayed between two nodes (`peerrelay`) by the first byte, clients of
 QUIC in the forwarding plane's loop.
 
-    turn:   trains of datagrams ─▶ by connection id ─▶ Link ─▶ packets to the Switch
+    turn:   trains of datagrams ─▶ by connection id ─▶ Inboxes ─▶ one client after the other: Link ─▶ Switch
             ports with something out, and links with something to say ─▶ one poll, one train a client
 
 Ref: spec quic §5, §11; RFC 9443
@@ -27,6 +27,7 @@ from gw.native.relaying import Port, same_head
 from gw.quic.connection import stateless_reset
 from gw.quic.gate import Gate
 from gw.quic.link import Link
+from gw.relay.inboxes import Inboxes
 from gw.relay.peerrelay import PeerRelay
 from gw.relay.quicnewcomers import MAX_UNPROVEN, Doorway, Newcomers
 from gw.relay.quicsession import QuicSession, Stage
@@ -40,7 +41,8 @@ from gw.wire.quic.demux import Kind, destination_of, kind_of
 
 logger = logging.getLogger(__name__)
 
-TRAINS_A_TURN: Final = 24
+READS_A_TURN: Final = 128
+CLIENTS_A_TURN: Final = 24  # that something came of
 RESETS_A_S: Final = 100.0
 COMPLAINTS_A_S: Final = 0.1  # log lines about defects that strangers may find
 COMPLAINT_BURST: Final = 10.0
@@ -226,6 +228,8 @@ class QuicPort:
         self._reset_key = reset_key
         self._clients: dict[bytes, QuicClient] = {}  # by connection id
         self._all: set[QuicClient] = set()
+        self._inboxes = Inboxes()
+        self._is_due = False  # whether `_look_on` is to be called
         self._waiting: WaitingRoom[QuicClient] = WaitingRoom(MAX_UNPROVEN)  # for admission
         self._newcomers = Newcomers(loop, gate)
         self._unproven = self._newcomers.unproven
@@ -258,13 +262,13 @@ class QuicPort:
     # What comes in
 
     def ready(self) -> None:
-        """Take what is there, some of it: the rest keeps the descriptor readable."""
+        """Take what is there, as far as it goes in a turn: the rest keeps the descriptor readable."""
         clients = self._clients
-        for _ in range(TRAINS_A_TURN):
+        for _ in range(READS_A_TURN):
             try:
                 train, segment, source = self._wire.receive()
             except BlockingIOError:
-                return
+                break
             except OSError:
                 self.ignored += 1
                 continue
@@ -278,12 +282,36 @@ class QuicPort:
                 self._train_untrusted(train, segment, source)
                 continue
             client = clients.get(train[1:9] if train[0] & 0xC0 == 0x40 else destination_of(train))
-            if client is not None:
-                client.receive(train, segment, source, self.loop.now)
-            else:
+            if client is None:
                 self._stranger_untrusted(train, source)
-            if self.loop.came_alone:  # to be told that there is no more costs as much as to be called again
+            elif not self.loop.came_alone:
+                self._inboxes.put(client, train, segment, source)
+            elif not self._inboxes.size:
+                client.receive(train, segment, source, self.loop.now)
+                return  # to be told that there is no more costs as much as to be called again
+            else:
+                self._inboxes.put(client, train, segment, source)
+        if not self._is_due:
+            self._look()
+
+    def _look(self) -> None:
+        """Let some clients have what came for them; in the next turn the others, before anything is waited for."""
+        inboxes = self._inboxes
+        for _ in range(CLIENTS_A_TURN):
+            client, arrivals = inboxes.take()
+            if client is None:
                 return
+            assert isinstance(client, QuicClient)
+            for train, segment, source in arrivals:
+                if client in self._all:
+                    client.receive(train, segment, source, self.loop.now)
+        if inboxes.size and not self._is_due:
+            self._is_due = True
+            self.loop.arm_call(self.loop.now, self._look_on)
+
+    def _look_on(self) -> None:
+        self._is_due = False
+        self._look()
 
     def _train_untrusted(self, train: bytes, segment: int, source: Any) -> None:
         """Behind one address there may be several clients: each gets its own."""
@@ -291,7 +319,7 @@ class QuicPort:
         if train[0] & 0xC0 == 0x40 and same_head(train, segment, 1):
             client = clients.get(train[1:9])
             if client is not None:
-                client.receive(train, segment, source, self.loop.now)
+                self._inboxes.put(client, train, segment, source)
                 return
         at, size = 0, len(train)
         while at < size:
@@ -309,7 +337,7 @@ class QuicPort:
                     if clients.get(other[1:9] if other[0] & 0xC0 == 0x40 else destination_of(other)) is not client:
                         break
                 end += segment
-            client.receive(train[at:end], segment, source, self.loop.now)
+            self._inboxes.put(client, train[at:end], segment, source)
             at = end
 
     def _stranger_untrusted(self, datagram: bytes, source: Any) -> None:
@@ -443,6 +471,7 @@ class QuicPort:
         if client not in self._all:
             return
         self._all.discard(client)
+        self._inboxes.forget(client)
         self.faults += client.session.was_faulty
         self._unproven.discard(client)
         self._waiting.leave(client)
@@ -458,10 +487,11 @@ class QuicPort:
     # For the plane
 
     def counts(self) -> tuple[int, ...]:
-        """Connections now, begun, resumed, moved, rejected; packets over the limit; protocol broken; defects met."""
+        """Connections now, begun, resumed, moved, rejected; packets over the limit; protocol broken; defects met;
+        datagrams for which there was no room."""
         return (
             len(self._all), self.accepted, self.resumed, self.moves, self.rejected, self.limited, self.faults,
-            self.broken,
+            self.broken, self._inboxes.dropped,
         )  # fmt: skip
 
     def decide(self, now: float, node: bytes = b"") -> None:

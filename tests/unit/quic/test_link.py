@@ -103,6 +103,24 @@ def test_acknowledgments_stay_short_though_packets_are_lost_for_long() -> None:
         assert len(link._fast._space.ack_queue) < 40  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("pause_s", "burst", "shortest", "longest"), [
+    (0.001, 1, 0.003, 0.006), (0.010, 1, 0.007, 0.009), (0.010, 20, 0.0015, 0.003),
+])  # fmt: skip
+def test_an_acknowledgment_waits_for_a_few_packets_but_not_for_long(
+    pause_s: float, burst: int, shortest: float, longest: float
+) -> None:
+    net = Net()
+    server = net.connected()
+    for _ in range(40):
+        for _ in range(burst):
+            net.client.send(b"x" * 100)
+        net.run(pause_s)
+    assert server._fast is not None
+    assert shortest <= server._fast._ack_delay_s <= longest
+    net.run(0.1)
+    assert net.client.connection._loss.bytes_in_flight == 0
+
+
 @pytest.mark.parametrize("fast", [True, False])
 def test_a_datagram_too_large_is_dropped_and_holds_up_nothing(fast: bool) -> None:
     """Trap 1."""

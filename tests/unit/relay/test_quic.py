@@ -537,3 +537,31 @@ def test_a_datagram_that_came_alone_is_taken_alone_and_its_sender_hears_of_it_in
     street.run(0.01)
     assert polled
     assert alice.link.connection._loss.bytes_in_flight == 0
+
+
+def test_who_sends_much_does_not_keep_the_others_waiting() -> None:
+    street = Street(House())
+    hog, alice, bob = QuicGuest(street, 1), QuicGuest(street, 2), QuicGuest(street, 3)
+    (client,) = [each for each in street.port._all if each.session.port.key == hog.key.raw]
+    train = (b"\x40" + client.session.link.connection.host_cid + bytes(1291)) * 48
+    for _ in range(40):
+        street.port._inboxes.put(client, train, 1300, hog.address)
+    alice.send(bob.key, b"short" * 20)
+    ((packet, _),) = alice.poll()
+    street.arrive(packet, alice.address)
+    assert [packet for _, packet in bob.packets] == [b"short" * 20]
+    assert street.port._inboxes.size > 0
+    street.run(0.01)
+    assert street.port._inboxes.size == 0
+    assert client in street.port._all
+
+
+def test_what_came_for_a_client_that_is_gone_is_forgotten() -> None:
+    street = Street(House())
+    guest = QuicGuest(street, 1)
+    (client,) = street.port._all
+    street.port._inboxes.put(client, b"\x40" * 1300, 1300, guest.address)
+    street.port.forget(client)
+    assert street.port._inboxes.size == 0
+    street.run(0.01)
+    assert not street.port._all
