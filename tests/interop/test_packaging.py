@@ -126,7 +126,21 @@ def test_a_compiler_that_fails_half_way_leaves_a_package_that_runs(copy: Path, t
     compiler.write_text('#!/bin/sh\nfor word; do case "$word" in *__native*) exit 1;; esac; done\nexec cc "$@"\n')
     compiler.chmod(0o755)
     (tmp_path / "out").mkdir()
-    wheel = build(tmp_path / "out", copy, GW_NATIVE="auto", CC=str(compiler))
+    _runs_interpreted(build(tmp_path / "out", copy, GW_NATIVE="auto", CC=str(compiler)), tmp_path)
+
+
+def test_code_that_does_not_translate_leaves_a_package_that_runs(copy: Path, tmp_path: Path) -> None:
+    """Another release of a library may have other types than those that compiled modules were written for."""
+    odd = copy / "gw/native/odd.py"
+    odd.write_text("ODD: int = 'a word'\n")
+    try:
+        wheel = build(tmp_path / "out", copy, GW_NATIVE="auto")
+    finally:
+        odd.unlink()
+    _runs_interpreted(wheel, tmp_path)
+
+
+def _runs_interpreted(wheel: Path, tmp_path: Path) -> None:
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
     python = environment_without_compiler(tmp_path / "venv")
     run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--ignore-installed", wheel)
