@@ -272,6 +272,7 @@ class FastPath:
             if space.ack_at is None:
                 space.ack_at = now + self._ack_delay_s
                 self._unacked = 0
+            if not self._unacked:
                 self._gathers_since = now
             self._unacked += count
             if self._unacked >= ACK_AFTER:
@@ -302,8 +303,10 @@ class FastPath:
         space.ack_at = None
         if not ranges:
             return b""
-        fitting = (now - self._gathers_since) * ACK_GATHERS / max(1, self._unacked)
-        self._ack_delay_s = min(max(fitting, MIN_ACK_DELAY_S), MAX_ACK_DELAY_S)
+        if self._unacked:
+            fitting = (now - self._gathers_since) * ACK_GATHERS / self._unacked
+            self._ack_delay_s = min(max(fitting, MIN_ACK_DELAY_S), MAX_ACK_DELAY_S)
+            self._unacked = 0
         since = now - (space.largest_received_time or now)
         frame = encode_ack(ranges, int(max(0.0, since) * 1e6) >> connection._local_ack_delay_exponent)
         self._renew_sealing()

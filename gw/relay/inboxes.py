@@ -11,12 +11,25 @@ from typing import Any, Final, final
 
 from mypy_extensions import mypyc_attr
 
-ROUND_BYTES: Final = 512 << 10  # of all who wait, if each has so much
-MIN_QUANTUM_BYTES: Final = 16 << 10  # of each of them
-MAX_QUANTUM_BYTES: Final = 64 << 10
-MAX_BYTES: Final = 16 << 20
+DATAGRAM_COST: Final = 300  # bytes that cost as much to open as a datagram does beside its own
+ARRIVAL_COST: Final = 300  # and that it takes to keep
+ROUND_COST: Final = 768 << 10  # of all who wait, if each has so much
+MIN_QUANTUM: Final = 20 << 10  # of each of them
+MAX_QUANTUM: Final = 96 << 10
+MAX_COST: Final = 8 << 20  # of one, if nobody else waits
 
 Arrival = tuple[bytes, int, Any]  # a train, the size of its datagrams, where it came from
+
+
+@final
+@mypyc_attr(native_class=True)
+class Inbox:
+    """Of one client."""
+
+    def __init__(self, weight: int) -> None:
+        self.weight: int = weight
+        self.cost: int = 0
+        self.arrivals: deque[Arrival] = deque()
 
 
 @final
@@ -25,67 +38,76 @@ class Inboxes:
     """Of any number of clients, which are told apart by their identity."""
 
     def __init__(self) -> None:
-        self.size: int = 0  # bytes
+        self.cost: int = 0  # of all that waits
         self.dropped: int = 0  # datagrams for which there was no room
-        self._queues: dict[object, deque[Arrival]] = {}
+        self._boxes: dict[object, Inbox] = {}
         self._turns: deque[object] = deque()
 
-    def put(self, client: object, train: bytes, segment: int, source: Any) -> None:
-        """Datagrams of `segment` bytes each, the last may be shorter. Where much waits, who has something waiting gets
-        no more room."""
-        queue = self._queues.get(client)
-        if queue is None:
-            queue = deque()
-            self._queues[client] = queue
+    def put(self, client: object, train: bytes, segment: int, source: Any, weight: int = 1) -> None:
+        """Datagrams of `segment` bytes each, the last may be shorter. weight: whose turns are so many times as long.
+        Who has his share of the room waiting gets no more."""
+        box = self._boxes.get(client)
+        if box is None:
+            box = Inbox(weight)
+            self._boxes[client] = box
             self._turns.append(client)
-        elif self.size > MAX_BYTES:
+        elif box.cost >= box.weight * MAX_COST // len(self._boxes):
             self.dropped += -(-len(train) // segment)
             return
-        queue.append((train, segment, source))
-        self.size += len(train)
+        cost = _cost(train, segment)
+        box.arrivals.append((train, segment, source))
+        box.cost += cost
+        self.cost += cost
 
     def take(self) -> tuple[object, list[Arrival]]:
         """The next client and the oldest that came for it, as much as its turn allows, at least a train; (None, [])
         when nothing waits."""
-        while self._turns:
-            client = self._turns.popleft()
-            queue = self._queues.get(client)
-            if queue is None:  # forgotten
-                continue
-            quantum = min(max(ROUND_BYTES // len(self._queues), MIN_QUANTUM_BYTES), MAX_QUANTUM_BYTES)
-            found: list[Arrival] = []
-            taken = 0
-            while queue and (not taken or taken + len(queue[0][0]) <= quantum):
-                arrival = queue.popleft()
-                taken += len(arrival[0])
-                found.append(arrival)
-            self.size -= taken
-            if queue:
-                self._turns.append(client)
-            else:
-                del self._queues[client]
-            return client, found if len(found) == 1 else joined(found)
-        return None, []
+        if not self._turns:
+            return None, []
+        client = self._turns.popleft()
+        box = self._boxes[client]
+        quantum = min(max(ROUND_COST // len(self._boxes), MIN_QUANTUM), MAX_QUANTUM) * box.weight
+        found: list[Arrival] = []
+        taken = 0
+        arrivals = box.arrivals
+        while arrivals:
+            train, segment, _ = arrivals[0]
+            cost = _cost(train, segment)
+            if taken and taken + cost > quantum:
+                break
+            taken += cost
+            found.append(arrivals.popleft())
+        box.cost -= taken
+        self.cost -= taken
+        if arrivals:
+            self._turns.append(client)
+        else:
+            del self._boxes[client]
+        return client, found if len(found) == 1 else joined(found)
 
     def forget(self, client: object) -> None:
         """It is gone, and what came for it as well."""
-        queue = self._queues.pop(client, None)
-        if queue is not None:
-            for train, _, _ in queue:
-                self.size -= len(train)
+        box = self._boxes.pop(client, None)
+        if box is not None:
+            self.cost -= box.cost
+            self._turns.remove(client)
+
+
+def _cost(train: bytes, segment: int) -> int:
+    return len(train) + DATAGRAM_COST * -(-len(train) // segment) + ARRIVAL_COST
 
 
 def joined(arrivals: list[Arrival]) -> list[Arrival]:
-    """The same datagrams in the same order, as few trains as they make."""
+    """The same datagrams in the same order, as few trains as they make; none with short and long headers together."""
     made: list[Arrival] = []
     pieces: list[bytes] = []
-    size, origin, is_open = 0, None, False
+    size, form, origin, is_open = 0, 0, None, False
     for train, segment, source in arrivals:
         fits = segment == size or (segment < size and segment == len(train))
-        if not is_open or not fits or source != origin:
+        if not is_open or not fits or train[0] & 0x80 != form or source != origin:
             if pieces:
                 made.append((b"".join(pieces), size, origin))
-            pieces, size, origin = [], segment, source
+            pieces, size, form, origin = [], segment, train[0] & 0x80, source
         pieces.append(train)
         is_open = len(train) % size == 0  # another may follow only if the last has the full size
     if pieces:

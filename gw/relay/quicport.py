@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import struct
 import time
 import weakref
@@ -42,6 +43,9 @@ from gw.wire.quic.demux import Kind, destination_of, kind_of
 logger = logging.getLogger(__name__)
 
 READS_A_TURN: Final = 128
+RELAYED_READS: Final = 4  # that a train between two nodes stands for beside its own
+STRANGER_READS: Final = 15  # and what nobody known sent, which may begin a handshake
+LINK_WEIGHT: Final = 8  # of a link to another relay, which has many clients
 CLIENTS_A_TURN: Final = 24  # that something came of
 RESETS_A_S: Final = 100.0
 COMPLAINTS_A_S: Final = 0.1  # log lines about defects that strangers may find
@@ -264,7 +268,9 @@ class QuicPort:
     def ready(self) -> None:
         """Take what is there, as far as it goes in a turn: the rest keeps the descriptor readable."""
         clients = self._clients
-        for _ in range(READS_A_TURN):
+        left = READS_A_TURN
+        while left > 0:
+            left -= 1
             try:
                 train, segment, source = self._wire.receive()
             except BlockingIOError:
@@ -277,51 +283,58 @@ class QuicPort:
                 continue
             if not train[0] and self.peers is not None and kind_of(train) is Kind.GENEVE:
                 self._relay_untrusted(self.peers, train, segment, source)
+                left -= RELAYED_READS
                 continue
             if segment < len(train):
-                self._train_untrusted(train, segment, source)
+                left -= STRANGER_READS * self._train_untrusted(train, segment, source)
                 continue
             client = clients.get(train[1:9] if train[0] & 0xC0 == 0x40 else destination_of(train))
             if client is None:
                 self._stranger_untrusted(train, source)
-            elif not self.loop.came_alone:
-                self._inboxes.put(client, train, segment, source)
-            elif not self._inboxes.size:
+                left -= STRANGER_READS
+            elif self.loop.came_alone and not self._inboxes.cost:
                 client.receive(train, segment, source, self.loop.now)
                 return  # to be told that there is no more costs as much as to be called again
             else:
-                self._inboxes.put(client, train, segment, source)
+                self._keep(client, train, segment, source)
         if not self._is_due:
             self._look()
 
+    def _keep(self, client: QuicClient, train: bytes, segment: int, source: Any) -> None:
+        """For its turn."""
+        weight = LINK_WEIGHT if client.session.port.is_mesh else 1
+        self._inboxes.put(client, train, segment, source, weight)
+
     def _look(self) -> None:
-        """Let some clients have what came for them; in the next turn the others, before anything is waited for."""
+        """Let some clients have what came for them; the others in the next turn, which waits for nothing."""
         inboxes = self._inboxes
-        for _ in range(CLIENTS_A_TURN):
-            client, arrivals = inboxes.take()
-            if client is None:
-                return
-            assert isinstance(client, QuicClient)
-            for train, segment, source in arrivals:
-                if client in self._all:
-                    client.receive(train, segment, source, self.loop.now)
-        if inboxes.size and not self._is_due:
-            self._is_due = True
-            self.loop.arm_call(self.loop.now, self._look_on)
+        try:
+            for _ in range(CLIENTS_A_TURN):
+                client, arrivals = inboxes.take()
+                if client is None:
+                    return
+                assert isinstance(client, QuicClient)
+                for train, segment, source in arrivals:
+                    if client in self._all:
+                        client.receive(train, segment, source, self.loop.now)
+        finally:
+            if inboxes.cost and not self._is_due:
+                self._is_due = True
+                self.loop.arm_call(math.nextafter(self.loop.now, NEVER), self._look_on)
 
     def _look_on(self) -> None:
         self._is_due = False
         self._look()
 
-    def _train_untrusted(self, train: bytes, segment: int, source: Any) -> None:
-        """Behind one address there may be several clients: each gets its own."""
+    def _train_untrusted(self, train: bytes, segment: int, source: Any) -> int:
+        """Behind one address there may be several clients: each gets its own. How many datagrams were strangers'."""
         clients = self._clients
         if train[0] & 0xC0 == 0x40 and same_head(train, segment, 1):
             client = clients.get(train[1:9])
             if client is not None:
-                self._inboxes.put(client, train, segment, source)
-                return
-        at, size = 0, len(train)
+                self._keep(client, train, segment, source)
+                return 0
+        at, size, strangers = 0, len(train), 0
         while at < size:
             packet = train[at : at + segment]
             name = packet[1:9] if packet[0] & 0xC0 == 0x40 else destination_of(packet)
@@ -329,6 +342,7 @@ class QuicPort:
             end = at + segment
             if client is None:
                 self._stranger_untrusted(packet, source)
+                strangers += 1
                 at = end
                 continue
             while end < size:
@@ -337,8 +351,9 @@ class QuicPort:
                     if clients.get(other[1:9] if other[0] & 0xC0 == 0x40 else destination_of(other)) is not client:
                         break
                 end += segment
-            self._inboxes.put(client, train[at:end], segment, source)
+            self._keep(client, train[at:end], segment, source)
             at = end
+        return strangers
 
     def _stranger_untrusted(self, datagram: bytes, source: Any) -> None:
         kind = kind_of(datagram)

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gw.relay.inboxes import MAX_BYTES, MAX_QUANTUM_BYTES, MIN_QUANTUM_BYTES, Inboxes, joined
+from gw.relay.inboxes import MAX_COST, MAX_QUANTUM, MIN_QUANTUM, Inboxes, joined
 
 HERE, THERE = ("192.0.2.1", 1), ("192.0.2.2", 2)
 
@@ -28,7 +28,7 @@ def test_who_sends_much_waits_for_itself() -> None:
     order = _drain(inboxes)
     assert [client for client, _ in order[:3]] == [hog, guest, hog]
     assert sum(len(train) for client, arrivals in order if client is hog for train, _, _ in arrivals) == 10 * 48 * 1300
-    assert inboxes.size == 0
+    assert inboxes.cost == 0
     assert inboxes.take() == (None, [])
 
 
@@ -42,8 +42,25 @@ def test_a_turn_is_as_long_for_many_short_trains_as_for_a_long_one() -> None:
     turns = _drain(inboxes)[:4]
     sizes = [sum(len(train) for train, _, _ in arrivals) for _, arrivals in turns]
     assert [client for client, _ in turns] == [one, other, one, other]
-    assert all(MAX_QUANTUM_BYTES - 1300 < size <= MAX_QUANTUM_BYTES for size in sizes)
+    assert all(48 * 1300 < size <= MAX_QUANTUM for size in sizes)
     assert [len(arrivals) for _, arrivals in turns] == [1, 1, 1, 1]  # joined
+
+
+def test_small_datagrams_count_for_what_they_cost() -> None:
+    inboxes = Inboxes()
+    for _ in range(5000):
+        inboxes.put(1, bytes(30), 30, HERE)
+    _, arrivals = inboxes.take()
+    assert sum(len(train) // 30 for train, _, _ in arrivals) < 200
+
+
+def test_a_link_has_longer_turns() -> None:
+    inboxes = Inboxes()
+    for _ in range(400):
+        inboxes.put(1, bytes(1300), 1300, HERE)
+        inboxes.put(2, bytes(1300), 1300, HERE, 4)
+    (_, ones), (_, others) = inboxes.take(), inboxes.take()
+    assert len(others[0][0]) > 3.9 * len(ones[0][0])
 
 
 def test_turns_are_shorter_where_many_wait() -> None:
@@ -54,21 +71,28 @@ def test_turns_are_shorter_where_many_wait() -> None:
             inboxes.put(client, bytes(1300), 1300, HERE)
     client, arrivals = inboxes.take()
     assert client is clients[0]
-    assert [len(train) for train, _, _ in arrivals] == [MIN_QUANTUM_BYTES // 1300 * 1300]
+    assert 10 * 1300 <= sum(len(train) for train, _, _ in arrivals) < MIN_QUANTUM
 
 
-def test_where_much_waits_everybody_may_still_have_something() -> None:
+def test_whose_box_is_full_gets_no_more_and_the_others_do() -> None:
     inboxes = Inboxes()
     hog, guest = object(), object()
     count = 0
-    while inboxes.size <= MAX_BYTES:
+    while not inboxes.dropped:
         inboxes.put(hog, bytes(65000), 1300, HERE)
         count += 1
-    inboxes.put(hog, bytes(65000), 1300, HERE)
-    inboxes.put(guest, b"word", 4, THERE)
+    assert MAX_COST <= inboxes.cost < MAX_COST + 100_000
     assert inboxes.dropped == 50
-    assert sum(client is hog for client, _ in _drain(inboxes)) == count
-    assert inboxes.size == 0
+    for _ in range(10):
+        inboxes.put(guest, b"word", 4, THERE)
+    assert inboxes.dropped == 50
+    order = _drain(inboxes)
+    assert order[1][0] is guest
+    assert (
+        sum(len(train) for client, arrivals in order if client is hog for train, _, _ in arrivals)
+        == (count - 1) * 65000
+    )
+    assert inboxes.cost == 0
 
 
 def test_who_is_gone_has_no_turn() -> None:
@@ -78,14 +102,12 @@ def test_who_is_gone_has_no_turn() -> None:
     inboxes.put(guest, b"b", 1, THERE)
     inboxes.forget(gone)
     inboxes.forget(object())
-    assert inboxes.size == 1
+    assert len(inboxes._turns) == 1
     assert _drain(inboxes) == [(guest, [(b"b", 1, THERE)])]
 
 
 def _datagrams(arrivals: list[tuple[bytes, int, Any]]) -> list[tuple[bytes, Any]]:
-    return [
-        (train[at : at + segment], source) for train, segment, source in arrivals for at in range(0, len(train), segment)
-    ]
+    return [(train[at : at + each], source) for train, each, source in arrivals for at in range(0, len(train), each)]
 
 
 @given(
@@ -107,3 +129,8 @@ def test_joined_trains_have_the_same_datagrams(arrivals: list[tuple[bytes, int, 
 def test_equal_trains_become_one() -> None:
     trains = [(bytes(2600), 1300, HERE), (bytes(1300), 1300, HERE), (bytes(40), 40, HERE), (bytes(40), 40, HERE)]
     assert joined(trains) == [(bytes(3940), 1300, HERE), (bytes(40), 40, HERE)]
+
+
+def test_long_headers_are_not_among_short_ones() -> None:
+    trains = [(b"\xc0" + bytes(1299), 1300, HERE), (b"\x40" + bytes(1299), 1300, HERE), (b"\x40" + bytes(9), 10, HERE)]
+    assert [len(train) for train, _, _ in joined(trains)] == [1300, 1310]
