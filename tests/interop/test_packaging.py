@@ -66,6 +66,18 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def small(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with one module that is compiled, which stands for all: how a build ends, not what it takes."""
+    target = tmp_path_factory.mktemp("small") / "source"
+    shutil.copytree(copy, target)
+    setup = (target / "setup.py").read_text()
+    assert setup.count("\nMODE = ") == setup.count("\n\n\nclass AllOrNothing") == 1
+    few = '\n\nSOURCES = ["gw/native/replay.py"]\n\n\nclass AllOrNothing'
+    (target / "setup.py").write_text(setup.replace("\n\n\nclass AllOrNothing", few))
+    return target
+
+
+@pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """With a compiled core: the one that `make install` has built and installed here, or one from a copy."""
     for built in Path(sys.prefix).glob("wheel/*.whl"):
@@ -120,23 +132,24 @@ def test_reinstalling_upgrades_in_place_and_removing_leaves_nothing(wheel: Path,
     assert left == []
 
 
-def test_a_compiler_that_fails_half_way_leaves_a_package_that_runs(copy: Path, tmp_path: Path) -> None:
+def test_a_compiler_that_fails_half_way_leaves_a_package_that_runs(small: Path, tmp_path: Path) -> None:
     """mypyc's group file can fail while its shims build: then no extension may stay."""
     compiler = tmp_path / "cc"
     compiler.write_text('#!/bin/sh\nfor word; do case "$word" in *__native*) exit 1;; esac; done\nexec cc "$@"\n')
     compiler.chmod(0o755)
     (tmp_path / "out").mkdir()
-    _runs_interpreted(build(tmp_path / "out", copy, GW_NATIVE="auto", CC=str(compiler)), tmp_path)
+    _runs_interpreted(build(tmp_path / "out", small, GW_NATIVE="auto", CC=str(compiler)), tmp_path)
 
 
-def test_code_that_does_not_translate_leaves_a_package_that_runs(copy: Path, tmp_path: Path) -> None:
+def test_code_that_does_not_translate_leaves_a_package_that_runs(small: Path, tmp_path: Path) -> None:
     """Another release of a library may have other types than those that compiled modules were written for."""
-    odd = copy / "gw/native/odd.py"
-    odd.write_text("ODD: int = 'a word'\n")
+    module = small / "gw/native/replay.py"
+    right = module.read_text()
+    module.write_text(right + "\nODD: int = 'a word'\n")
     try:
-        wheel = build(tmp_path / "out", copy, GW_NATIVE="auto")
+        wheel = build(tmp_path / "out", small, GW_NATIVE="auto")
     finally:
-        odd.unlink()
+        module.write_text(right)
     _runs_interpreted(wheel, tmp_path)
 
 
@@ -148,11 +161,11 @@ def _runs_interpreted(wheel: Path, tmp_path: Path) -> None:
     assert "interpreted core" in run(tmp_path / "venv/bin/gwd", "--version")
 
 
-def test_require_fails_where_the_core_does_not_compile(copy: Path, tmp_path: Path) -> None:
-    shutil.rmtree(copy / "build", ignore_errors=True)
+def test_require_fails_where_the_core_does_not_compile(small: Path, tmp_path: Path) -> None:
+    shutil.rmtree(small / "build", ignore_errors=True)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     result = subprocess.run(
-        [*command, str(copy)],
+        [*command, str(small)],
         capture_output=True,
         text=True,
         check=False,
