@@ -94,13 +94,17 @@ def test_bulk_passes_inside_quic(lab: Lab, version: int) -> None:
     plane: Any = lab.status("quinn")["DataPlane"]
     assert plane["lanes"] == 2
     eventually(lambda: peer(lab)["QUIC"]["PacketBytes"] == 1452)
-    before = peer(lab)["QUIC"]["Sent"]
+    before = peer(lab)
     assert measure(lab, "quinn", "rosa") > 0.0
     assert measure(lab, "rosa", "quinn") > 0.0
-    after = peer(lab)
-    assert after["QUIC"]["Sent"] > before + 100
+    after, drops = peer(lab), lab.status("quinn")["DataPlane"]["drops"]
+    assert after["QUIC"]["Sent"] > before["QUIC"]["Sent"] + 100
     assert after["Transport"] == "quic"
-    assert not {"replay", "tag", "spoofed"} & set(plane["drops"])
+    new = {name: count - plane["drops"].get(name, 0) for name, count in drops.items()}
+    assert not new.get("tag")
+    assert not new.get("spoofed")
+    # on a busy machine a lane may be so late that what it sends is older than the window
+    assert new.get("replay", 0) <= (after["RxPackets"] - before["RxPackets"]) // 100
 
 
 def test_a_worker_that_dies_takes_its_numbers_along_and_the_connection_lives(lab: Lab) -> None:
