@@ -284,19 +284,17 @@ class QuicPort:
             if not train[0] and self.peers is not None and kind_of(train) is Kind.GENEVE:
                 self._relay_untrusted(self.peers, train, segment, source)
                 left -= RELAYED_READS
-                continue
-            if segment < len(train):
+            elif segment < len(train):
                 left -= STRANGER_READS * self._train_untrusted(train, segment, source)
-                continue
-            client = clients.get(train[1:9] if train[0] & 0xC0 == 0x40 else destination_of(train))
-            if client is None:
-                self._stranger_untrusted(train, source)
-                left -= STRANGER_READS
-            elif self.loop.came_alone and not self._inboxes.cost:
-                client.receive(train, segment, source, self.loop.now)
-                return  # to be told that there is no more costs as much as to be called again
             else:
-                self._keep(client, train, segment, source)
+                client = clients.get(train[1:9] if train[0] & 0xC0 == 0x40 else destination_of(train))
+                if client is None:
+                    self._stranger_untrusted(train, source)
+                    left -= STRANGER_READS
+                else:
+                    self._keep(client, train, segment, source)
+                if self.loop.came_alone:  # to be told that there is no more costs as much as to be called again
+                    break
         if not self._is_due:
             self._look()
 

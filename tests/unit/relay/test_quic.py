@@ -554,14 +554,3 @@ def test_who_sends_much_does_not_keep_the_others_waiting() -> None:
     street.run(0.01)
     assert street.port._inboxes.cost == 0
     assert client in street.port._all
-
-
-def test_what_came_for_a_client_that_is_gone_is_forgotten() -> None:
-    street = Street(House())
-    guest = QuicGuest(street, 1)
-    (client,) = street.port._all
-    street.port._inboxes.put(client, b"\x40" * 1300, 1300, guest.address)
-    street.port.forget(client)
-    assert street.port._inboxes.cost == 0
-    street.run(0.01)
-    assert not street.port._all

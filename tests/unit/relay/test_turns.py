@@ -82,6 +82,7 @@ class Session:
 def _plane(clients: int) -> tuple[Plane, Wire, QuicPort]:
     house, wire = House(), Wire()
     plane = Plane(house.reception, [])
+    plane._gathers = True  # no turn is about one thing, however late the kernel answers
     gate = Gate(server_settings(RELAY_ALPN, *CERTIFICATE), b"r" * 32)
     port = QuicPort(wire, house.reception, RelaySecret(house.secret.raw), plane, gate, b"r" * 32, fast=False)
     for number in range(clients):
@@ -124,3 +125,26 @@ def test_strangers_do_not_keep_clients_waiting() -> None:
     took = _took(plane, wire)
     assert took["read"] <= 2 + READS_A_TURN // STRANGER_READS
     assert took["look"] == 1
+
+
+def test_what_came_for_a_client_that_ends_is_forgotten() -> None:
+    plane, wire, port = _plane(1)
+    (client,) = port._all
+    head = b"\x40" + bytes(8)
+    for size in (1300, 1400, 1500):  # each a train of its own
+        wire.arriving.append((head + bytes(size - 9), size, ("192.0.2.1", 1)))
+    wire.arriving += [(head + bytes(1291), 1300, ("192.0.2.1", 1))] * 100
+    client.session.stage = Stage.GONE  # it ends by the first
+    assert _took(plane, wire)["look"] == 1
+    assert port._inboxes.cost == 0
+    assert not port._all
+    assert _took(plane, wire)["look"] == 0
+
+
+def test_what_came_alone_is_not_followed_by_another_read() -> None:
+    plane, wire, port = _plane(1)
+    wire.arriving += [(b"\x40" + bytes(60), 61, ("192.0.2.1", 1)), (b"\x05" * 61, 61, ("192.0.2.9", 1))] * 2
+    plane.came_alone = True
+    for _ in range(4):
+        port.ready()
+    assert wire.log == ["read", "look", "read", "read", "look", "read"]
